@@ -1,0 +1,214 @@
+"""What does mining cost, and does training wait for it?
+
+    python -m benchmarks.bank                      ms per query by N, stages, ratio and backend (one core)
+    python -m benchmarks.bank --train PACKED       median step with the bank's actor against mining.where=off
+
+Selection times are CPU milliseconds of one core (other processes disturb them little), best of a few, all variants of a
+row in one process: read them as ratios. "gather" is mining as published: features of the survivors gathered at every
+stage, `torch.topk` on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from vidssl.mining.cascade import Backend, choose_backend, mine
+from vidssl.mining.plan import CascadePlan
+
+RESULTS = Path(__file__).parent / "results"
+DIM, K = 128, 5
+PLANS = ((7, 0.5), (3, 0.1), (3, None), (1, 0.5))  # None: last pool 32
+ALLOWED = 1.05
+"""Largest ratio of median steps, with and without the bank's actor, that counts as "nothing waits for mining"."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run what was asked for, print a table, write JSON; 1 where training waits for mining."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2048, 16384, 100_000], help="bank slots")
+    parser.add_argument("--batch", type=int, default=64, help="queries at once")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--train", metavar="PACKED", help="packed data to train on, instead of the mining table")
+    parser.add_argument("--rounds", type=int, default=3, help="pairs of training runs")
+    parser.add_argument("--steps", type=int, default=80, help="steps of each training run")
+    parser.add_argument("--words", nargs="*", default=[], help="further key=value words for both runs")
+    given = parser.parse_args(words)
+    if given.train:
+        result = training_beside_mining(Path(given.train), given.rounds, given.steps, given.words)
+        _write("bank-train", result)
+        return 0 if result["ratio"] <= ALLOWED else 1
+    torch.set_num_threads(1)
+    _write(
+        "bank-mining", {"batch": given.batch, "dim": DIM, "rows": mining_table(given.sizes, given.batch, given.repeats)}
+    )
+    return 0
+
+
+def mining_table(sizes: Sequence[int], batch: int, repeats: int) -> list[dict[str, Any]]:
+    """Milliseconds per query of every backend that fits, for every size and plan."""
+    rows = []
+    print(f"{'N':>8} {'plan':28} {'auto':6} {'gather':>9} {'numpy':>9} {'torch':>9} {'faiss':>9}   ms per query")
+    for n_slots in sizes:
+        bank, queries = _two_views(n_slots, 0), _two_views(batch, 1)
+        for stages, ratio in PLANS:
+            share = ratio or (32 / n_slots) ** (1 / (stages - 1))
+            row = _time_plan(queries, bank, CascadePlan(n_slots, stages, share, K), repeats)
+            rows.append(row)
+            cells = "".join(
+                f"{row['ms'].get(name, float('nan')):10.4f}" for name in ("gather", "numpy", "torch", "faiss")
+            )
+            print(
+                f"{n_slots:8d} S={stages} r={share:<8.4g} p={row['last_pool']:<10d} {row['auto']:6}{cells}", flush=True
+            )
+    return rows
+
+
+def training_beside_mining(data: Path, rounds: int, steps: int, words: Sequence[str]) -> dict[str, Any]:
+    """Median step of real training runs with `mining.where=actor` and `off`, taken in turns so that both meet one load.
+
+    Raises:
+        RuntimeError: a run failed; its last lines are in the message.
+    """
+    step_ms: dict[str, list[float]] = {"actor": [], "off": []}
+    rounds_ms: list[dict[str, float]] = []
+    bank: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(rounds):
+            rounds_ms.append({})
+            for where in ("actor", "off") if number % 2 == 0 else ("off", "actor"):
+                log = _train(data, Path(folder), f"{where}-{number}", where, steps, words)
+                late = [row for row in log if row["step"] >= steps // 2]  # the warm-up and the first steps are over
+                step_ms[where] += [row["step_ms"] for row in late]
+                rounds_ms[-1][where] = statistics.median(row["step_ms"] for row in late)
+                bank += late if where == "actor" else []
+                print(
+                    f"round {number + 1} {where:6} {statistics.median(row['step_ms'] for row in late):8.1f} ms",
+                    flush=True,
+                )
+    medians = {where: statistics.median(values) for where, values in step_ms.items()}
+    # A shared machine drifts from minute to minute: the two runs of a round are compared with each other only.
+    ratios = [pair["actor"] / pair["off"] for pair in rounds_ms]
+    ratio = statistics.median(ratios)
+    said = {name: statistics.mean(row[name] for row in bank) for name in _bank_columns(bank)}
+    print(f"actor {medians['actor']:.1f} ms, off {medians['off']:.1f} ms, ratio {ratio:.3f} (allowed {ALLOWED}) {said}")
+    return {
+        "rounds": rounds,
+        "steps": steps,
+        "median_step_ms": medians,
+        "ratio": ratio,
+        "ratio_of_each_round": ratios,
+        "allowed": ALLOWED,
+        "bank": said,
+    }
+
+
+def _train(data: Path, folder: Path, name: str, where: str, steps: int, words: Sequence[str]) -> list[dict[str, float]]:
+    settings = [
+        f"data={data}",
+        f"name={name}",
+        f"trainer.storage={folder}",
+        f"mining.where={where}",
+        f"trainer.steps={steps}",
+        f"method.warmup_steps={steps // 4}",
+        "trainer.log_every_steps=4",
+        f"trainer.checkpoint_every_steps={steps}",
+        *words,
+    ]
+    run = subprocess.run(
+        [sys.executable, "-m", "cluster", "train", "cpr-tiny", *settings], capture_output=True, text=True, check=False
+    )
+    if run.returncode:
+        raise RuntimeError(f"training with mining.where={where} ended with {run.returncode}:\n{run.stderr[-2000:]}")
+    return [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
+
+
+def _bank_columns(rows: Sequence[dict[str, float]]) -> list[str]:
+    return [name for name in rows[0] if name.startswith(("bank", "mining/"))] if rows else []
+
+
+def _time_plan(queries: list[np.ndarray], bank: list[np.ndarray], plan: CascadePlan, repeats: int) -> dict[str, Any]:
+    rows, n_slots = len(queries[0]), len(bank[0])
+    sizes = plan.sizes(n_slots)
+    exclude = [np.array([row]) for row in range(rows)]
+    ways: dict[str, Callable[[], Any]] = {"gather": lambda: _as_published(queries, bank, plan)}
+    for name in ("numpy", "torch", "faiss"):
+        if name == "faiss" and sizes[0] > n_slots // 20:
+            continue  # it sorts what it returns: seconds
+        backend = cast(Backend, name)
+        ways[name] = lambda backend=backend: mine(queries, bank, plan, exclude=exclude, backend=backend)
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(max(repeats + 1, 60_000 // n_slots)):  # what is short is disturbed more, and costs less to repeat
+        for name, way in ways.items():
+            best[name] = min(best[name], _cpu_ms(way) / rows)
+    auto = choose_backend(n_slots, sizes[0] + 1, False)
+    return {
+        "n_slots": n_slots,
+        "stages": plan.stages,
+        "ratio": plan.ratio,
+        "last_pool": plan.last_pool,
+        "auto": auto,
+        "ms": best,
+    }
+
+
+def _as_published(queries: list[np.ndarray], bank: list[np.ndarray], plan: CascadePlan) -> torch.Tensor:
+    """Survivors by gathered features; as in the papers' code, the own slot is masked in the first stage only."""
+    query_t, bank_t = ([torch.from_numpy(view) for view in views] for views in (queries, bank))
+    kept = None
+    for view, size in zip(plan.views, plan.sizes(len(bank[0])), strict=True):
+        if kept is None:
+            score = query_t[view] @ bank_t[view].T
+            score.fill_diagonal_(-torch.inf)
+            kept = score.topk(size, dim=1).indices
+            continue
+        rows = [one @ bank_t[view][slots].T for one, slots in zip(query_t[view], kept, strict=True)]
+        kept = kept.gather(1, torch.stack(rows).topk(size, dim=1).indices)
+    assert kept is not None
+    return kept
+
+
+def _one_core() -> None:
+    # The libraries read this when they load, so the process starts once more with it set.
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    if any(os.environ.get(name) != "1" for name in names):
+        os.execvpe(sys.executable, sys.orig_argv, os.environ | dict.fromkeys(names, "1"))
+
+
+def _cpu_ms(way: Callable[[], Any]) -> float:
+    before = time.thread_time()
+    way()
+    return 1e3 * (time.thread_time() - before)
+
+
+def _two_views(rows: int, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    views = [rng.standard_normal((rows, DIM), dtype=np.float32) for _ in range(2)]
+    return [view / np.linalg.norm(view, axis=1, keepdims=True) for view in views]
+
+
+def _write(name: str, result: dict[str, Any]) -> None:
+    facts = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(facts | result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Which Ray runs this? Join the cluster named by RAY_ADDRESS, else start a small one on this machine, and check the fit first.
+
+A request that can never be met would wait for ever inside Ray Train, so what the recipe asks for is held against the
+cluster's resources before anything starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from vidssl.errors import DeviceError
+from vidssl.recipe import Trainer
+
+__all__ = ["check_resources", "in_ray_job", "ray_session", "resolve_device"]
+
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_OBJECT_STORE_BYTES = 200 * 2**20  # pushes are kilobytes; the default would reserve 30 % of a laptop's memory
+
+
+def in_ray_job() -> bool:
+    """Whether this process is the driver of a `ray job submit`."""
+    return _JOB in os.environ
+
+
+@contextmanager
+def ray_session(cores: int, namespace: str = "vidssl") -> Iterator[None]:
+    """Ray for the length of a block: the cluster of RAY_ADDRESS, else a local one with `cores` cores.
+
+    An already connected process keeps its connection and its lifetime.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Train reads these in the driver and hands them to its actors.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if "RAY_ADDRESS" not in os.environ:
+        # Read when ray is imported: without it the local address is turned into the machine's outer one.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": logging.WARNING}
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts a laptop; saves seconds
+        options |= {
+            "address": "local",
+            "num_cpus": cores,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says that tokens are on, at every start
+    ray.init(**options, runtime_env=_environment(address))
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _environment(address: str | None) -> dict[str, Any]:
+    names = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+    # Train's cleaner looks for "the" cluster of a host; where there are two, its actors must be told which.
+    if address is not None and not address.startswith("http"):
+        names["RAY_ADDRESS"] = address
+    return {"env_vars": names}
+
+
+def check_resources(trainer: Trainer, use_gpu: bool) -> None:
+    """Refuse what this cluster can never give.
+
+    Raises:
+        DeviceError: more workers, cores or GPUs than there are.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    cores, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
+    need = trainer.workers * trainer.cpus_per_worker
+    if need > cores:
+        fit = max(1, cores // trainer.cpus_per_worker)
+        raise DeviceError(
+            f"trainer.workers={trainer.workers} with {trainer.cpus_per_worker} core(s) each needs {need} cores and there are {cores}; type trainer.workers={fit}"
+        )
+    if use_gpu and trainer.workers > gpus:
+        raise DeviceError(
+            f"trainer.workers={trainer.workers} on cuda needs {trainer.workers} GPUs and there are {gpus}; type trainer.workers={max(gpus, 1)} or trainer.device=cpu"
+        )
+
+
+def resolve_device(trainer: Trainer) -> bool:
+    """Whether workers get a GPU each.
+
+    Raises:
+        DeviceError: cuda was asked for and there is none.
+    """
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if trainer.device == "cuda" and gpus == 0:
+        raise DeviceError("trainer.device=cuda was asked for and this cluster has no GPU; type trainer.device=cpu")
+    return trainer.device == "cuda" or (trainer.device == "auto" and gpus >= trainer.workers)

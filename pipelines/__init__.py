@@ -1,0 +1,1 @@
+"""Bytes and frames: videos → verified shards → clips on the device."""

@@ -1,0 +1,302 @@
+"""The one door: packed data in, `ClipBatch` after `ClipBatch` out, exactly repeatable from any step.
+
+Part one (order, windows, looks, bytes) holds all randomness, by address; part two (the DALI graph) is stateless. So the
+state of a loader is the number of batches it delivered, and batches made ahead of time never leak into it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.ahead import Ahead
+from pipelines.decode import resolve_decode
+from pipelines.feed import Feed, Plan
+from pipelines.manifest import Manifest
+from pipelines.order import Order
+from pipelines.stream import BadSample, ClipStream, Made
+from pipelines.windows import spread_starts
+from vidssl.batch import ClipBatch
+from vidssl.errors import CheckpointError, DeviceError
+from vidssl.recipe import Augment, Clips, Loader
+from vidssl.views import make_views
+
+__all__ = ["EvalLoader", "LoaderMeter", "LoaderSpec", "TrainLoader"]
+
+
+@dataclass(frozen=True)
+class LoaderSpec:
+    """What kind of batches to make.
+
+    Attributes:
+        clips: Frames, stride, size, clips per video.
+        augment: Preset and flips (training only).
+        loader: Decoder, threads, batches ahead, error budget.
+        views: Streams to make of each clip.
+        batch: Videos of one rank in a training step; windows at once in evaluation.
+        seed: Seed of order, windows and augmentation.
+    """
+
+    clips: Clips
+    augment: Augment
+    loader: Loader
+    views: tuple[str, ...]
+    batch: int
+    seed: int
+
+
+@dataclass
+class LoaderMeter:
+    """What has been measured so far.
+
+    Attributes:
+        wait_s: Seconds the caller waited for batches that were not ready.
+        batches: Batches delivered.
+        bad: Samples that could not be decoded, up to the last delivered batch.
+    """
+
+    wait_s: float = 0.0
+    batches: int = 0
+    bad: list[BadSample] = field(default_factory=list)
+    _read_s: float = 0.0
+
+    def read_wait(self) -> float:
+        """Seconds waited since the last call of this."""
+        since, self._read_s = self.wait_s - self._read_s, self.wait_s
+        return since
+
+
+class TrainLoader:
+    """Endless training batches of one rank.
+
+    Nothing is started before the first batch is asked for, so a state can be loaded first.
+
+    Args:
+        manifest: The packed data.
+        spec: Kind of batches.
+        rank: This rank.
+        world: Number of ranks.
+        device: Where the clips go.
+        split: Split to train on; None: everything.
+
+    Raises:
+        DataError: fewer videos than one global batch, no such split, or a decoder that does not know the pack's codec.
+        DeviceError: a GPU or decoder that is not there.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        spec: LoaderSpec,
+        *,
+        rank: int,
+        world: int,
+        device: torch.device,
+        split: str | None = None,
+    ) -> None:
+        self.manifest, self.spec, self.split, self.device = manifest, spec, split, _there(device)
+        self.order = Order(manifest.rows(split), spec.batch, rank=rank, world=world, seed=spec.seed)
+        self.decode = resolve_decode(spec.loader.decode, manifest.codec, device)
+        self.meter = LoaderMeter()
+        self._delivered = 0
+        self._ahead: Ahead[tuple[ClipBatch, tuple[BadSample, ...]]] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """floor(videos / (batch · world))."""
+        return self.order.steps_per_epoch
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        return self
+
+    def __next__(self) -> ClipBatch:
+        return self.next()
+
+    def next(self) -> ClipBatch:
+        """The next batch.
+
+        Raises:
+            DataError: more bad samples than `loader.max_bad_samples`.
+        """
+        if self._ahead is None:
+            self._ahead = Ahead(self._batches, self.spec.loader.prefetch, "vidssl-loader")
+        before = time.perf_counter()
+        batch, bad = next(self._ahead)
+        self.meter.wait_s += time.perf_counter() - before
+        self.meter.batches += 1
+        self.meter.bad.extend(bad)
+        self._delivered += 1
+        return batch
+
+    def upcoming(self, ahead: int) -> NDArray[np.int64]:
+        """Instances of this rank's batch `ahead` steps after the last delivered one, int64 [B]; 1 is the next one.
+
+        They are what the order says; a row whose sample turns out bad comes with another row's instance.
+        """
+        return self.order.ids(self._delivered + ahead - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands after the last delivered batch, as JSON can hold it."""
+        return {
+            **self._identity(),
+            "step": self._delivered,
+            "bad": [list(vars(one).values()) for one in self.meter.bad],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the loader that gave `state` stood: same samples, same frames, same pixels.
+
+        Raises:
+            CheckpointError: the state belongs to other data, another seed, batch size or number of workers.
+        """
+        for name, here in self._identity().items():
+            if state.get(name) != here:
+                raise CheckpointError(
+                    f"the loader's state has {name}={state.get(name)}, this run has {here}: "
+                    "its order would not go on; resume with the same setting or start a new run"
+                )
+        self.close()
+        self._delivered = int(state["step"])
+        self.meter.bad = [BadSample(*one) for one in state["bad"]]
+
+    def close(self) -> None:
+        """End the background thread."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "data": self.manifest.hash,
+            "split": self.split,
+            "seed": self.spec.seed,
+            "batch": self.spec.batch,
+            "world": self.order.world,
+        }
+
+    def _batches(self) -> Iterator[tuple[ClipBatch, tuple[BadSample, ...]]]:
+        spec = self.spec
+        feed = Feed(self.manifest, spec.clips, spec.augment, spec.seed)
+        stream = _stream(spec, feed, self.device, spec.clips.per_video, replace=True, bad=self.meter.bad)
+        for made in stream.batches(self._plans(feed, self._delivered)):
+            yield _batch_of(made, self.manifest, spec.views, self.device), made.bad
+
+    def _plans(self, feed: Feed, step: int) -> Iterator[Plan]:
+        while True:
+            yield feed.training_plan(step, self.order.epoch(step), self.order.ids(step))
+            step += 1
+
+
+class EvalLoader:
+    """Evenly spread, centre-cropped windows of given videos, one window per row (`n_clips` = 1), in order.
+
+    A video that cannot be decoded is left out and named in `meter.bad`; `ClipBatch.step` counts batches.
+
+    Args:
+        manifest: The packed data.
+        spec: Kind of batches; augmentation and clips per video are not read.
+        instances: int64, the videos, in the order wanted; None: all.
+        windows: The most windows of a video.
+        device: Where the clips go.
+
+    Raises:
+        DataError: a decoder that does not know the pack's codec.
+        DeviceError: a GPU or decoder that is not there.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        spec: LoaderSpec,
+        *,
+        windows: int,
+        device: torch.device,
+        instances: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.manifest, self.device = manifest, _there(device)
+        self.spec = replace(spec, augment=spec.augment.model_copy(update={"preset": "none"}))
+        self.decode = resolve_decode(spec.loader.decode, manifest.codec, device)
+        self.meter = LoaderMeter()
+        self._ahead: Ahead[Made] | None = None
+        rows = manifest.rows() if instances is None else instances
+        starts = [
+            spread_starts(int(frames), spec.clips.frames, spec.clips.stride, windows)
+            for frames in manifest.samples.frames[rows]
+        ]
+        self.instance = np.repeat(rows, [len(one) for one in starts])
+        self.start = np.concatenate([*starts, np.empty(0, np.int64)])
+
+    def __len__(self) -> int:
+        """Batches, if no video is bad."""
+        return -(-len(self.instance) // self.spec.batch)
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        self.close()
+        feed = Feed(self.manifest, self.spec.clips, self.spec.augment, self.spec.seed)
+        stream = _stream(self.spec, feed, self.device, 1, replace=False, bad=())
+        self.meter = LoaderMeter()
+        ahead = self._ahead = Ahead(
+            lambda: stream.batches(self._plans(feed)), self.spec.loader.prefetch, "vidssl-windows"
+        )
+        before = time.perf_counter()
+        for made in ahead:
+            self.meter.wait_s += time.perf_counter() - before
+            self.meter.batches += 1
+            self.meter.bad.extend(made.bad)
+            yield _batch_of(made, self.manifest, self.spec.views, self.device)
+            before = time.perf_counter()
+        self.meter.bad = list(stream.bad)
+        ahead.close()
+
+    def close(self) -> None:
+        """End the background thread."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def _plans(self, feed: Feed) -> Iterator[Plan]:
+        for step in range(len(self)):
+            part = slice(step * self.spec.batch, (step + 1) * self.spec.batch)
+            yield feed.window_plan(step, self.instance[part], self.start[part])
+
+
+def _there(device: torch.device) -> torch.device:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"clips were asked for on {device}, this machine has no usable GPU; type trainer.device=cpu")
+    return device
+
+
+def _stream(
+    spec: LoaderSpec,
+    feed: Feed,
+    device: torch.device,
+    per_video: int,
+    *,
+    replace: bool,
+    bad: list[BadSample] | tuple[()],
+) -> ClipStream:
+    decode = resolve_decode(spec.loader.decode, feed.manifest.codec, device)
+    return ClipStream(
+        feed, decode, spec.loader, rows=spec.batch, per_video=per_video, device=device, replace=replace, bad=bad
+    )
+
+
+def _batch_of(made: Made, manifest: Manifest, views: tuple[str, ...], device: torch.device) -> ClipBatch:
+    instance = made.plan.instance
+    columns = (instance, manifest.samples.group[instance], manifest.samples.label[instance], made.plan.start)
+    ids, group, label, start = (torch.from_numpy(column.astype(np.int64)).to(device) for column in columns)
+    return ClipBatch(
+        clips=make_views(made.clips, views),
+        instance=ids,
+        group=group,
+        label=label,
+        epoch=made.plan.epoch,
+        step=made.plan.step,
+        start=start,
+    )

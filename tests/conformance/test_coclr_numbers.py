@@ -1,0 +1,167 @@
+"""Our losses, cascade, queue, S3D and importer give the numbers of the code that CoCLR and CPR published.
+
+The `.npz` files hold what that code computed; inputs and weights are rebuilt here from names, see `named_rows`.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vidssl.backbones import build_backbone
+from vidssl.batch import ClipBatch
+from vidssl.encoder import Encoder
+from vidssl.losses import info_nce, mean_log_nce
+from vidssl.methods import build_method, coclr
+from vidssl.published import import_encoder
+from vidssl.recipe import Model, Recipe
+
+HERE = Path(__file__).parent
+LOSSES = ["topk_0_1", "topk_0_5", "cascade_3_5", "cascade_5_5"]
+
+
+def generator(name):
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def named_rows(name, *shape):
+    rows = generator(name).standard_normal(shape).astype(np.float32)
+    return torch.from_numpy(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
+
+
+def named_weight(key, shape):
+    rng = generator(key)
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    if key.endswith("running_mean") or (len(shape) == 1 and not key.endswith(("weight", "running_var"))):
+        values = 0.1 * rng.standard_normal(shape)
+    elif len(shape) == 1:
+        values = rng.uniform(0.5, 1.5, shape)
+    else:
+        values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+    return torch.from_numpy(np.asarray(values, np.float32))
+
+
+def assert_same(ours, theirs):
+    ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else np.asarray(ours)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * float(np.abs(theirs).max()))
+
+
+class Fixed(nn.Module):
+    """An encoder that has made up its mind: the same rows for any clips, with a gradient to them."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = nn.Parameter(rows.clone())
+
+    def forward(self, clips):
+        return self.rows
+
+
+def shuffled_keys(stored, rows, dim):
+    """The keys in the order that the published run drew.
+
+    It shuffles the key encoder's input (ShuffleBN) and puts the output back in order. The encoder of that run was a
+    constant, so only the way back acted: `coclr/k` is permuted, by a draw that the file shows in the queue's new rows.
+    """
+    keys = named_rows("coclr/k", rows, dim)
+    order = (torch.from_numpy(stored["queue_after"][:rows]) @ keys.T).argmax(1)
+    assert sorted(order.tolist()) == list(range(rows))
+    return keys[order]
+
+
+@pytest.fixture(params=LOSSES)
+def step(request, monkeypatch):
+    """One published step run by our method: what was stored, what the loss was given, the output, the method."""
+    case = json.loads((HERE / f"loss_coclr_{request.param}.json").read_text())
+    stored = np.load(HERE / f"loss_coclr_{request.param}.npz")
+    rows, size, dim, stages = case["B"], case["K"], case["D"], case["stages"]
+    recipe = Recipe.model_validate(
+        {
+            "model": {"dim": dim, "width": 2},
+            "method": {
+                "name": "cpr" if stages else "coclr",
+                "queue": size,
+                "temperature": case["temperature"],
+                "self_positive": "keep",
+                "momentum": 1 - 1e-12,
+                "second_from": "given below",
+            },
+            "mining": {"where": "inline", "topk": case["topk"], "stages": stages or 9, "ratio": case["ratio"] or 0.9},
+        }
+    )
+    method = build_method(recipe)
+    method.stream("rgb").query = Fixed(3 * named_rows("coclr/q", rows, dim))
+    method.stream("rgb").key = Fixed(shuffled_keys(stored, rows, dim))
+    method.stream("residual").query = Fixed(named_rows("coclr/kf", rows, dim))
+    sources = torch.from_numpy(stored["bank_source"])
+    old = {
+        "rgb": named_rows("coclr/queue", size, dim),
+        "residual": named_rows("coclr/queue_second", size, dim),
+    }
+    method.queue.push(old, sources, sources)
+    query_source = torch.from_numpy(stored["query_source"])
+    nothing = torch.zeros(rows, 2, 1, 1, 1, 1)
+    unknown = torch.full((rows,), -1)
+    clips = {"rgb": nothing, "residual": nothing}
+    batch = ClipBatch(clips, query_source, query_source, unknown, 0, 0, torch.zeros(rows, 2, dtype=torch.int64))
+    seen = {}
+
+    def listening(logits, positive, valid):
+        seen.update(logits=logits, positive=positive, valid=valid)
+        return real(logits, positive, valid)
+
+    real = coclr.mil_nce
+    monkeypatch.setattr(coclr, "mil_nce", listening)
+    output = method.train()(batch)
+    output.loss.backward()
+    return stored, seen, output, method
+
+
+def test_logits_and_positives_are_the_published_ones(step):
+    stored, seen, _, _ = step
+    assert_same(seen["logits"], stored["logits"])
+    np.testing.assert_array_equal(seen["positive"].numpy(), stored["positive_mask"] > 0)
+    assert seen["valid"].all()
+
+
+def test_losses_of_the_table_are_the_published_ones(step):
+    stored, seen, output, _ = step
+    assert_same(output.loss, stored["loss_mil_nce"])
+    assert_same(info_nce(seen["logits"]), stored["loss_infonce"])
+    assert_same(mean_log_nce(seen["logits"], seen["positive"]), stored["loss_mean_log"])
+
+
+def test_gradient_at_the_encoder_output_is_the_published_one(step):
+    stored, _, _, method = step
+    assert_same(method.stream("rgb").query.rows.grad, stored["grad_query_unnormalised"])
+
+
+def test_queues_after_the_step_are_the_published_ones(step):
+    stored, _, _, method = step
+    assert_same(method.queue.rows("rgb"), stored["queue_after"])
+    assert_same(method.queue.rows("residual"), stored["queue_second_after"])
+    assert method.queue.pointer == stored["query_source"].size
+
+
+@pytest.mark.parametrize("backbone", ["s3d", "s3dg"])
+def test_imported_checkpoint_reaches_the_published_embedding(backbone):
+    case = json.loads((HERE / f"encoder_coclr_{backbone}.json").read_text())
+    stored = np.load(HERE / f"encoder_coclr_{backbone}.npz")
+    entries = case["checkpoint"]["state_dict"]
+    file = {key: named_weight(key, tuple(shape)) for key, shape in entries if not key.startswith("encoder_k")}
+    encoder = Encoder(build_backbone(Model(backbone=backbone)), 128).eval()
+    imported = import_encoder(encoder, file)
+    name, shape = case["input"]
+    clips = torch.from_numpy(generator(name).standard_normal(shape).astype(np.float32))
+    with torch.no_grad():
+        maps = encoder.backbone(clips)
+        assert maps.shape == tuple(stored["backbone_shape"])
+        assert_same(encoder.features(clips), stored["backbone_pooled"])
+        assert_same(encoder(clips), stored["embedding_unnormalised"])
+    assert set(imported.ignored) == {"queue", "queue_ptr"}
+    assert set(imported.loaded) == set(encoder.state_dict())

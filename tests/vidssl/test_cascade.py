@@ -1,0 +1,224 @@
+"""Every backend mines what the slow oracle mines, ties included; what is forbidden is never mined.
+
+Integer-valued features make every product exact, so equality is asked of ids, order and scores, and ties are everywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidssl.errors import BankError, RecipeError
+from vidssl.mining import cascade, select
+from vidssl.mining.cascade import choose_backend, mine
+from vidssl.mining.exclusions import Exclusions, GroupIndex
+from vidssl.mining.plan import CascadePlan
+
+FAST = ["keys", "rows", "torch", "faiss"]
+
+
+@st.composite
+def problems(draw):
+    n, rows, k = draw(st.integers(3, 120)), draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    dim, high = draw(st.integers(1, 6)), draw(st.integers(1, 3))
+    queries, bank = (
+        [rng.integers(-high, high + 1, (size, dim)).astype(np.float32) for _ in range(2)] for size in (rows, n)
+    )
+    exclude = [rng.choice(n, rng.integers(0, n + 1)) for _ in range(rows)]  # with repeats, up to everything
+    valid = rng.random(n) < draw(st.sampled_from([0.0, 0.2, 0.7, 1.0]))
+    stages = draw(st.integers(1, 6))
+    least = (k / n) ** (1 / max(stages - 1, 1))
+    ratio = draw(st.floats(min(1.0, least * 1.0001), 1.0)) if stages > 1 else 0.5
+    last_view = draw(st.sampled_from(["main", "alternate"]))
+    strategy = draw(st.sampled_from(["cascade", "cascade", "cascade", "single", "sum", "minrank"]))
+    try:
+        plan = CascadePlan(n, stages, ratio, k, last_view, strategy)
+    except RecipeError:  # the floor lost a candidate
+        plan = CascadePlan(n, stages, 1.0, k, last_view, strategy)
+    return queries, bank, plan, exclude, valid
+
+
+def run(backend, queries, bank, plan, exclude, valid, **options):
+    if backend in ("keys", "rows"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(select, "KEYS_UP_TO", 10**9 if backend == "keys" else 0)
+            return mine(queries, bank, plan, exclude=exclude, valid=valid, backend="numpy", **options)
+    return mine(queries, bank, plan, exclude=exclude, valid=valid, backend=backend, **options)
+
+
+def assert_same(found, expected):
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(found.count, expected.count)
+    np.testing.assert_array_equal(found.survivors, expected.survivors)
+    for one, other in zip(found.stages, expected.stages, strict=True):
+        width = max(one.shape[1], other.shape[1])
+        padded = [np.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=-1) for ids in (one, other)]
+        np.testing.assert_array_equal(*padded)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@settings(max_examples=60, deadline=None)
+@given(problem=problems())
+def test_a_backend_equals_the_oracle_with_ties_exclusions_and_empty_slots(backend, problem):
+    assert_same(run(backend, *problem, trace=True), run("oracle", *problem, trace=True))
+
+
+@pytest.mark.parametrize("backend", FAST)
+@settings(max_examples=15, deadline=None)
+@given(problem=problems())
+def test_cutting_a_batch_to_a_budget_changes_nothing(backend, problem):
+    assert_same(run(backend, *problem, budget_bytes=1), run(backend, *problem))
+
+
+@pytest.mark.parametrize("backend", FAST)
+@settings(max_examples=40, deadline=None)
+@given(problem=problems())
+def test_what_is_excluded_or_unfilled_is_never_mined_at_any_ratio(backend, problem):
+    _, _, plan, exclude, valid = problem
+    found = run(backend, *problem, trace=True)
+    for row, lost in enumerate(exclude):
+        allowed = set(np.flatnonzero(valid)) - set(lost)
+        assert found.count[row] == min(plan.k, len(allowed))
+        for ids in (found.ids, *found.stages):
+            mined = [slot for slot in ids[row] if slot >= 0]
+            assert set(mined) <= allowed
+            assert len(set(mined)) == len(mined)
+
+
+@pytest.mark.parametrize("backend", ["oracle", *FAST])
+def test_one_stage_is_plain_top_k_of_the_main_view(backend):
+    rng = np.random.default_rng(0)
+    queries, bank = ([rng.standard_normal((size, 16)).astype(np.float32) for _ in range(2)] for size in (4, 300))
+    found = run(backend, queries, bank, CascadePlan(300, 1, 0.5, 7), None, None)
+    expected = torch.topk(torch.from_numpy(queries[0] @ bank[0].T), 7).indices.numpy()
+    np.testing.assert_array_equal(found.ids, expected)
+
+
+@pytest.mark.parametrize("backend", ["oracle", *FAST])
+@pytest.mark.parametrize("stages", [2, 4, 6])
+def test_an_even_plan_mines_what_one_stage_less_mines(backend, stages):
+    rng = np.random.default_rng(stages)
+    queries, bank = ([rng.integers(-2, 3, (size, 5)).astype(np.float32) for _ in range(2)] for size in (6, 200))
+    even, odd = (run(backend, queries, bank, CascadePlan(200, s, 0.5, 5), None, None) for s in (stages, stages - 1))
+    np.testing.assert_array_equal(even.ids, odd.ids)
+
+
+@pytest.mark.parametrize("backend", ["oracle", *FAST])
+def test_a_query_without_any_allowed_slot_gets_nothing(backend):
+    rng = np.random.default_rng(1)
+    queries, bank = ([rng.integers(-2, 3, (size, 5)).astype(np.float32) for _ in range(2)] for size in (2, 50))
+    found = run(backend, queries, bank, CascadePlan(50, 3, 0.5, 5), [np.arange(50), ()], None)
+    assert (found.ids[0] == -1).all()
+    assert np.isneginf(found.scores[0]).all()
+    assert found.count.tolist() == [0, 5]
+    assert found.survivors[0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("backend", ["keys", "rows"])
+def test_threads_and_half_precision_banks_keep_the_result(backend):
+    rng = np.random.default_rng(2)
+    queries, bank = ([rng.integers(-3, 4, (size, 8)).astype(np.float16) for _ in range(2)] for size in (5, 400))
+    plan = CascadePlan(400, 5, 0.6, 5)
+    wide = [[one.astype(np.float32) for one in views] for views in (queries, bank)]
+    expected = run("oracle", *wide, plan, None, None)
+    assert_same(run(backend, queries, bank, plan, None, None, threads=3), expected)
+
+
+def test_negative_zero_is_the_same_score_as_zero():
+    bank = [np.array([[0.0, 1], [-0.0, 1], [1, -1]], np.float32)] * 2
+    queries = [np.array([[-1.0, 0]], np.float32)] * 2
+    for backend in FAST:
+        found = run(backend, queries, bank, CascadePlan(3, 1, 0.5, 2), None, None)
+        assert found.ids.tolist() == [[0, 1]]
+
+
+def test_minrank_takes_the_candidate_whose_worse_rank_is_best():
+    bank = [np.array([[9.0], [8], [1], [7]], np.float32), np.array([[1.0], [8], [9], [7]], np.float32)]
+    one = [np.ones((1, 1), np.float32)] * 2
+    for backend in ["oracle", *FAST]:
+        found = run(backend, one, bank, CascadePlan(4, 3, 1.0, 2, strategy="minrank"), None, None)
+        assert found.ids.tolist() == [[1, 3]]
+
+
+def test_tensors_are_mined_like_arrays():
+    rng = np.random.default_rng(3)
+    queries, bank = ([rng.integers(-2, 3, (size, 6)).astype(np.float32) for _ in range(2)] for size in (3, 90))
+    tensors = [[torch.from_numpy(view).requires_grad_() for view in views] for views in (queries, bank)]
+    plan = CascadePlan(90, 3, 0.4, 5)
+    np.testing.assert_array_equal(mine(*tensors, plan).ids, mine(queries, bank, plan, backend="oracle").ids)
+
+
+@pytest.mark.parametrize(
+    ("n_slots", "first", "on_gpu", "half", "expected"),
+    [
+        (2048, 5, True, False, "torch"),
+        (2048, 5, False, False, "numpy"),
+        (100_000, 10_000, False, False, "numpy"),
+        (100_000, 900, False, False, "numpy"),
+        (300_000, 900, False, False, "faiss"),
+        (300_000, 900, False, True, "numpy"),
+    ],
+)
+def test_auto_takes_faiss_only_where_little_of_a_large_bank_is_kept(n_slots, first, on_gpu, half, expected):
+    assert choose_backend(n_slots, first, on_gpu, half) == expected
+
+
+def test_the_choice_of_auto_is_logged_once(caplog):
+    cascade._log_choice.cache_clear()
+    with caplog.at_level(logging.INFO, "vidssl.mining.cascade"):
+        for _ in range(3):
+            choose_backend(2048, 5, False)
+    assert [record.getMessage() for record in caplog.records] == [
+        "mining backend: numpy (bank of up to 4096 slots, cpu)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda q, b: (q[:1], b), "1 query views and 2 bank views"),
+        (lambda q, b: ([q[0][:, :3], q[1]], b), r"queries \(2, 3\) and bank \(30, 4\) must be"),
+        (lambda q, b: ([q[0][:1], q[1]], b), "same number of queries"),
+        (lambda q, b: ([np.full_like(q[0], np.nan), q[1]], b), "a query is not finite"),
+        (lambda q, b: (q, [np.full_like(b[0], np.nan), b[1]]), "a bank row is not finite"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["numpy", "torch", "faiss"])
+def test_what_does_not_fit_is_refused_in_a_sentence(change, sentence, backend):
+    queries, bank = [np.ones((2, 4), np.float32)] * 2, [np.ones((30, 4), np.float32)] * 2
+    with pytest.raises(BankError, match=sentence):
+        mine(*change(queries, bank), CascadePlan(30, 3, 0.5, 5), backend=backend)
+
+
+def test_exclusions_of_another_batch_or_bank_are_refused():
+    queries, bank = [np.ones((2, 4), np.float32)] * 2, [np.ones((30, 4), np.float32)] * 2
+    plan = CascadePlan(30, 3, 0.5, 5)
+    with pytest.raises(BankError, match="exclusions of 1 queries were given for 2"):
+        mine(queries, bank, plan, exclude=[[1]])
+    with pytest.raises(BankError, match=r"outside 0\.\.29"):
+        mine(queries, bank, plan, exclude=[[1], [-1]])
+    with pytest.raises(BankError, match="valid has shape"):
+        mine(queries, bank, plan, valid=np.ones(3, bool))
+
+
+@settings(max_examples=30, deadline=None)
+@given(group=st.lists(st.integers(-1, 5), min_size=1, max_size=40))
+def test_group_exclusions_are_all_slots_of_the_same_group(group):
+    groups = np.array(group)
+    found = GroupIndex(groups).exclusions(groups[::2])
+    for row, own in enumerate(groups[::2]):
+        assert found.row(row).tolist() == np.flatnonzero(groups == own).tolist()
+
+
+def test_a_part_of_exclusions_is_that_part_of_the_lists():
+    whole = Exclusions.from_lists([[1, 2], [], [3], [4, 4]])
+    part = whole.part(1, 4)
+    assert [part.row(row).tolist() for row in range(3)] == [[], [3], [4, 4]]
+    assert (part.widest, part.rows) == (2, 3)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from vidssl.errors import RecipeError
+from vidssl.recipe import Recipe, load_recipe, recipe_from_file, recipe_names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_reads_and_opens_with_its_command(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    from vidssl.recipe import RECIPES
+
+    first = (RECIPES / f"{name}.yaml").read_text().splitlines()[0]
+    assert first.startswith("# vidssl ")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["trainer.worker=2"], r"unknown key 'trainer.worker'; did you mean 'trainer.workers'\?"),
+        (["workers=2"], r"unknown key 'workers'; did you mean 'trainer.workers'\?"),
+        (["mining.stages=0"], r"mining.stages=0: input should be greater than or equal to 1"),
+        (["trainer.batch=many"], r"trainer.batch='many': input should be a valid integer"),
+        (["method.name=byol"], r"method.name='byol': input should be 'infonce', 'coclr' or 'cpr'"),
+        (["mining.ratio=0.5", "mining.pool=20"], r"mining.ratio and mining.pool are two names of one choice"),
+        (
+            ["method.view=residual", "method.second_view=residual"],
+            r"method.second_view=residual is the trained view too",
+        ),
+        (["trainer"], r"'trainer' is no setting; type key=value"),
+        (["optim.milestones=[0.8"], r"cpr-tiny.yaml optim.milestones=\[0.8: while parsing"),
+    ],
+)
+def test_a_wrong_word_gets_one_sentence(words, sentence):
+    with pytest.raises(RecipeError, match=sentence) as caught:
+        load_recipe("cpr-tiny", words)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(RecipeError, match=r"no recipe 'cpr-tinny'; there are .*did you mean 'cpr-tiny'\?"):
+        load_recipe("cpr-tinny")
+
+
+def test_a_recipe_survives_its_own_yaml(tmp_path):
+    recipe = load_recipe("cpr-tiny", ["optim.milestones=[0.5,0.9]", "data=somewhere", "mining.stages=5"])
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert recipe_from_file(tmp_path / "recipe.yaml") == recipe
+
+
+def test_an_unknown_key_in_a_file_is_refused(tmp_path):
+    (tmp_path / "own.yaml").write_text("clips: {frame: 8}\n")
+    with pytest.raises(RecipeError, match=r"unknown key 'clips.frame'; did you mean 'clips.frames'\?"):
+        load_recipe(str(tmp_path / "own.yaml"))
+
+
+def test_the_fingerprint_changes_with_what_changes_the_numbers_only():
+    base = Recipe()
+    assert base.model_copy(update={"name": "other"}).fingerprint() == base.fingerprint()
+    assert base.model_copy(update={"seed": 1}).fingerprint() != base.fingerprint()
+
+
+def test_off_is_a_word_and_not_yaml_s_false(tmp_path):
+    (tmp_path / "own.yaml").write_text("mining: {where: off}\n")
+    assert recipe_from_file(tmp_path / "own.yaml").mining.where == "off"
+    assert load_recipe("cpr-tiny", ["mining.where=off"]).mining.where == "off"

@@ -1,0 +1,94 @@
+"""The three things that cross layers: `ClipBatch` (loader → method), `Embeddings` (worker → bank), `Positives` (bank → method).
+
+Shape letters, used as name suffixes everywhere: B clips per rank, V views, C channels, T frames, H W, D embedding,
+N bank slots, K queue length, k positives, S stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["ClipBatch", "Embeddings", "Positives"]
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """One rank's clips of one step.
+
+    Attributes:
+        clips: view name → float tensor [B, n_clips, C, T, H, W], normalised; all views of a row show the same frames,
+            crop and flip.
+        instance: int64 [B], dense 0..N-1: the row of the manifest and the slot of the bank.
+        group: int64 [B]; videos cut from one source share it and are never each other's positive.
+        label: int64 [B], -1 unknown; read by metrics and UberNCE only, never by a miner.
+        epoch: Epoch of the order this batch belongs to, from 0.
+        step: Global optimizer step this batch belongs to, from 0.
+        start: int64 [B, n_clips], first source frame of each clip (what was seen can be said and repeated).
+    """
+
+    clips: Mapping[str, Tensor]
+    instance: Tensor
+    group: Tensor
+    label: Tensor
+    epoch: int
+    step: int
+    start: Tensor
+
+    @property
+    def size(self) -> int:
+        """B, the number of rows."""
+        return int(self.instance.shape[0])
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What one worker pushes to the bank after one step.
+
+    Attributes:
+        views: view name → [B, D] unit rows, float16 or float32.
+        instance: int64 [B], the slots they belong to.
+        step: Step that made them.
+        rank: Rank that made them.
+    """
+
+    views: Mapping[str, NDArray[np.floating]]
+    instance: NDArray[np.int64]
+    step: int
+    rank: int
+
+
+@dataclass(frozen=True)
+class Positives:
+    """Mined positives of one batch.
+
+    Attributes:
+        ids: int64 [B, k] bank slots, best first, -1 where there is none.
+        vectors: float32 [B, k, D], the trained view's bank rows of `ids` (zeros where -1).
+        mined_at: int64 [B], the step whose embeddings the row was mined from; -1 where nothing was mined.
+        survivors: int64 [B, S], how many candidates were left after each stage (0 where nothing was mined).
+    """
+
+    ids: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+    mined_at: NDArray[np.int64]
+    survivors: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+
+    @classmethod
+    def none(cls, rows: int, k: int, dim: int, stages: int = 0) -> Positives:
+        """Positives of a batch for which nothing was mined: each row falls back to its own instance."""
+        return cls(
+            ids=np.full((rows, k), -1, np.int64),
+            vectors=np.zeros((rows, k, dim), np.float32),
+            mined_at=np.full(rows, -1, np.int64),
+            survivors=np.zeros((rows, stages), np.int64),
+        )
+
+    def tensors(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """`ids` and `vectors` as tensors on `device`."""
+        return torch.as_tensor(self.ids, device=device), torch.as_tensor(self.vectors, device=device)

@@ -1,0 +1,130 @@
+"""Where are the vectors of a data set kept? One zarr store: features and embeddings by view, who they are, how they were made.
+
+Arrays: `feature/VIEW` float32 [N, F], `embedding/VIEW` float32 [N, D], `instance`, `group`, `label` int64 [N], `split`,
+`name` text [N]; the attributes hold the protocol.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidssl.errors import CheckpointError, DataError
+
+__all__ = ["Embedded", "load_embeddings", "save_embeddings"]
+
+FORMAT: Final = 1
+_ROWS_PER_CHUNK: Final = 4096
+_COLUMNS: Final = ("instance", "group", "label")
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """Vectors of N videos.
+
+    Attributes:
+        feature: view → float32 [N, F], mean over a video's windows of the unit pooled backbone features.
+        embedding: view → float32 [N, D] unit rows, mean over the windows of the unit head outputs, made unit again.
+        instance: int64 [N], rows of the manifest.
+        group: int64 [N].
+        label: int64 [N], -1 unknown.
+        split: [N] names of the splits.
+        name: [N] paths of the originals, relative to the source.
+        protocol: What is needed to make these vectors again (plain JSON values).
+    """
+
+    feature: Mapping[str, NDArray[np.float32]]
+    embedding: Mapping[str, NDArray[np.float32]]
+    instance: NDArray[np.int64]
+    group: NDArray[np.int64]
+    label: NDArray[np.int64]
+    split: NDArray[np.str_]
+    name: NDArray[np.str_]
+    protocol: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        """N, the number of videos."""
+        return len(self.instance)
+
+
+def save_embeddings(store: Embedded, path: Path) -> Path:
+    """Write `store` aside and rename it to `path`, so that a reader sees the old store or the whole new one.
+
+    Raises:
+        DataError: `path` exists and is no store of embeddings.
+    """
+    import zarr
+
+    if path.exists() and not _is_store(path):
+        raise DataError(f"{path} exists and is no store of embeddings; give another out=")
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    root = zarr.open_group(str(aside), mode="w")
+    for kind, views in (("feature", store.feature), ("embedding", store.embedding)):
+        for view, rows in views.items():
+            _write(root, f"{kind}/{view}", np.asarray(rows, np.float32))
+    for column in _COLUMNS:
+        _write(root, column, np.asarray(getattr(store, column), np.int64))
+    _write(root, "split", store.split)
+    _write(root, "name", store.name)
+    root.attrs.update({"format": FORMAT, "kind": "vidssl.embeddings", "protocol": dict(store.protocol)})
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(aside, path)
+    return path
+
+
+def load_embeddings(path: Path) -> Embedded:
+    """Read a store that `save_embeddings` wrote.
+
+    Raises:
+        CheckpointError: there is no store, or it is of another format.
+    """
+    import zarr
+
+    if not _is_store(path):
+        raise CheckpointError(f"{path} is no store of embeddings; make one with: vidssl embed RUN out={path}")
+    root = zarr.open_group(str(path), mode="r")
+    attributes: dict[str, Any] = dict(root.attrs)
+    if attributes.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is of format {attributes.get('format')}, this version reads {FORMAT}; embed again"
+        )
+    return Embedded(
+        feature={view: _read(root, f"feature/{view}") for view in _views(root, "feature")},
+        embedding={view: _read(root, f"embedding/{view}") for view in _views(root, "embedding")},
+        **{column: _read(root, column) for column in _COLUMNS},
+        split=_text(root, "split"),
+        name=_text(root, "name"),
+        protocol=attributes["protocol"],
+    )
+
+
+def _is_store(path: Path) -> bool:
+    return (path / "zarr.json").is_file() and (path / "instance").is_dir()
+
+
+def _views(root: Any, kind: str) -> list[str]:
+    return sorted(root[kind].keys()) if kind in root else []
+
+
+def _read(root: Any, key: str) -> NDArray[Any]:
+    return np.asarray(root[key][:])
+
+
+def _text(root: Any, key: str) -> NDArray[np.str_]:
+    return np.array([str(word) for word in root[key][:]], dtype=np.str_)
+
+
+def _write(root: Any, key: str, rows: NDArray[Any]) -> None:
+    text = rows.dtype.kind in "UOT"
+    chunks = (max(1, min(_ROWS_PER_CHUNK, len(rows))), *rows.shape[1:])
+    array = root.create_array(key, shape=rows.shape, dtype=str if text else rows.dtype, chunks=chunks)
+    array[:] = rows

@@ -1,0 +1,63 @@
+"""What turns a clip into an embedding? Backbone, pooling, a two-layer head; and its slow twin that makes the keys."""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+__all__ = ["Encoder", "follow", "momentum_twin", "unit_rows"]
+
+
+class Encoder(nn.Module):
+    """Backbone → mean over T, H, W → linear F→F, ReLU, linear F→D (the head of CoCLR and CPR; no batch norm in it).
+
+    The published heads are 1×1×1 convolutions on the pooled map, which is the same arithmetic; `vidssl.published`
+    renames `encoder_q.0.*` to `backbone.*`, `encoder_q.2.*` to `head.0.*` and `encoder_q.4.*` to `head.2.*`.
+
+    Args:
+        backbone: [B, C, T, H, W] → [B, F, t, h, w], with an attribute `features` = F.
+        dim: D, width of the embedding.
+    """
+
+    def __init__(self, backbone: nn.Module, dim: int) -> None:
+        super().__init__()
+        width = cast(int, backbone.features)
+        self.backbone = backbone
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
+        self.width = width
+        self.dim = dim
+
+    def features(self, clips: Tensor) -> Tensor:
+        """What the evaluation reads: pooled backbone output [B, F] of `clips` [B, C, T, H, W]."""
+        return self.backbone(clips).mean(dim=(2, 3, 4))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Embeddings [B, D] of `clips` [B, C, T, H, W], not normalised."""
+        return self.head(self.features(clips))
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows [..., D] of length one, in float32 at least (autocast may have made them half precision)."""
+    return F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=-1)
+
+
+def momentum_twin(encoder: Encoder) -> Encoder:
+    """A copy of `encoder` that takes no gradient."""
+    twin = copy.deepcopy(encoder)
+    twin.requires_grad_(False)
+    return twin
+
+
+@torch.no_grad()
+def follow(twin: Encoder, encoder: Encoder, momentum: float) -> None:
+    """One step of the momentum update: twin ← m·twin + (1−m)·encoder (MoCo, equation 2).
+
+    Parameters only: the twin's batch-norm statistics are its own, as in the published code.
+    """
+    blend = get_ema_multi_avg_fn(momentum)
+    blend(list(twin.parameters()), list(encoder.parameters()), 0)

@@ -1,0 +1,1 @@
+"""How good is an encoder? Retrieval by nearest neighbours and the colour histogram it has to beat."""

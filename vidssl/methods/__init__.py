@@ -1,0 +1,28 @@
+"""Which pretext task is trained? `build_method` makes the one a recipe names; all are a `methods.base.Method`."""
+
+from __future__ import annotations
+
+import torch
+
+from vidssl.methods.base import Method, Phase, StepOutput
+from vidssl.methods.coclr import CoCLR, mining_of
+from vidssl.methods.infonce import InfoNCE
+from vidssl.recipe import Recipe
+
+__all__ = ["CoCLR", "InfoNCE", "Method", "Phase", "StepOutput", "build_method", "mining_of"]
+
+
+def build_method(recipe: Recipe, seed: int | None = None) -> Method:
+    """The pretext task of a recipe with fresh weights and queues; torch's global generator is left as it was.
+
+    Args:
+        recipe: The run.
+        seed: Of weights, queue filler and per-step draws; the recipe's when None. Give every rank the same.
+
+    Raises:
+        RecipeError: unknown backbone, or a cascade that the queue is too small for (`mining.where=inline`).
+    """
+    chosen = recipe.seed if seed is None else seed
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(chosen)
+        return InfoNCE(recipe, chosen) if recipe.method.name == "infonce" else CoCLR(recipe, chosen)

@@ -1,0 +1,105 @@
+"""What does the training loop know about a pretext task? One call per step and a few questions.
+
+The phase of a method follows from the step of the batch and what stands in its state dict, never from a counter of its
+own: a resumed run continues exactly.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+
+from vidssl.batch import ClipBatch, Positives
+from vidssl.encoder import Encoder
+from vidssl.methods.stream import Stream
+from vidssl.recipe import Recipe
+
+__all__ = ["Method", "Phase", "StepOutput"]
+
+Phase = Literal["warmup", "main"]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one step gives back.
+
+    Attributes:
+        loss: Scalar, float32, mean over this rank's rows.
+        embeddings: view → [B, D] unit rows, float32, detached: what goes to the bank.
+        metrics: flat tag → number or scalar tensor (a tensor is not read here, so that no device is waited for).
+    """
+
+    loss: Tensor
+    embeddings: Mapping[str, Tensor]
+    metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
+
+
+class Method(nn.Module, ABC):
+    """A pretext task: `method(batch, positives)` → `StepOutput`, called through DistributedDataParallel.
+
+    Momentum encoders and queues change inside `forward`, in training mode only. Wrap it with `broadcast_buffers=False`
+    (queues are equal on all ranks by construction) and `find_unused_parameters=method.unused_parameters`, and clear
+    gradients to None: a frozen stream must not see zero gradients, on which an optimizer would still act.
+
+    Attributes:
+        name: infonce, coclr or cpr.
+        trained_view: The stream whose encoder the run is for.
+        main_view: View of the first and the last stage of a cascade: the second view (infonce: the trained one).
+        aux_view: The other view of the cascade: the trained one.
+        streams: view → encoder and momentum twin.
+    """
+
+    streams: nn.ModuleDict
+
+    def __init__(self, recipe: Recipe, seed: int) -> None:
+        super().__init__()
+        self.name = recipe.method.name
+        self.options = recipe.method
+        self.seed = seed
+        self.trained_view: str = recipe.method.view
+        self.main_view: str = recipe.views[-1]
+        self.aux_view: str = recipe.method.view
+
+    @abstractmethod
+    def forward(self, batch: ClipBatch, positives: Positives | None = None) -> StepOutput:
+        """Loss, rows for the bank and metrics of one step.
+
+        Args:
+            batch: With two clips per video, every view of the recipe; `label` is not read.
+            positives: What the bank mined for exactly these rows; None where nothing was asked for.
+        """
+
+    @property
+    def unused_parameters(self) -> bool:
+        """Whether some trainable parameters take no gradient in some steps (after a warm-up of two streams)."""
+        return False
+
+    def phase(self, step: int) -> Phase:
+        """`warmup` while both streams learn alone, `main` after it."""
+        return "main"
+
+    def needs_positives(self, step: int) -> bool:
+        """Whether this step wants positives from the bank."""
+        return False
+
+    def stream(self, view: str) -> Stream:
+        """Encoder and twin of a view."""
+        found = self.streams[view]
+        assert isinstance(found, Stream)  # for the type checker: ModuleDict forgets what it holds
+        return found
+
+    def encoder(self, view: str) -> Encoder:
+        """The encoder that evaluation reads: the query encoder of a view."""
+        return self.stream(view).query
+
+    def load_encoder(self, view: str, state: Mapping[str, Tensor]) -> None:
+        """Start a stream from trained weights (an `Encoder` state dict); its twin starts equal.
+
+        Raises:
+            CheckpointError: keys or shapes that are not those of this encoder.
+        """
+        self.stream(view).load(state)

@@ -1,0 +1,52 @@
+"""Mining in the queue of the method itself, as CoCLR and CPR are published: every rank mines for its own rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidssl.mining.exclusions import Exclusions
+from vidssl.mining.plan import CascadePlan
+from vidssl.queue import RingQueue
+
+if TYPE_CHECKING:
+    from vidssl.mining.cascade import Backend
+
+__all__ = ["mine_in_queue"]
+
+
+def mine_in_queue(
+    queries: tuple[Tensor, Tensor],
+    queue: RingQueue,
+    views: tuple[str, str],
+    siblings: Tensor,
+    plan: CascadePlan,
+    backend: Backend,
+) -> Tensor:
+    """Bool [B, K]: the slots that the cascade picks for each row.
+
+    Args:
+        queries: [B, D] unit rows of the main and of the auxiliary view.
+        queue: A full queue.
+        views: Names of the main and of the auxiliary view in it.
+        siblings: Bool [B, K], slots of the row's own source, which can never be mined.
+        plan: The cascade.
+        backend: As in `vidssl.mining.cascade.mine`.
+    """
+    from vidssl.mining.cascade import mine  # heavy, and a run that mines in the bank never needs it
+
+    bank = [queue.rows(view) for view in views]
+    result = mine(queries, bank, plan, exclude=_exclusions(siblings), valid=None, backend=backend)
+    ids = torch.as_tensor(result.ids, device=siblings.device)
+    mined = siblings.new_zeros(siblings.shape[0], queue.size + 1)
+    mined.scatter_(1, torch.where(ids >= 0, ids, queue.size), True)  # -1 lands in a column that is cut off
+    return mined[:, : queue.size]
+
+
+def _exclusions(siblings: Tensor) -> Exclusions:
+    counts = siblings.sum(1).cpu().numpy()
+    slots = siblings.nonzero()[:, 1].cpu().numpy().astype(np.int64)  # row-major: already grouped by row
+    return Exclusions(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), slots)

@@ -1,0 +1,1 @@
+"""Which other videos are positives of this one? Plans, the exact cascade, its backends and measures."""

@@ -1,0 +1,126 @@
+"""Where does a run keep its things? The one place that knows the file names.
+
+runs/NAME/
+  recipe.yaml        resolved recipe, reads back as a recipe
+  run.json           data hash, versions, hardware, command, times
+  checkpoints/       step-00000100/{model.pt, rank-0.pt …, meta.json}, written aside and renamed
+  bank/              snap-100/ … zarr, one per checkpoint kept
+  tensorboard/       loss/ mining/ bank/ data/ health/
+  log.jsonl          one line per logged step
+  eval/              retrieval.json, mining.json
+  report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidssl.errors import CheckpointError, VidsslError
+from vidssl.recipe import Recipe, recipe_from_file
+
+__all__ = ["RunFolder", "open_run"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def facts(self) -> Path:
+        """What was run, on what, with which data."""
+        return self.path / "run.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder per checkpoint."""
+        return self.path / "checkpoints"
+
+    @property
+    def bank(self) -> Path:
+        """Bank snapshots."""
+        return self.path / "bank"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def log(self) -> Path:
+        """One JSON object per logged step."""
+        return self.path / "log.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        """Results, each with its protocol."""
+        return self.path / "eval"
+
+    @property
+    def report(self) -> Path:
+        """The page to look at."""
+        return self.path / "report.html"
+
+    @property
+    def stop_flag(self) -> Path:
+        """Exists while the run is asked to stop; workers look for it."""
+        return self.path / "STOP"
+
+    @property
+    def failure(self) -> Path:
+        """A user's mistake that a worker met: restarting would meet it again."""
+        return self.path / "failure.json"
+
+    def read_recipe(self) -> Recipe:
+        """The recipe that this run was started with."""
+        return recipe_from_file(self.recipe)
+
+    def read_facts(self) -> dict[str, object]:
+        """The content of run.json, empty when there is none."""
+        return json.loads(self.facts.read_text()) if self.facts.is_file() else {}
+
+    def read_log(self) -> list[dict[str, float]]:
+        """Logged steps, oldest first; a line torn by a kill is left out."""
+        if not self.log.is_file():
+            return []
+        rows: list[dict[str, float]] = []
+        for line in self.log.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    def forget_log_after(self, step: int) -> None:
+        """Drop the logged steps from `step` on: a resumed run logs them again."""
+        rows = [row for row in self.read_log() if row["step"] < step]
+        aside = self.log.with_suffix(".tmp")
+        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(aside, self.log)
+
+    def write_failure(self, error: VidsslError) -> None:
+        """Note a user's mistake for the driver."""
+        self.failure.write_text(json.dumps({"kind": type(error).__name__, "sentence": str(error)}))
+
+
+def open_run(path: str | Path) -> RunFolder:
+    """The run in `path`.
+
+    Raises:
+        CheckpointError: `path` holds no run.
+    """
+    folder = RunFolder(Path(path).expanduser().resolve())
+    if not folder.recipe.is_file():
+        raise CheckpointError(
+            f"{path} is no run folder (it has no recipe.yaml); give the folder that `vidssl train` named, e.g. runs/cpr-tiny"
+        )
+    return folder
