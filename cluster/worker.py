@@ -22,6 +22,7 @@ from pipelines.manifest import Manifest, load_manifest
 from vidssl.batch import Embeddings, Positives
 from vidssl.checkpoint import (
     Meta,
+    artifact,
     encoder_state,
     latest_step,
     random_state,
@@ -92,17 +93,15 @@ class Worker:
         self._settle_numerics()
         self.manifest = load_manifest(job.data)
         self.start = latest_step(self.folder) or 0
-        self.method = build_method(self.recipe, self.recipe.seed).to(self.device)
+        self.method = build_method(self.recipe, self.recipe.seed, len(self.manifest)).to(self.device)
         self.optimizer = _optimizer(self.recipe, self.method)
         self.loader = _loader(self.recipe, self.manifest, self.rank, self.world, self.device)
         self.open.callback(self.loader.close)
         self.bank = self._bank_client()
         if self.start:
             self._resume()
-        elif self.recipe.method.second_from is not None:
-            self.method.load_encoder(
-                self.method.main_view, encoder_state(self.recipe.method.second_from, self.method.main_view)
-            )
+        else:
+            self._start_from_others()
         self.ddp = _distributed(self.method, self.world, self.device)
         self.meter = StepMeter(
             self.loader,
@@ -131,7 +130,9 @@ class Worker:
                 out: StepOutput = self.ddp(batch, positives)
             self.optimizer.zero_grad(set_to_none=True)
             out.loss.backward()
-            self.optimizer.step()
+            self.method.before_update(batch)
+            if out.update:
+                self.optimizer.step()
             self._push(out, batch.instance, step)
             self.meter.step_done(out)
             if (step + 1) % trainer.log_every_steps == 0 or step == self.start:
@@ -179,7 +180,7 @@ class Worker:
         shared = (
             {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict()} if self.rank == 0 else None
         )
-        meta = Meta(done, self.recipe.fingerprint(), self.manifest.hash, self.world, epoch)
+        meta = Meta(done, self.recipe.fingerprint(), self.manifest.hash, self.world, epoch, len(self.manifest))
         save_checkpoint(self.folder, meta, self.rank, state, shared, barrier, self.recipe.trainer.keep)
         self.meter.skip_interval()
 
@@ -191,6 +192,13 @@ class Worker:
         restore_random_state(own["random"])
         if self.bank is not None:
             self.bank.load_state_dict(own["bank"])
+
+    def _start_from_others(self) -> None:
+        wanted = self.recipe.method
+        if wanted.first_from is not None:
+            self.method.start_from(artifact(wanted.first_from, wanted.view))
+        if wanted.second_from is not None and wanted.second_view in self.recipe.views:
+            self.method.load_encoder(wanted.second_view, encoder_state(wanted.second_from, wanted.second_view))
 
     def _bank_client(self) -> BankClient | None:
         if self.job.bank is None or self.job.bank_spec is None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Meta",
+    "artifact",
     "checkpoint_path",
     "encoder_state",
     "latest_step",
@@ -52,6 +53,7 @@ class Meta:
     data: str | None
     world: int
     epoch: int
+    instances: int = 1
 
 
 def checkpoint_path(folder: RunFolder, step: int) -> Path:
@@ -141,8 +143,8 @@ def load_method(folder: RunFolder, step: int | None = None) -> tuple[Method, Rec
             f"{folder.path} has no checkpoint yet; train it first: vidssl train --resume {folder.path}"
         )
     recipe = folder.read_recipe()
-    _, shared, _ = read_checkpoint(folder, found)
-    method = build_method(recipe, recipe.seed)
+    meta, shared, _ = read_checkpoint(folder, found)
+    method = build_method(recipe, recipe.seed, meta.instances)
     try:
         method.load_state_dict(shared["method"])
     except RuntimeError as error:
@@ -154,7 +156,16 @@ def load_method(folder: RunFolder, step: int | None = None) -> tuple[Method, Rec
 
 
 def encoder_state(source: str | Path, view: str) -> dict[str, torch.Tensor]:
-    """Weights of a trained encoder: of `view` in a run folder, or of the query encoder in a published CoCLR/CPR file.
+    """The `Encoder` state dict in an `artifact`.
+
+    Raises:
+        CheckpointError: as `artifact`.
+    """
+    return {key: rows for key, rows in artifact(source, view).items() if not key.startswith("extra.")}
+
+
+def artifact(source: str | Path, view: str) -> dict[str, torch.Tensor]:
+    """What a run can start from: of `view` in a run folder, or of the query encoder in a published CoCLR/CPR file.
 
     Raises:
         CheckpointError: neither, damaged, or a run that has no such view.
@@ -169,7 +180,7 @@ def encoder_state(source: str | Path, view: str) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"{source} trained {' and '.join(recipe.views)}, not {view}; give a run that trained {view}"
         )
-    return method.encoder(view).state_dict()
+    return method.artifact(view)
 
 
 def random_state() -> dict[str, Any]:

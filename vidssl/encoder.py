@@ -10,7 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-__all__ = ["Encoder", "follow", "momentum_twin", "unit_rows"]
+from vidssl.backbones import build_backbone
+from vidssl.errors import RecipeError
+from vidssl.sections import Model
+from vidssl.views import channels_of
+
+__all__ = ["Encoder", "build_encoder", "follow", "momentum_twin", "unit_rows"]
 
 
 class Encoder(nn.Module):
@@ -22,13 +27,22 @@ class Encoder(nn.Module):
     Args:
         backbone: [B, C, T, H, W] → [B, F, t, h, w], with an attribute `features` = F.
         dim: D, width of the embedding.
+        head: `mlp`, or `none`: the pooled backbone is the embedding (IIC's first version); then dim must be F.
+
+    Raises:
+        RecipeError: no head, and another dim than the backbone's width.
     """
 
-    def __init__(self, backbone: nn.Module, dim: int) -> None:
+    def __init__(self, backbone: nn.Module, dim: int, head: str = "mlp") -> None:
         super().__init__()
         width = cast(int, backbone.features)
         self.backbone = backbone
-        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
+        if head == "none":
+            if dim != width:
+                raise RecipeError(f"model.head=none gives {width} columns, not model.dim={dim}; type model.dim={width}")
+            self.head = nn.Sequential()
+        else:
+            self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
         self.width = width
         self.dim = dim
 
@@ -39,6 +53,15 @@ class Encoder(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         """Embeddings [B, D] of `clips` [B, C, T, H, W], not normalised."""
         return self.head(self.features(clips))
+
+
+def build_encoder(model: Model, view: str = "rgb") -> Encoder:
+    """The encoder of a recipe for clips of `view`, with fresh weights from torch's current generator.
+
+    Raises:
+        RecipeError: unknown backbone or view; no head and another dim than the backbone's width.
+    """
+    return Encoder(build_backbone(model, channels_of(view, model.flow_channels)), model.dim, model.head)
 
 
 def unit_rows(rows: Tensor) -> Tensor:

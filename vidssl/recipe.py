@@ -11,207 +11,53 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from yaml import YAMLError
 
 from vidssl.errors import RecipeError
+from vidssl.sections import (
+    Augment,
+    Clips,
+    Evaluation,
+    Finetune,
+    Iic,
+    Loader,
+    Mining,
+    Model,
+    NonNegative,
+    Optim,
+    Phase,
+    Pretext,
+    Section,
+    Trainer,
+    Vicc,
+)
 
 __all__ = [
     "Augment",
     "Clips",
     "Evaluation",
+    "Finetune",
+    "Iic",
     "Loader",
     "Mining",
     "Model",
     "Optim",
+    "Phase",
     "Pretext",
     "Recipe",
     "Trainer",
+    "Vicc",
     "load_recipe",
     "recipe_from_file",
     "recipe_names",
 ]
 
 RECIPES = Path(__file__).parent / "recipes"
-
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: frozen, and every unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Clips(Section):
-    """Which frames a clip holds and how large it is."""
-
-    frames: Positive = Field(default=16, description="T, frames of one clip")
-    stride: Positive = Field(default=1, description="source frames from one clip frame to the next")
-    size: Positive = Field(default=112, description="height and width of a clip in pixels")
-    per_video: Positive = Field(default=2, description="clips drawn from a video in one step")
-
-
-class Augment(Section):
-    """Random changes of a clip: one draw per clip, constant over time."""
-
-    preset: Literal["none", "light", "paper"] = Field(
-        default="light", description="none | light (crop, flip, brightness, contrast) | paper (CoCLR's)"
-    )
-    flip: bool = Field(default=True, description="horizontal flips; off where left and right are different classes")
-    min_area: Ratio = Field(default=0.5, description="smallest share of the frame that a random crop covers")
-
-
-class Loader(Section):
-    """How bytes become clips."""
-
-    decode: Literal["auto", "nvdec", "dali-cpu", "py"] = Field(
-        default="auto", description="auto picks by codec and device"
-    )
-    threads: Positive = Field(default=1, description="decode threads of one rank")
-    prefetch: Positive = Field(default=2, description="batches ready ahead of the step")
-    max_bad_samples: NonNegative = Field(
-        default=20, description="samples that may fail to decode in a run before it stops"
-    )
-
-
-class Model(Section):
-    """The encoder."""
-
-    backbone: str = Field(default="tiny", description="tiny | s3d | s3dg")
-    dim: Positive = Field(default=128, description="D, width of the embedding")
-    width: Annotated[int, Field(ge=2)] = Field(
-        default=16, description="channels of the first stage of `tiny`; other backbones have their published width"
-    )
-
-
-class Pretext(Section):
-    """The pretext task."""
-
-    name: Literal["infonce", "coclr", "cpr"] = Field(
-        default="cpr", description="infonce | coclr (top-k) | cpr (cascade)"
-    )
-    view: Literal["rgb", "residual"] = Field(default="rgb", description="the stream that is trained")
-    second_view: Literal["rgb", "residual"] = Field(
-        default="residual", description="the other stream, which mines (coclr, cpr)"
-    )
-    second_from: str | None = Field(
-        default=None,
-        description="run or checkpoint with the second view's trained encoder; none: it is trained in the warm-up",
-    )
-    warmup_steps: NonNegative = Field(
-        default=0, description="steps of InfoNCE on both streams before mining starts and the second is frozen"
-    )
-    temperature: Annotated[float, Field(gt=0)] = Field(default=0.07, description="of every softmax")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.999, description="of the key encoder")
-    queue: Positive = Field(default=2048, description="K, keys kept as negatives; any size")
-    self_positive: Literal["keep", "drop_p", "remove"] = Field(
-        default="drop_p",
-        description="own key as positive when there are others: keep | drop_p (CoCLR: a negative in drop_p of the steps) | remove (out of the softmax)",
-    )
-    drop_p: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.9, description="share of the steps in which drop_p applies"
-    )
-    exclude_siblings: bool = Field(default=False, description="infonce: clips of the same group are not negatives")
-    shuffle_bn: bool = Field(
-        default=True, description="keys are computed on rows shuffled over ranks (only with several ranks)"
-    )
-
-
-class Mining(Section):
-    """The cascade and where it runs."""
-
-    where: Literal["actor", "inline", "off"] = Field(
-        default="actor",
-        description="actor (whole data set, asynchronous) | inline (queue of every rank, as published) | off",
-    )
-    strategy: Literal["cascade", "single", "sum", "minrank"] = Field(
-        default="cascade", description="cascade | single (main view) | sum | minrank"
-    )
-    stages: Positive = Field(default=3, description="S")
-    ratio: Ratio | None = Field(default=None, description="share kept by each stage; give this or pool")
-    pool: Positive | None = Field(
-        default=None, description="candidates that reach the last stage: ratio = (pool/N)^(1/(S-1))"
-    )
-    topk: Positive = Field(default=5, description="k positives per row")
-    last_view: Literal["main", "alternate"] = Field(
-        default="main", description="view of the last stage; main as published"
-    )
-    max_staleness_steps: Positive = Field(
-        default=200, description="older positives are not used: the row falls back to its own instance"
-    )
-    lookahead: Positive = Field(default=2, description="steps that mining runs ahead of the order")
-    backend: Literal["auto", "numpy", "torch", "faiss", "oracle"] = Field(
-        default="auto", description="auto picks by N, k and device"
-    )
-    snapshot_every_steps: NonNegative = Field(
-        default=0, description="extra bank snapshots beside those of checkpoints; 0: none"
-    )
-
-    @field_validator("where", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, given: object) -> object:
-        return "off" if given is False else given  # YAML reads a bare `off` as false
-
-    @model_validator(mode="after")
-    def _one_knob(self) -> Mining:
-        if self.ratio is not None and self.pool is not None:
-            raise ValueError("mining.ratio and mining.pool are two names of one choice: give one of them")
-        return self
-
-
-class Optim(Section):
-    """Optimizer and learning-rate schedule."""
-
-    name: Literal["adam", "sgd"] = Field(default="adam", description="adam | sgd (momentum 0.9)")
-    lr: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="peak learning rate")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(default=1e-5, description="L2")
-    schedule: Literal["constant", "cosine", "step"] = Field(
-        default="cosine", description="constant | cosine | step (x0.1 at each milestone)"
-    )
-    milestones: tuple[float, ...] = Field(
-        default=(0.8,), description="shares of the run at which `step` divides the rate by ten"
-    )
-    warmup_steps: NonNegative = Field(default=0, description="linear growth of the rate from zero")
-
-
-class Trainer(Section):
-    """Workers, length, checkpoints."""
-
-    workers: Positive = Field(default=1, description="Ray Train workers, one device each")
-    batch: Positive = Field(default=16, description="B, videos of one worker in one step")
-    epochs: Positive = Field(default=10, description="passes over the training split; `steps` overrides")
-    steps: Positive | None = Field(default=None, description="optimizer steps of the whole run")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto: cuda where every worker can have a GPU"
-    )
-    cpus_per_worker: Positive = Field(default=1, description="cores (and torch threads) of one worker")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="autocast of the encoder; losses stay fp32")
-    log_every_steps: Positive = Field(default=10, description="a live line and a log row")
-    checkpoint_every_steps: Positive = Field(default=100, description="besides the last step")
-    keep: Positive = Field(default=2, description="checkpoints and bank snapshots kept")
-    deterministic: bool = Field(
-        default=False, description="same numbers again: ordered pushes, mined from a fixed step"
-    )
-    max_failures: NonNegative = Field(default=2, description="restarts of the worker group from the last checkpoint")
-    storage: str = Field(default="runs", description="folder (shared by all nodes) that holds the run")
-
-
-class Evaluation(Section):
-    """Retrieval protocol."""
-
-    protocol: Literal["p1_strict", "p1_ref", "centre"] = Field(
-        default="p1_strict", description="windows and centring (CoCLR's retrieval; strict: centred by the train mean)"
-    )
-    windows: Positive = Field(default=5, description="most windows of one video, evenly spread")
-    batch: Positive = Field(default=16, description="clips encoded at once")
-    ks: tuple[int, ...] = Field(default=(1, 5, 10, 20, 50), description="R@k")
 
 
 class Recipe(Section):
@@ -229,21 +75,55 @@ class Recipe(Section):
     optim: Optim = Optim()
     trainer: Trainer = Trainer()
     evaluation: Evaluation = Evaluation()
+    finetune: Finetune = Finetune()
+    phases: tuple[Phase, ...] = Field(default=(), description="trainings in a row; empty: this recipe is one training")
 
     @model_validator(mode="after")
-    def _views_differ(self) -> Recipe:
-        if self.method.name != "infonce" and self.method.view == self.method.second_view:
+    def _meaningful(self) -> Recipe:
+        method = self.method
+        two_streams = method.name in ("coclr", "cpr") or (method.name == "vicc" and method.vicc.streams == "cross")
+        if two_streams and method.view == method.second_view:
             raise ValueError(
-                f"method.second_view={self.method.second_view} is the trained view too; {self.method.name} mines with another stream"
+                f"method.second_view={method.second_view} is the trained view too; {method.name} needs another stream"
             )
+        if method.cascade and method.name in ("vicc", "ubernce"):
+            why = "has no instance positives to mine" if method.name == "vicc" else "takes its positives from labels"
+            raise ValueError(
+                f"method.cascade=true: {method.name} {why}; use it with infonce or iic, or type method.name=cpr"
+            )
+        if method.cascade and method.name == "iic" and self.mining.where == "actor":
+            raise ValueError("method.name=iic mines in its own memories; type mining.where=inline")
+        if self.mines and self.mining.strategy == "oracle" and self.mining.where == "actor":
+            raise ValueError("mining.strategy=oracle reads labels, which the bank never does; type mining.where=inline")
         return self
+
+    @model_validator(mode="after")
+    def _phases_in_order(self) -> Recipe:
+        before: list[str] = []
+        for phase in self.phases:
+            for role, source in (("start", phase.start), ("second", phase.second)):
+                if source is not None and source not in before:
+                    raise ValueError(
+                        f"phase '{phase.name}' has {role}={source}, which is no phase before it; there are {', '.join(before) or 'none'}"
+                    )
+            if phase.name in before:
+                raise ValueError(f"two phases are named '{phase.name}'; give each its own name")
+            before.append(phase.name)
+        return self
+
+    @property
+    def mines(self) -> bool:
+        """Whether this run trains with mined positives."""
+        method = self.method
+        return self.mining.where != "off" and (method.name in ("coclr", "cpr") or method.cascade)
 
     @property
     def views(self) -> tuple[str, ...]:
         """Views the loader must make: the trained one first."""
-        if self.method.name == "infonce":
-            return (self.method.view,)
-        return (self.method.view, self.method.second_view)
+        method = self.method
+        if method.name in ("infonce", "ubernce") or (method.name == "vicc" and method.vicc.streams == "single"):
+            return (method.view,)
+        return tuple(dict.fromkeys((method.view, method.second_view)))
 
     def fingerprint(self) -> str:
         """Hash of everything that changes the numbers: a resumed run must have the same one."""
@@ -252,6 +132,7 @@ class Recipe(Section):
             exclude={
                 "name": True,
                 "evaluation": True,
+                "finetune": True,
                 "trainer": {"storage", "log_every_steps", "keep", "max_failures"},
             },
         )

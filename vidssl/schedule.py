@@ -14,8 +14,8 @@ def learning_rate(optim: Optim, step: int, total: int) -> float:
     """The rate of `step`.
 
     It grows linearly to `optim.lr` over `optim.warmup_steps` (step 0 has 1/warmup of it, the first step after the warm-up
-    all of it), then stays (`constant`), falls along half a cosine and would be zero at step `total` (`cosine`), or is
-    divided by ten at each milestone (`step`; CoCLR and CPR: Adam, milestone 0.8).
+    all of it), then stays (`constant`), falls along half a cosine and would be `optim.min_lr` at step `total` (`cosine`), or is
+    multiplied by `optim.gamma` at each milestone (`step`; CoCLR and CPR: Adam, milestone 0.8).
 
     Args:
         optim: Recipe section.
@@ -36,7 +36,7 @@ def learning_rate(optim: Optim, step: int, total: int) -> float:
         return optim.lr * (step + 1) / optim.warmup_steps
     if optim.schedule == "cosine":
         progress = (step - optim.warmup_steps) / (total - optim.warmup_steps)
-        return optim.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
     if optim.schedule == "step":
-        return optim.lr * 0.1 ** sum(step >= milestone * total for milestone in optim.milestones)
+        return optim.lr * optim.gamma ** sum(step >= milestone * total for milestone in optim.milestones)
     return optim.lr

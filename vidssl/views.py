@@ -27,12 +27,12 @@ from torch import Tensor
 
 from vidssl.errors import RecipeError
 
-__all__ = ["BOUNDARIES", "SCALES", "VIEWS", "Boundary", "Scale", "make_views", "residual"]
+__all__ = ["BOUNDARIES", "SCALES", "VIEWS", "Boundary", "Scale", "channels_of", "make_views", "residual"]
 
 Boundary = Literal["wrap", "drop", "repeat"]
 Scale = Literal["none", "half_shift"]
 
-VIEWS = ("rgb", "residual")
+VIEWS = ("rgb", "residual", "flow", "u", "v")
 BOUNDARIES: tuple[Boundary, ...] = ("wrap", "drop", "repeat")
 SCALES: tuple[Scale, ...] = ("none", "half_shift")
 
@@ -65,6 +65,17 @@ def residual(rgb: Tensor, boundary: Boundary = "repeat", scale: Scale = "none") 
     return (steps + 1) / 2 if scale == "half_shift" else steps
 
 
+def channels_of(view: str, flow_channels: int = 2) -> int:
+    """Channels of the clips of a view: `flow` as the recipe says, all others 3 (`u` and `v` are grey pictures).
+
+    Raises:
+        RecipeError: unknown view.
+    """
+    if view not in VIEWS:
+        raise RecipeError(f"view '{view}' is unknown; use one of {', '.join(VIEWS)}")
+    return flow_channels if view == "flow" else 3
+
+
 def make_views(
     rgb: Tensor, views: Sequence[str], *, boundary: Boundary = "repeat", scale: Scale = "none"
 ) -> dict[str, Tensor]:
@@ -81,7 +92,7 @@ def make_views(
     """
     made: dict[str, Tensor] = {}
     for view in views:
-        if view not in VIEWS:
-            raise RecipeError(f"view '{view}' cannot be made from RGB frames; use one of {', '.join(VIEWS)}")
+        if view not in ("rgb", "residual"):
+            raise RecipeError(f"view '{view}' cannot be made from RGB frames; use rgb or residual")
         made[view] = rgb if view == "rgb" else residual(rgb, boundary, scale)
     return made

@@ -6,15 +6,15 @@ import difflib
 
 from torch import nn
 
-from vidssl import recipe
 from vidssl.errors import RecipeError
+from vidssl.sections import Model
 
 __all__ = ["BACKBONES", "build_backbone"]
 
 BACKBONES = ("tiny", "s3d", "s3dg")
 
 
-def build_backbone(model: recipe.Model, in_channels: int = 3) -> nn.Module:
+def build_backbone(model: Model, in_channels: int = 3) -> nn.Module:
     """The backbone of a recipe, with fresh weights from torch's current generator.
 
     Args:

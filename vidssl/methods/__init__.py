@@ -12,12 +12,13 @@ from vidssl.recipe import Recipe
 __all__ = ["CoCLR", "InfoNCE", "Method", "Phase", "StepOutput", "build_method", "mining_of"]
 
 
-def build_method(recipe: Recipe, seed: int | None = None) -> Method:
+def build_method(recipe: Recipe, seed: int | None = None, instances: int = 1) -> Method:
     """The pretext task of a recipe with fresh weights and queues; torch's global generator is left as it was.
 
     Args:
         recipe: The run.
         seed: Of weights, queue filler and per-step draws; the recipe's when None. Give every rank the same.
+        instances: N, videos of the data: the rows of IIC's memories. Other methods do not read it.
 
     Raises:
         RecipeError: unknown backbone, or a cascade that the queue is too small for (`mining.where=inline`).
@@ -25,4 +26,23 @@ def build_method(recipe: Recipe, seed: int | None = None) -> Method:
     chosen = recipe.seed if seed is None else seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(chosen)
-        return InfoNCE(recipe, chosen) if recipe.method.name == "infonce" else CoCLR(recipe, chosen)
+        return _method(recipe, chosen, instances)
+
+
+def _method(recipe: Recipe, seed: int, instances: int) -> Method:
+    name = recipe.method.name
+    if name == "infonce":
+        return InfoNCE(recipe, seed)
+    if name == "ubernce":
+        from vidssl.methods.ubernce import UberNCE
+
+        return UberNCE(recipe, seed)
+    if name == "vicc":
+        from vidssl.methods.vicc import ViCC
+
+        return ViCC(recipe, seed)
+    if name == "iic":
+        from vidssl.methods.iic import IIC
+
+        return IIC(recipe, seed, instances)
+    return CoCLR(recipe, seed)

@@ -31,11 +31,13 @@ class StepOutput:
         loss: Scalar, float32, mean over this rank's rows.
         embeddings: view → [B, D] unit rows, float32, detached: what goes to the bank.
         metrics: flat tag → number or scalar tensor (a tensor is not read here, so that no device is waited for).
+        update: False: the optimizer makes no step (CoCLR and CPR hold it until their queue is full). Equal on all ranks.
     """
 
     loss: Tensor
     embeddings: Mapping[str, Tensor]
     metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
+    update: bool = True
 
 
 class Method(nn.Module, ABC):
@@ -46,9 +48,9 @@ class Method(nn.Module, ABC):
     gradients to None: a frozen stream must not see zero gradients, on which an optimizer would still act.
 
     Attributes:
-        name: infonce, coclr or cpr.
+        name: infonce, ubernce, coclr, cpr, vicc or iic.
         trained_view: The stream whose encoder the run is for.
-        main_view: View of the first and the last stage of a cascade: the second view (infonce: the trained one).
+        main_view: View of the first and the last stage of a cascade: the second view (one stream: the trained one).
         aux_view: The other view of the cascade: the trained one.
         streams: view → encoder and momentum twin.
     """
@@ -69,7 +71,8 @@ class Method(nn.Module, ABC):
         """Loss, rows for the bank and metrics of one step.
 
         Args:
-            batch: With two clips per video, every view of the recipe; `label` is not read.
+            batch: With two clips per video (iic: one is enough), every view of the recipe; `label` is read by UberNCE and
+                by the rival `mining.strategy=oracle` alone.
             positives: What the bank mined for exactly these rows; None where nothing was asked for.
         """
 
@@ -85,6 +88,25 @@ class Method(nn.Module, ABC):
     def needs_positives(self, step: int) -> bool:
         """Whether this step wants positives from the bank."""
         return False
+
+    def before_update(self, batch: ClipBatch) -> None:
+        """Called between the backward pass and the optimizer's step (ViCC: frozen prototypes lose their gradient)."""
+        return
+
+    def artifact(self, view: str) -> dict[str, Tensor]:
+        """What another run can start from: the `Encoder` state dict of a view.
+
+        Under `extra.` stands what else belongs to the stream (ViCC: `extra.prototypes.weight`).
+        """
+        return dict(self.encoder(view).state_dict())
+
+    def start_from(self, state: Mapping[str, Tensor]) -> None:
+        """Start the trained stream from an `artifact`; `extra.` entries that this method has no use for are left out.
+
+        Raises:
+            CheckpointError: keys or shapes that are not those of this encoder.
+        """
+        self.load_encoder(self.trained_view, {key: rows for key, rows in state.items() if not key.startswith("extra.")})
 
     def stream(self, view: str) -> Stream:
         """Encoder and twin of a view."""

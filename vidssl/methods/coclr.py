@@ -54,7 +54,10 @@ class CoCLR(Method):
     def __init__(self, recipe: Recipe, seed: int) -> None:
         super().__init__(recipe, seed)
         warmup = recipe.method.warmup_steps > 0
-        streams = {self.aux_view: Stream(recipe.model), self.main_view: Stream(recipe.model, trained=warmup)}
+        streams = {
+            self.aux_view: Stream(recipe.model, view=self.aux_view),
+            self.main_view: Stream(recipe.model, trained=warmup, view=self.main_view),
+        }
         self.streams = nn.ModuleDict(streams)
         self.queue = RingQueue((self.aux_view, self.main_view), recipe.method.queue, recipe.model.dim)
         self.register_buffer("frozen", torch.tensor(not warmup))

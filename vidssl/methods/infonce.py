@@ -26,7 +26,7 @@ class InfoNCE(Method):
 
     def __init__(self, recipe: Recipe, seed: int) -> None:
         super().__init__(recipe, seed)
-        self.streams = nn.ModuleDict({self.trained_view: Stream(recipe.model)})
+        self.streams = nn.ModuleDict({self.trained_view: Stream(recipe.model, view=self.trained_view)})
         self.queue = RingQueue((self.trained_view,), recipe.method.queue, recipe.model.dim)
 
     def forward(self, batch: ClipBatch, positives: Positives | None = None) -> StepOutput:

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from vidssl.backbones import build_backbone
 from vidssl.distributed import copy_buffers_from_first, on_shuffled_rows
-from vidssl.encoder import Encoder, follow, momentum_twin, unit_rows
+from vidssl.encoder import Encoder, build_encoder, follow, momentum_twin, unit_rows
 from vidssl.errors import CheckpointError
 from vidssl.recipe import Model
 
@@ -22,14 +21,16 @@ class Stream(nn.Module):
     Args:
         model: Recipe section of the encoder.
         trained: False: the encoder is frozen from the start and has no twin.
+        view: The stream it sees, which decides its input channels.
+        twin: False: no momentum twin (ViCC, IIC).
     """
 
     key: Encoder | None
 
-    def __init__(self, model: Model, trained: bool = True) -> None:
+    def __init__(self, model: Model, trained: bool = True, *, view: str = "rgb", twin: bool = True) -> None:
         super().__init__()
-        self.query = Encoder(build_backbone(model), model.dim)
-        self.key = momentum_twin(self.query) if trained else None
+        self.query = build_encoder(model, view)
+        self.key = momentum_twin(self.query) if trained and twin else None
         if not trained:
             self.query.requires_grad_(False)
 
