@@ -16,7 +16,7 @@ from vidssl.recipe import Mining
 
 __all__ = ["PUBLISHED_RATIO", "CascadePlan", "LastView", "Strategy", "plan_from"]
 
-Strategy = Literal["cascade", "single", "sum", "minrank"]
+Strategy = Literal["cascade", "single", "sum", "minrank", "oracle"]
 LastView = Literal["main", "alternate"]
 
 PUBLISHED_RATIO = 0.5
@@ -34,7 +34,8 @@ class CascadePlan:
         k: Positives per query.
         last_view: "main" as published, or "alternate" (main, aux, main, aux …).
         strategy: "cascade", or a rival in one stage: "single" (main view), "sum" (of both scores), "minrank" (the
-            better the worse of its two ranks).
+            better the worse of its two ranks), "oracle" (main view, where the caller has excluded every slot of
+            another class: an upper bound, for which labels are read outside the miner).
 
     Raises:
         RecipeError: values out of range, or fewer than k candidates would reach the last stage.
