@@ -1,4 +1,4 @@
-"""`vidssl embed RUN`: the vectors of all videos of a data set, one zarr store, with the protocol that makes them again."""
+"""`vidssl embed RUN|CARD`: the vectors of all videos of a data set, one zarr store, with the protocol that makes them again."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["describe", "embed_run", "embedded", "views_of"]
 
 
-def embed_run(run_dir: str | Path, words: Sequence[str] = ()) -> Path:
-    """Encode every video of a run's data and store the vectors.
+def embed_run(path: str | Path, words: Sequence[str] = ()) -> Path:
+    """Encode every video of a data set with a run's or a card's encoder and store the vectors.
 
     Args:
-        run_dir: The run folder.
-        words: `out=PATH` (default RUN/embeddings.zarr), `view=rgb|residual|all` (default: the trained view), and
+        path: A run folder or a card folder.
+        words: `out=PATH` (default RUN/embeddings.zarr), `view=rgb|residual|…|all` (default: the trained view), and
             the words of `cluster.subject.open_subject`.
 
     Returns:
@@ -39,25 +39,27 @@ def embed_run(run_dir: str | Path, words: Sequence[str] = ()) -> Path:
 
     out, words = take_word(words, "out")
     view, words = take_word(words, "view")
-    subject = open_subject(run_dir, words)
+    subject = open_subject(path, words)
     views = views_of(subject, view)
-    readers = [encoder_reader(subject.method.encoder(name), name) for name in views]
+    readers = [encoder_reader(subject.encoder(name), name) for name in views]
     found = describe(subject, readers, views, subject.manifest.rows())
-    path = subject.folder.path / "embeddings.zarr" if out is None else Path(out).expanduser().resolve()
-    return save_embeddings(embedded(subject, found, views), path)
+    store = subject.home / "embeddings.zarr" if out is None else Path(out).expanduser().resolve()
+    return save_embeddings(embedded(subject, found, views), store)
 
 
 def views_of(subject: Subject, asked: str | None) -> tuple[str, ...]:
-    """Views to encode: the trained one, the asked one, or all that the run has.
+    """Views to encode: the trained one, the asked one, or all that there are.
 
     Raises:
-        RecipeError: a view without an encoder in this run.
+        RecipeError: a view without an encoder.
     """
-    have = subject.recipe.views
+    have = subject.views
     if asked is None:
-        return (subject.method.trained_view,)
+        return (subject.trained_view,)
     if asked != "all" and asked not in have:
-        raise RecipeError(f"this run has no encoder of view={asked}; type view= one of {', '.join(have)}, all")
+        raise RecipeError(
+            f"{subject.home.name} has no encoder of view={asked}; type view= one of {', '.join(have)}, all"
+        )
     return have if asked == "all" else (asked,)
 
 

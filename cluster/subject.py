@@ -1,17 +1,24 @@
-"""What is looked at? A run's last checkpoint, the data it is shown, the device: opened and checked once for embed and evaluate."""
+"""What is looked at? A run's last checkpoint or a model card, the data it is shown, the device: opened and checked once.
+
+`embed`, `evaluate` and everything that reads features ask a `Subject` and never whether it is a run or a card.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from omegaconf import OmegaConf
 
+from vidssl.card import Card, build_from, is_card, read_card, read_weights
 from vidssl.checkpoint import Meta, checkpoint_path, load_method, read_checkpoint
-from vidssl.errors import DataError, DeviceError, RecipeError
+from vidssl.encoder import Encoder, build_encoder
+from vidssl.errors import CheckpointError, DataError, DeviceError, RecipeError
 from vidssl.recipe import Recipe, recipe_from_file
 from vidssl.run_folder import RunFolder, open_run
 
@@ -19,59 +26,105 @@ if TYPE_CHECKING:
     from pipelines.manifest import Manifest
     from vidssl.methods import Method
 
-__all__ = ["Subject", "open_subject", "take_word"]
+__all__ = ["Subject", "open_subject", "recipe_from_tree", "take_word"]
 
-_ALLOWED = ("evaluation.", "loader.", "trainer.device=", "data=")
+_ALLOWED: Final = ("evaluation.", "finetune.", "loader.", "trainer.device=", "data=")
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A trained method with everything needed to look at it.
+    """A trained encoder with everything needed to look at it.
 
     Attributes:
-        folder: The run.
-        recipe: Its recipe, with the words of this evaluation applied.
-        method: In evaluation mode, on `device`.
-        meta: Of the checkpoint.
-        checkpoint_hash: sha256 of the checkpoint's weights, first 16 digits.
+        home: The run folder or the card folder.
+        recipe: Of the run, with the words of this evaluation applied; of a card, what the card says as a recipe.
+        meta: Of the checkpoint; of a card, what it knows of it.
+        checkpoint_hash: sha256 of the checkpoint's or the card's weights, first 16 digits.
         manifest: The data it is shown.
         device: Where it runs.
+        folder: The run; None for a card.
+        method: In evaluation mode, on `device`; None for a card.
+        card: None for a run.
     """
 
-    folder: RunFolder
+    home: Path
     recipe: Recipe
-    method: Method
     meta: Meta
     checkpoint_hash: str
     manifest: Manifest
     device: torch.device
+    folder: RunFolder | None = None
+    method: Method | None = None
+    card: Card | None = None
+    _encoder: Encoder | None = None
+
+    @property
+    def trained_view(self) -> str:
+        """The stream whose encoder this is for."""
+        return self.recipe.method.view
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Streams that there is an encoder of, the trained one first."""
+        return self.recipe.views if self.card is None else self.card.views
+
+    @property
+    def out_folder(self) -> Path:
+        """Where results go."""
+        return self.home / "eval"
 
     @property
     def own_data(self) -> bool:
         """Whether it is shown the data it was trained on."""
         return self.meta.data == self.manifest.hash
 
+    @property
+    def windows(self) -> int:
+        """Most windows of one video."""
+        chosen = self.recipe.evaluation
+        return {"centre": 1, "p2": 10}.get(chosen.protocol, chosen.windows)
+
+    def encoder(self, view: str) -> Encoder:
+        """The trained encoder of `view`, in evaluation mode, on the device.
+
+        Raises:
+            RecipeError: there is no encoder of this view.
+        """
+        self._check_view(view)
+        if self.method is not None:
+            return self.method.encoder(view)
+        assert self._encoder is not None  # for the type checker: a card always brings one
+        return self._encoder
+
+    def untrained(self, view: str) -> Encoder:
+        """The same network and seed before training: the rival that every score has to beat.
+
+        Raises:
+            RecipeError: there is no encoder of this view.
+        """
+        self._check_view(view)
+        if self.method is not None:
+            from vidssl.methods import build_method
+
+            fresh = build_method(self.recipe, self.recipe.seed).encoder(view)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.recipe.seed)
+                fresh = build_encoder(self.recipe.model, view)
+        return fresh.eval().to(self.device)
+
     def protocol(self) -> dict[str, Any]:
         """What every number made from this subject has to carry (plain JSON values)."""
         from pipelines.decode import resolve_decode
 
-        clips, trainer = self.recipe.clips, self.recipe.trainer
-        train = len(self.manifest.rows("train" if "train" in self.manifest.splits else None))
-        return {
-            "run": self.folder.path.name,
-            "method": self.recipe.method.name,
-            "backbone": self.recipe.model.backbone,
-            "recipe": self.meta.recipe,
-            "seed": self.recipe.seed,
-            "steps": self.meta.step,
-            "epochs": round(self.meta.step * trainer.batch * self.meta.world / train, 2) if self.own_data else None,
-            "checkpoint": "last",
-            "checkpoint_sha256": self.checkpoint_hash,
+        clips = self.recipe.clips
+        return self._origin() | {
             "data_hash": self.manifest.hash,
             "trained_on": self.meta.data,
             "T": clips.frames,
             "stride": clips.stride,
             "size": clips.size,
+            "normalize": self.recipe.augment.normalize,
             "windows": self.windows,
             "window_rule": "every T*stride/2-1 frames, at most `windows`, spread evenly"
             if self.windows > 1
@@ -82,40 +135,103 @@ class Subject:
             "device": self.device.type,
         }
 
-    @property
-    def windows(self) -> int:
-        """Most windows of one video."""
-        return 1 if self.recipe.evaluation.protocol == "centre" else self.recipe.evaluation.windows
+    def _origin(self) -> dict[str, Any]:
+        recipe, card = self.recipe, self.card
+        facts: dict[str, Any] = {
+            "run": self.home.name,
+            "method": recipe.method.name,
+            "backbone": recipe.model.backbone,
+            "recipe": self.meta.recipe or None,
+            "checkpoint_sha256": self.checkpoint_hash,
+        }
+        if card is None:
+            told = {"seed": recipe.seed, "steps": self.meta.step, "epochs": self._epochs(), "checkpoint": "last"}
+            return facts | told
+        told = {"seed": card.protocol.seed, "steps": card.protocol.steps, "epochs": None}
+        return facts | told | {"checkpoint": card.protocol.source, "assumed": list(card.protocol.assumed)}
+
+    def _epochs(self) -> float | None:
+        if not self.own_data:
+            return None
+        train = len(self.manifest.rows("train" if "train" in self.manifest.splits else None))
+        return round(self.meta.step * self.recipe.trainer.batch * self.meta.world / train, 2)
+
+    def _check_view(self, view: str) -> None:
+        if view not in self.views:
+            raise RecipeError(
+                f"{self.home.name} has no encoder of view={view}; type view= one of {', '.join(self.views)}"
+            )
 
 
-def open_subject(run_dir: str | Path, words: Sequence[str]) -> Subject:
-    """Open the last checkpoint of a run and its data.
+def open_subject(path: str | Path, words: Sequence[str]) -> Subject:
+    """Open the last checkpoint of a run, or a card, and its data.
 
     Args:
-        run_dir: The run folder.
-        words: `evaluation.*`, `loader.*`, `trainer.device` and `data`, as key=value.
+        path: A run folder or a card folder.
+        words: `evaluation.*`, `finetune.*`, `loader.*`, `trainer.device` and `data`, as key=value.
 
     Raises:
-        CheckpointError: no run, or no checkpoint in it.
+        CheckpointError: neither a run nor a card, no checkpoint in the run, a damaged card.
         RecipeError: a word that would change what was trained, or no key of a recipe.
-        DataError: the data is gone, or is other data than was trained on and was not named with `data=`.
+        DataError: the data is gone, is other data than the run was trained on and was not named with `data=`, or has no
+            flow for an encoder that reads flow.
         DeviceError: cuda without a GPU.
     """
-    folder = open_run(run_dir)
     for word in words:
         if not word.startswith(_ALLOWED):
             raise RecipeError(
-                f"'{word}' cannot be set for a run that is trained; type evaluation.*, loader.*, trainer.device or data"
+                f"'{word}' cannot be set for a run that is trained; type evaluation.*, finetune.*, loader.*, trainer.device or data"
             )
+    if is_card(path):
+        return _open_card(Path(path).expanduser().resolve(), words)
+    try:
+        folder = open_run(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path} is no run folder (it has no recipe.yaml) and no card folder (no card.json); "
+            "give the folder that `vidssl train`, `vidssl import` or `vidssl export` named"
+        ) from error
+    return _open_run(folder, words)
+
+
+def _open_run(folder: RunFolder, words: Sequence[str]) -> Subject:
     recipe = recipe_from_file(folder.recipe, words)
     method, _, step = load_method(folder)
     meta, _, _ = read_checkpoint(folder, step)
-    manifest = _data_of(recipe, meta, named=any(word.startswith("data=") for word in words))
+    manifest = _data_of(recipe, meta.data, named=any(word.startswith("data=") for word in words))
     device = _device(recipe.trainer.device)
-    weights = checkpoint_path(folder, step) / "model.pt"
-    with weights.open("rb") as stream:
+    with (checkpoint_path(folder, step) / "model.pt").open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    return Subject(folder, recipe, method.to(device), meta, digest, manifest, device)  # pyright: ignore[reportArgumentType]
+    return Subject(folder.path, recipe, meta, digest, manifest, device, folder=folder, method=method.to(device))
+
+
+def _open_card(folder: Path, words: Sequence[str]) -> Subject:
+    card = read_card(folder)
+    facts = card.protocol
+    recipe = recipe_from_tree({"name": folder.name} | card.recipe(), words)
+    if recipe.data is None:
+        raise DataError(f"the card {folder.name} names no data; type data=FOLDER, a folder that `vidssl pack` wrote")
+    manifest = _data_of(recipe, facts.data_hash, named=True)
+    if card.view in ("flow", "u", "v") and getattr(manifest, "flow", None) is None:
+        raise DataError(
+            f"the card {folder.name} reads {card.view} and {manifest.root} holds no optical flow; pack the data with flow"
+        )
+    device = _device(recipe.trainer.device)
+    encoder = build_from(card, read_weights(folder)).to(device)
+    meta = Meta(facts.steps or 0, facts.recipe or "", facts.data_hash, 1, facts.epoch or 0)
+    return Subject(folder, recipe, meta, card.weights_sha256[:16], manifest, device, card=card, _encoder=encoder)
+
+
+def recipe_from_tree(tree: Mapping[str, Any], words: Sequence[str] = ()) -> Recipe:
+    """A recipe out of a mapping, with `key=value` words applied.
+
+    Raises:
+        RecipeError: as `vidssl.recipe.recipe_from_file`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "card"
+        path.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(tree))))
+        return recipe_from_file(path, words)
 
 
 def take_word(words: Sequence[str], key: str) -> tuple[str | None, list[str]]:
@@ -124,7 +240,7 @@ def take_word(words: Sequence[str], key: str) -> tuple[str | None, list[str]]:
     return (values[-1] if values else None), [word for word in words if not word.startswith(f"{key}=")]
 
 
-def _data_of(recipe: Recipe, meta: Meta, named: bool) -> Manifest:
+def _data_of(recipe: Recipe, trained_on: str | None, named: bool) -> Manifest:
     from pipelines.manifest import load_manifest
 
     if recipe.data is None:
@@ -133,9 +249,9 @@ def _data_of(recipe: Recipe, meta: Meta, named: bool) -> Manifest:
     if not root.exists():
         raise DataError(f"the data of this run is not at {root}; if it has moved, type data=FOLDER")
     manifest = load_manifest(root)
-    if manifest.hash != meta.data and not named:
+    if manifest.hash != trained_on and not named:
         raise DataError(
-            f"{root} holds other data (hash {manifest.hash}) than this run was trained on ({meta.data}); "
+            f"{root} holds other data (hash {manifest.hash}) than this run was trained on ({trained_on}); "
             f"to look at it all the same, type data={recipe.data}"
         )
     return manifest
