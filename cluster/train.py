@@ -23,12 +23,13 @@ from types import FrameType
 from typing import Any
 
 from cluster.bank_spec import BankSpec
+from cluster.checks import check_recipe, steps_of, training_rows
 from cluster.launch import check_resources, in_ray_job, ray_session, resolve_device
 from cluster.runlog import live_line
 from vidssl import errors
-from vidssl.checkpoint import encoder_state, latest_step, read_checkpoint
-from vidssl.errors import CheckpointError, DataError, RecipeError, VidsslError
-from vidssl.methods import mining_of
+from vidssl.checkpoint import latest_step, read_checkpoint
+from vidssl.errors import CheckpointError, DataError, VidsslError
+from vidssl.methods import bank_views_of, mining_of
 from vidssl.mining.plan import plan_from
 from vidssl.recipe import Recipe
 from vidssl.run_folder import RunFolder, open_run
@@ -63,19 +64,20 @@ def prepare(recipe: Recipe, fresh: bool = False, argv: Sequence[str] = ()) -> Ru
     Raises:
         VidsslError: anything that would stop it later.
     """
-    manifest = _check_data(recipe)
+    manifest = check_recipe(recipe)
     recipe = _with_absolute_paths(recipe, manifest.root)
     folder = run_folder_of(recipe)
     if folder.recipe.is_file() and not fresh:
-        hint = f"--resume {folder.path}" if latest_step(folder) else "--fresh"
+        hint = f"--resume {folder.path}" if latest_step(folder) or recipe.phases else "--fresh"
         raise CheckpointError(
             f"{folder.path} already holds a run; type {hint} to go on, name=OTHER for another run, or --fresh to begin again"
         )
     try:
         if fresh:
             shutil.rmtree(folder.path, ignore_errors=True)
-        for path in (folder.checkpoints, folder.bank, folder.evaluation):
-            path.mkdir(parents=True, exist_ok=True)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        for path in () if recipe.phases else (folder.checkpoints, folder.bank, folder.evaluation):
+            path.mkdir(exist_ok=True)
         folder.recipe.write_text(recipe.to_yaml())
         folder.facts.write_text(json.dumps(_facts(manifest.hash, argv), indent=1))
     except OSError as error:
@@ -87,10 +89,9 @@ def prepare(recipe: Recipe, fresh: bool = False, argv: Sequence[str] = ()) -> Ru
 
 def _with_absolute_paths(recipe: Recipe, data: Path) -> Recipe:
     """A run, and its workers on other machines, must find their files from any folder."""
-    method, second = recipe.method, recipe.method.second_from
-    if second is not None:
-        method = method.model_copy(update={"second_from": str(Path(second).expanduser().resolve())})
-    return recipe.model_copy(update={"data": str(data), "method": method})
+    given = {"first_from": recipe.method.first_from, "second_from": recipe.method.second_from}
+    found = {key: str(Path(path).expanduser().resolve()) for key, path in given.items() if path is not None}
+    return recipe.model_copy(update={"data": str(data), "method": recipe.method.model_copy(update=found)})
 
 
 def resume(path: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder, Recipe]:
@@ -105,11 +106,13 @@ def resume(path: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder, 
             f"a resumed run keeps its recipe, so '{overrides[0]}' cannot be set; type only: vidssl train --resume {path}"
         )
     recipe = folder.read_recipe()
+    if recipe.phases:  # each phase looks at its own checkpoints
+        return folder, recipe
     step = latest_step(folder)
     if step is None:
         raise CheckpointError(f"{path} has no checkpoint to go on from; begin again with --fresh")
     meta, _, _ = read_checkpoint(folder, step)
-    manifest = _check_data(recipe)
+    manifest = check_recipe(recipe)
     if meta.data != manifest.hash:
         raise CheckpointError(
             f"{recipe.data} holds other data (hash {manifest.hash}) than this run was trained on ({meta.data}); restore it, or begin again with --fresh"
@@ -124,7 +127,7 @@ def train(recipe: Recipe, folder: RunFolder, say: Say = lambda line: None) -> Ou
         VidsslError: a mistake of the user, found here or by a worker.
     """
     began = time.monotonic()
-    total = _total_steps(recipe)
+    total = steps_of(recipe)
     folder.stop_flag.unlink(missing_ok=True)
     folder.failure.unlink(missing_ok=True)
     trainer = recipe.trainer
@@ -145,7 +148,7 @@ def _fit(recipe: Recipe, folder: RunFolder, total: int, use_gpu: bool) -> dict[s
 
     from cluster.worker import Job, worker_loop
 
-    trainer, manifest = recipe.trainer, _check_data(recipe)
+    trainer, manifest = recipe.trainer, check_recipe(recipe)
     spec = _bank_spec(recipe, folder, manifest)
     bank = None
     if spec is not None:
@@ -178,15 +181,16 @@ def _fit(recipe: Recipe, folder: RunFolder, total: int, use_gpu: bool) -> dict[s
 
 
 def _bank_spec(recipe: Recipe, folder: RunFolder, manifest: Any) -> BankSpec | None:
-    if recipe.method.name == "infonce" or recipe.mining.where != "actor":
+    if not recipe.mines or recipe.mining.where != "actor":
         return None
     mining, trainer = recipe.mining, recipe.trainer
+    main, aux = bank_views_of(recipe)
     return BankSpec(
         n_slots=len(manifest),
         dim=recipe.model.dim,
-        main=recipe.method.second_view,
-        aux=recipe.method.view,
-        plan=plan_from(mining_of(recipe), len(_training_rows(manifest))),  # only these slots are ever filled
+        main=main,
+        aux=aux,
+        plan=plan_from(mining_of(recipe), len(training_rows(manifest))),  # only these slots are ever filled
         root=str(folder.bank),
         data_hash=manifest.hash,
         world=trainer.workers,
@@ -262,53 +266,6 @@ def _stop_on_signal(folder: RunFolder, say: Say) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _check_data(recipe: Recipe) -> Any:
-    from pipelines.manifest import load_manifest
-
-    if recipe.data is None:
-        raise RecipeError("no data given; type data=FOLDER, a folder that `vidssl pack` wrote")
-    manifest = load_manifest(Path(recipe.data).expanduser().resolve())
-    _steps_per_epoch(recipe, manifest)
-    _check_second(recipe)
-    if recipe.method.name != "infonce" and recipe.mining.where != "off":
-        slots = recipe.method.queue if recipe.mining.where == "inline" else len(_training_rows(manifest))
-        plan_from(mining_of(recipe), slots)
-    return manifest
-
-
-def _check_second(recipe: Recipe) -> None:
-    method = recipe.method
-    if method.name == "infonce":
-        return
-    if method.second_from is not None:
-        encoder_state(method.second_from, method.second_view)
-    elif method.warmup_steps == 0:
-        raise RecipeError(
-            f"{method.name} mines with the {method.second_view} stream, which would have random weights; "
-            "type method.warmup_steps=N to train it first, or method.second_from=RUN"
-        )
-
-
-def _steps_per_epoch(recipe: Recipe, manifest: Any) -> int:
-    trainer = recipe.trainer
-    rows = len(_training_rows(manifest))
-    together = trainer.batch * trainer.workers
-    if rows < together:
-        raise DataError(
-            f"{recipe.data} has {rows} training videos and one step takes {together} (trainer.batch={trainer.batch} x trainer.workers={trainer.workers}); "
-            f"type trainer.batch={max(1, rows // trainer.workers)} or pack more videos"
-        )
-    return rows // together
-
-
-def _training_rows(manifest: Any) -> Any:
-    return manifest.rows("train" if "train" in manifest.splits else None)
-
-
-def _total_steps(recipe: Recipe) -> int:
-    return recipe.trainer.steps or recipe.trainer.epochs * _steps_per_epoch(recipe, _check_data(recipe))
 
 
 def _facts(data_hash: str, argv: Sequence[str]) -> dict[str, Any]:

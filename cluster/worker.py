@@ -32,6 +32,7 @@ from vidssl.checkpoint import (
 )
 from vidssl.errors import CheckpointError, VidsslError
 from vidssl.methods import Method, StepOutput, build_method
+from vidssl.optimizers import build_optimizer
 from vidssl.recipe import Recipe
 from vidssl.run_folder import RunFolder
 from vidssl.schedule import learning_rate
@@ -94,7 +95,7 @@ class Worker:
         self.manifest = load_manifest(job.data)
         self.start = latest_step(self.folder) or 0
         self.method = build_method(self.recipe, self.recipe.seed, len(self.manifest)).to(self.device)
-        self.optimizer = _optimizer(self.recipe, self.method)
+        self.optimizer = build_optimizer(self.recipe.optim, [p for p in self.method.parameters() if p.requires_grad])
         self.loader = _loader(self.recipe, self.manifest, self.rank, self.world, self.device)
         self.open.callback(self.loader.close)
         self.bank = self._bank_client()
@@ -232,14 +233,6 @@ class Worker:
         torch.manual_seed(self.recipe.seed)
         if self.recipe.trainer.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def _optimizer(recipe: Recipe, method: nn.Module) -> torch.optim.Optimizer:
-    optim = recipe.optim
-    parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    if optim.name == "adam":
-        return torch.optim.Adam(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
-    return torch.optim.SGD(parameters, lr=optim.lr, momentum=0.9, weight_decay=optim.weight_decay)
 
 
 def _loader(recipe: Recipe, manifest: Manifest, rank: int, world: int, device: torch.device) -> TrainLoader:

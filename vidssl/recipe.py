@@ -53,6 +53,7 @@ __all__ = [
     "Trainer",
     "Vicc",
     "load_recipe",
+    "phase_recipe",
     "recipe_from_file",
     "recipe_names",
 ]
@@ -185,6 +186,60 @@ def recipe_from_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path.name}: {str(error).splitlines()[0]}") from error
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
+    recipe = _validated(plain)
+    for phase in recipe.phases:
+        _check_roles(recipe, phase)
+    return recipe
+
+
+def phase_recipe(recipe: Recipe, phase: Phase, root: Path | None = None) -> Recipe:
+    """The recipe of one phase: the whole one with the phase's words, its name, and its sources as runs beside it.
+
+    Args:
+        recipe: A recipe with phases.
+        phase: One of them.
+        root: Folder of the whole run; None: the sources stay open (a check before anything is trained).
+
+    Raises:
+        RecipeError: the phase's words are no keys, or its recipe is not valid.
+    """
+    tree = OmegaConf.create(recipe.model_dump(mode="json", exclude={"phases"}))
+    for key, value in phase.words.items():
+        try:
+            _check_key(key)
+        except RecipeError as error:
+            raise RecipeError(f"phase '{phase.name}': {error}") from error
+        OmegaConf.update(tree, key, value, merge=True)
+    sources = {"method.first_from": phase.start, "method.second_from": phase.second}
+    for key, source in sources.items():
+        if source is not None and root is not None:
+            OmegaConf.update(tree, key, str(root / source))
+    OmegaConf.update(tree, "name", phase.name)
+    if root is not None:
+        OmegaConf.update(tree, "trainer.storage", str(root))
+    plain: Any = OmegaConf.to_container(tree)
+    try:
+        return _validated(plain)
+    except RecipeError as error:
+        raise RecipeError(f"phase '{phase.name}': {error}") from error
+
+
+def _check_roles(recipe: Recipe, phase: Phase) -> None:
+    """A phase goes on with the stream that its start trained, and looks through one that another phase trained."""
+    own = phase_recipe(recipe, phase).method
+    by_name = {other.name: other for other in recipe.phases}
+    for role, source, wanted in (("start", phase.start, own.view), ("second", phase.second, own.second_view)):
+        if source is None:
+            continue
+        trained = phase_recipe(recipe, by_name[source]).method.view
+        if trained != wanted:
+            raise RecipeError(
+                f"phase '{phase.name}' wants a {wanted} stream from {role}={source}, which trains {trained}; "
+                "name a phase that trains it, or change method.view"
+            )
+
+
+def _validated(plain: Any) -> Recipe:
     try:
         return Recipe.model_validate(plain)
     except ValidationError as error:

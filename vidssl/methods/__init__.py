@@ -9,7 +9,7 @@ from vidssl.methods.coclr import CoCLR, mining_of
 from vidssl.methods.infonce import InfoNCE
 from vidssl.recipe import Recipe
 
-__all__ = ["CoCLR", "InfoNCE", "Method", "Phase", "StepOutput", "build_method", "mining_of"]
+__all__ = ["CoCLR", "InfoNCE", "Method", "Phase", "StepOutput", "bank_views_of", "build_method", "mining_of"]
 
 
 def build_method(recipe: Recipe, seed: int | None = None, instances: int = 1) -> Method:
@@ -46,3 +46,12 @@ def _method(recipe: Recipe, seed: int, instances: int) -> Method:
 
         return IIC(recipe, seed, instances)
     return CoCLR(recipe, seed)
+
+
+def bank_views_of(recipe: Recipe) -> tuple[str, str]:
+    """Views of the bank that mine: (main, auxiliary); the rows of the auxiliary one are handed out as positives.
+
+    With one stream (infonce with `method.cascade`) the bank keeps two rows of each video: its key and its query.
+    """
+    view = recipe.method.view
+    return (f"{view}.query", view) if recipe.method.name == "infonce" else (recipe.method.second_view, view)
