@@ -28,6 +28,7 @@ class RingQueue(nn.Module):
     Attributes:
         instance: int64 [K], dense instance of each slot, -1 where nothing was written.
         group: int64 [K], its group, -1 where nothing was written.
+        label: int64 [K], its class, -1 where unknown: only UberNCE and the rival `mining.strategy=oracle` write it.
         written: bool [K].
         minable: bool [K]: rows of the frozen phase, see `forget_minable`.
         pointer: int64 scalar, the slot that is written next.
@@ -35,6 +36,7 @@ class RingQueue(nn.Module):
 
     instance: Tensor
     group: Tensor
+    label: Tensor
     written: Tensor
     minable: Tensor
     pointer: Tensor
@@ -49,6 +51,7 @@ class RingQueue(nn.Module):
             self.register_buffer(f"rows_{view}", unit_rows(torch.randn(size, dim)))
         self.register_buffer("instance", torch.full((size,), -1, dtype=torch.int64))
         self.register_buffer("group", torch.full((size,), -1, dtype=torch.int64))
+        self.register_buffer("label", torch.full((size,), -1, dtype=torch.int64))
         self.register_buffer("written", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("minable", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
@@ -58,13 +61,14 @@ class RingQueue(nn.Module):
         return self.get_buffer(f"rows_{view}")
 
     @torch.no_grad()
-    def push(self, rows: Mapping[str, Tensor], instance: Tensor, group: Tensor) -> None:
+    def push(self, rows: Mapping[str, Tensor], instance: Tensor, group: Tensor, label: Tensor | None = None) -> None:
         """Overwrite the oldest slots. Of more than K rows the last K stay, where a row-by-row write would put them.
 
         Args:
             rows: Every view of the queue → [G, D] unit rows.
             instance: int64 [G].
             group: int64 [G].
+            label: int64 [G]; None: the queue is told no labels.
 
         Raises:
             RecipeError: other views than those of this queue.
@@ -78,6 +82,7 @@ class RingQueue(nn.Module):
             self.rows(view)[slots[keep]] = rows[view][keep].to(self.rows(view).dtype)
         self.instance[slots[keep]] = instance[keep]
         self.group[slots[keep]] = group[keep]
+        self.label[slots[keep]] = -1 if label is None else label[keep]
         self.written[slots[keep]] = True
         self.minable[slots[keep]] = True
         self.pointer.copy_((self.pointer + count) % self.size)
@@ -90,6 +95,10 @@ class RingQueue(nn.Module):
         """Whether mining may start: every slot holds rows of the present encoders (as published: only a full queue)."""
         return bool(self.minable.all())
 
+    def full(self) -> bool:
+        """Whether every slot was written."""
+        return bool(self.written.all())
+
     def filled(self) -> Tensor:
         """Share of written slots, a scalar."""
         return self.written.float().mean()
@@ -98,3 +107,7 @@ class RingQueue(nn.Module):
         """Bool [B, K]: slots of the row's own instance or of its group (videos cut from one source)."""
         alike = (group[:, None] == self.group) & (group[:, None] >= 0)
         return (alike | (instance[:, None] == self.instance)) & self.written
+
+    def same_label(self, label: Tensor) -> Tensor:
+        """Bool [B, K]: slots of the row's class; -1 (unknown) matches nothing."""
+        return (label[:, None] == self.label) & (self.label >= 0) & self.written

@@ -16,7 +16,7 @@ from vidssl.backbones import build_backbone
 from vidssl.batch import ClipBatch
 from vidssl.encoder import Encoder
 from vidssl.losses import info_nce, mean_log_nce
-from vidssl.methods import build_method, coclr
+from vidssl.methods import build_method, mined
 from vidssl.published import import_encoder
 from vidssl.recipe import Model, Recipe
 
@@ -115,8 +115,8 @@ def step(request, monkeypatch):
         seen.update(logits=logits, positive=positive, valid=valid)
         return real(logits, positive, valid)
 
-    real = coclr.mil_nce
-    monkeypatch.setattr(coclr, "mil_nce", listening)
+    real = mined.mil_nce
+    monkeypatch.setattr(mined, "mil_nce", listening)
     output = method.train()(batch)
     output.loss.backward()
     return stored, seen, output, method

@@ -297,8 +297,8 @@ def test_what_the_loop_may_ask():
 def test_coclr_mines_in_one_stage_whatever_the_cascade_says():
     assert mining_of(a_recipe("coclr")).stages == 1
     assert mining_of(a_recipe("cpr")).stages == 3
-    assert build_method(a_recipe("coclr", where="inline")).plan.views == (0,)
-    assert build_method(a_recipe("cpr", where="inline")).plan.views == (0, 1, 0)
+    assert build_method(a_recipe("coclr", where="inline")).mined.plan.views == (0,)
+    assert build_method(a_recipe("cpr", where="inline")).mined.plan.views == (0, 1, 0)
 
 
 def test_a_cascade_that_the_queue_is_too_small_for_is_refused_before_anything_starts():

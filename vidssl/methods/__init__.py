@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from vidssl.methods.base import Method, Phase, StepOutput
-from vidssl.methods.coclr import CoCLR, mining_of
+from vidssl.methods.coclr import CoCLR
 from vidssl.methods.infonce import InfoNCE
+from vidssl.methods.mined import mining_of
 from vidssl.recipe import Recipe
 
 __all__ = ["CoCLR", "InfoNCE", "Method", "Phase", "StepOutput", "bank_views_of", "build_method", "mining_of"]

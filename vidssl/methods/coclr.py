@@ -11,39 +11,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from vidssl.batch import ClipBatch, Positives
-from vidssl.distributed import gather_rows
-from vidssl.losses import apply_self_rule, contrast, mil_nce, self_dropped
-from vidssl.methods.base import Method, Phase, StepOutput
-from vidssl.methods.infonce import info_nce_of, own_accuracy
-from vidssl.methods.inline import mine_in_queue
+from vidssl.methods.base import StepOutput
+from vidssl.methods.infonce import info_nce_of
+from vidssl.methods.mined import MinedLoss, Rows, own_accuracy
+from vidssl.methods.moco import MoCo
 from vidssl.methods.stream import Stream
-from vidssl.mining.plan import CascadePlan, plan_from
 from vidssl.queue import RingQueue
-from vidssl.recipe import Mining, Recipe
+from vidssl.recipe import Recipe
 
-if TYPE_CHECKING:
-    from vidssl.mining.cascade import Backend
-
-__all__ = ["CoCLR", "mining_of"]
+__all__ = ["CoCLR"]
 
 _log = logging.getLogger(__name__)
 
 
-def mining_of(recipe: Recipe) -> Mining:
-    """The mining section as the method means it: CoCLR is one stage on the second view, whatever `stages` says."""
-    if recipe.method.name != "coclr":
-        return recipe.mining
-    return recipe.mining.model_copy(update={"stages": 1, "strategy": "cascade", "ratio": None, "pool": None})
-
-
-class CoCLR(Method):
+class CoCLR(MoCo):
     """Co-training with mined positives; `name` cpr mines with the recipe's cascade, coclr with plain top-k.
+
+    With `mining.where=off` nothing is mined: the positives are the own key and the siblings in the queue.
 
     Raises:
         RecipeError: `mining.where=inline` with a cascade that the queue is too small for.
@@ -60,12 +49,8 @@ class CoCLR(Method):
         }
         self.streams = nn.ModuleDict(streams)
         self.queue = RingQueue((self.aux_view, self.main_view), recipe.method.queue, recipe.model.dim)
+        self.mined = MinedLoss(recipe, seed, main=self.main_view, keys=self.aux_view)
         self.register_buffer("frozen", torch.tensor(not warmup))
-        self.where = recipe.mining.where
-        self.backend: Backend = recipe.mining.backend
-        self.plan: CascadePlan | None = None
-        if self.where == "inline":
-            self.plan = plan_from(mining_of(recipe), recipe.method.queue)
         if not warmup and recipe.method.second_from is None:
             _log.warning(
                 "the second view '%s' has random weights: give method.second_from or method.warmup_steps",
@@ -76,14 +61,6 @@ class CoCLR(Method):
     def unused_parameters(self) -> bool:
         """True with a warm-up: after it the second stream takes no gradient any more."""
         return self.options.warmup_steps > 0
-
-    def phase(self, step: int) -> Phase:
-        """`warmup` before step `method.warmup_steps`."""
-        return "warmup" if step < self.options.warmup_steps else "main"
-
-    def needs_positives(self, step: int) -> bool:
-        """In the main phase with `mining.where=actor`."""
-        return self.where == "actor" and self.phase(step) == "main"
 
     def load_second(self, state: Mapping[str, Tensor]) -> None:
         """Weights of the second view's trained encoder (an `Encoder` state dict).
@@ -107,19 +84,6 @@ class CoCLR(Method):
         self.queue.forget_minable()
         self.frozen.fill_(True)
 
-    def _encode(self, view: str, batch: ClipBatch) -> tuple[Tensor, Tensor]:
-        stream, clips = self.stream(view), batch.clips[view]
-        query = stream.queries(clips[:, 0])
-        if self.training:
-            stream.follow(self.options.momentum)
-        key = stream.keys(clips[:, 1], shuffle=self.options.shuffle_bn, seed=self.seed, step=batch.step)
-        return query, key
-
-    def _enqueue(self, rows: Mapping[str, Tensor], batch: ClipBatch) -> None:
-        if self.training:
-            everyone = {view: gather_rows(part) for view, part in rows.items()}
-            self.queue.push(everyone, gather_rows(batch.instance), gather_rows(batch.group))
-
     def _warmup_step(self, batch: ClipBatch) -> StepOutput:
         losses: dict[str, Tensor] = {}
         keys: dict[str, Tensor] = {}
@@ -137,48 +101,10 @@ class CoCLR(Method):
         return StepOutput(loss, rows, {"loss/total": loss.detach(), **metrics})
 
     def _main_step(self, batch: ClipBatch, given: Positives | None) -> StepOutput:
+        assert self.mined is not None  # for the type checker: made in __init__
         query, key = self._encode(self.aux_view, batch)
         second = self.stream(self.main_view).frozen_rows(batch.clips[self.main_view][:, 1])
-        logits, positive, valid, mined = self._table(query, key, second, batch, given)
-        dropped = self_dropped(self.seed, batch.step, self.options.drop_p)
-        others = positive[:, 1:].any(1)  # siblings in the queue, or mined
-        positive, valid, lost = apply_self_rule(positive, valid, self.options.self_positive, dropped)
-        loss = mil_nce(logits, positive, valid)
-        metrics: dict[str, float | Tensor] = {
-            "loss/total": loss.detach(),
-            "train/acc@1": own_accuracy(logits, valid),
-            "queue/filled": self.queue.filled(),
-            "mining/positives_mean": (positive & valid).sum(1).float().mean(),
-            "mining/mined_mean": mined.float().mean(),
-            "mining/fallback_rate": (mined == 0).float().mean(),
-            "mining/rows_with_others": others.float().mean(),
-            "mining/self_dropped": lost.float().mean(),
-        }
+        loss, metrics = self.mined(Rows(query, key, main=second), self.queue, batch, given)
+        update = self._may_update(batch.step)
         self._enqueue({self.aux_view: key, self.main_view: second}, batch)
-        return StepOutput(loss, {self.main_view: second, self.aux_view: key}, metrics)
-
-    def _table(
-        self, query: Tensor, key: Tensor, second: Tensor, batch: ClipBatch, given: Positives | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits, positive and valid columns [B, 1+K(+k)], and the number of mined positives of each row [B]."""
-        siblings = self.queue.same_source(batch.instance, batch.group)
-        valid = self.queue.written.expand(batch.size, -1)
-        own = siblings.new_ones(batch.size, 1)
-        keys = self.queue.rows(self.aux_view).clone()  # a push comes before the backward pass
-        if given is None:
-            mined = self._mine_inline(query, second, siblings)
-            logits = contrast(query, key, keys, self.options.temperature)
-            return logits, torch.cat([own, siblings | mined], 1), torch.cat([own, valid], 1), mined.sum(1)
-        ids, vectors = given.tensors(query.device)
-        found = ids >= 0
-        # A mined video counts once: its slots leave the softmax where its bank row is appended.
-        twice = ((self.queue.instance[None, None] == ids[:, :, None]) & found[:, :, None]).any(1)
-        logits = contrast(query, key, keys, self.options.temperature, appended=vectors)
-        positive = torch.cat([own, siblings, found], 1)
-        return logits, positive, torch.cat([own, valid & ~twice, found], 1), found.sum(1)
-
-    def _mine_inline(self, query: Tensor, second: Tensor, siblings: Tensor) -> Tensor:
-        if self.plan is None or not self.queue.ready():
-            return torch.zeros_like(siblings)
-        views = (self.main_view, self.aux_view)
-        return mine_in_queue((second, query.detach()), self.queue, views, siblings, self.plan, self.backend)
+        return StepOutput(loss, {self.main_view: second, self.aux_view: key}, metrics, update)

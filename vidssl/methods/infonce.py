@@ -1,57 +1,86 @@
-"""InfoNCE on clips (MoCo): a clip should find the other clip of its video among K others. One stream, no mining."""
+"""InfoNCE on clips (MoCo): a clip should find the other clip of its video among K others. One stream.
+
+With `method.cascade` CPR is put on top: after `method.warmup_steps` steps the cascade finds each row positives in the
+same stream. Its two views are then the two clips: main is the key of clip 2, auxiliary the query of clip 1. CPR's
+abstract says that it is "easily applied to previous work"; this choice of views is ours.
+"""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from vidssl.batch import ClipBatch, Positives
-from vidssl.distributed import gather_rows
 from vidssl.losses import contrast, info_nce
-from vidssl.methods.base import Method, StepOutput
+from vidssl.methods.base import StepOutput
+from vidssl.methods.mined import MinedLoss, Rows, own_accuracy
+from vidssl.methods.moco import MoCo
 from vidssl.methods.stream import Stream
 from vidssl.queue import RingQueue
 from vidssl.recipe import Pretext, Recipe
 
-__all__ = ["InfoNCE", "info_nce_of", "own_accuracy"]
+__all__ = ["InfoNCE", "info_nce_of", "table_of"]
 
 
-class InfoNCE(Method):
-    """q of clip 1 against its key (twin, clip 2) and the queue; order inside a step as published.
+class InfoNCE(MoCo):
+    """q of clip 1 against its key (twin, clip 2) and the queue.
 
-    Twin update, keys on shuffled rows, logits against the *old* queue, then the keys of all ranks enter the queue.
     Slots that were never written are no negatives (the published queue starts with random ones). With
     `method.exclude_siblings` slots of the same group leave the softmax; the published code keeps them as negatives.
+    In the main phase of `method.cascade` they are positives, as in CoCLR.
+
+    With `mining.where=inline` both views mine among the queue's keys, as q and kf do in CoCLR. The bank's actor keeps a
+    row of each: queries mine among queries (main) and keys among keys (auxiliary, whose rows are handed out).
+
+    Raises:
+        RecipeError: `mining.where=inline` with a cascade that the queue is too small for.
     """
 
     def __init__(self, recipe: Recipe, seed: int) -> None:
         super().__init__(recipe, seed)
-        self.streams = nn.ModuleDict({self.trained_view: Stream(recipe.model, view=self.trained_view)})
-        self.queue = RingQueue((self.trained_view,), recipe.method.queue, recipe.model.dim)
+        view = self.trained_view
+        self.streams = nn.ModuleDict({view: Stream(recipe.model, view=view)})
+        self.queue = RingQueue((view,), recipe.method.queue, recipe.model.dim)
+        if recipe.method.cascade:
+            self.mined = MinedLoss(recipe, seed, main=view, keys=view)
 
     def forward(self, batch: ClipBatch, positives: Positives | None = None) -> StepOutput:
-        """See `Method.forward`; `positives` are not read."""
-        stream, clips = self.stream(self.trained_view), batch.clips[self.trained_view]
-        query = stream.queries(clips[:, 0])
-        if self.training:
-            stream.follow(self.options.momentum)
-        key = stream.keys(clips[:, 1], shuffle=self.options.shuffle_bn, seed=self.seed, step=batch.step)
-        loss, logits, valid = info_nce_of(query, key, self.queue, self.trained_view, batch, self.options)
-        metrics = {
-            "loss/total": loss.detach(),
-            "train/acc@1": own_accuracy(logits, valid),
-            "queue/filled": self.queue.filled(),
-        }
-        if self.training:
-            keys = {self.trained_view: gather_rows(key)}
-            self.queue.push(keys, gather_rows(batch.instance), gather_rows(batch.group))
-        return StepOutput(loss, {self.trained_view: key}, metrics)
+        """See `Method.forward`; `positives` are read in the main phase of `method.cascade` only."""
+        view = self.trained_view
+        query, key = self._encode(view, batch)
+        rows = {view: key}
+        if self.mined is not None:
+            rows[f"{view}.query"] = query.detach()
+        if self.mined is not None and self.phase(batch.step) == "main":
+            given = positives if self.needs_positives(batch.step) else None
+            loss, metrics = self.mined(Rows(query, key, main=key), self.queue, batch, given)
+        else:
+            loss, logits, valid = self._loss(query, key, batch)
+            metrics = {
+                "loss/total": loss.detach(),
+                "train/acc@1": own_accuracy(logits, valid),
+                "queue/filled": self.queue.filled(),
+            }
+        update = self._may_update(batch.step)
+        self._enqueue({view: key}, batch)
+        return StepOutput(loss, rows, metrics, update)
+
+    def _loss(self, query: Tensor, key: Tensor, batch: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, logits [B, 1+K] and valid columns of a step without mining."""
+        return info_nce_of(query, key, self.queue, self.trained_view, batch, self.options)
 
 
 def info_nce_of(
     query: Tensor, key: Tensor, queue: RingQueue, view: str, batch: ClipBatch, options: Pretext
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, logits [B, 1+K] and valid columns of plain InfoNCE against the written slots of a queue.
+    """Loss, logits [B, 1+K] and valid columns of plain InfoNCE against the written slots of a queue."""
+    logits, valid = table_of(query, key, queue, view, batch, options)
+    return info_nce(logits, valid), logits, valid
+
+
+def table_of(
+    query: Tensor, key: Tensor, queue: RingQueue, view: str, batch: ClipBatch, options: Pretext
+) -> tuple[Tensor, Tensor]:
+    """Logits and valid columns [B, 1+K]: own key, then the written slots of a queue.
 
     The slots are copied: a push before the backward pass must not change them.
     """
@@ -59,11 +88,4 @@ def info_nce_of(
     negative = queue.written.expand(batch.size, -1)
     if options.exclude_siblings:
         negative = negative & ~queue.same_source(batch.instance, batch.group)
-    valid = torch.cat([negative.new_ones(batch.size, 1), negative], dim=1)
-    return info_nce(logits, valid), logits, valid
-
-
-@torch.no_grad()
-def own_accuracy(logits: Tensor, valid: Tensor) -> Tensor:
-    """Share of rows whose own key scores highest of all valid columns."""
-    return (logits.masked_fill(~valid, float("-inf")).argmax(1) == 0).float().mean()
+    return logits, nn.functional.pad(negative, (1, 0), value=True)

@@ -22,31 +22,34 @@ def mine_in_queue(
     queries: tuple[Tensor, Tensor],
     queue: RingQueue,
     views: tuple[str, str],
-    siblings: Tensor,
+    forbidden: Tensor,
     plan: CascadePlan,
     backend: Backend,
+    k: int,
 ) -> Tensor:
-    """Bool [B, K]: the slots that the cascade picks for each row.
+    """Bool [B, K]: the k best slots that the cascade picks for each row.
 
     Args:
         queries: [B, D] unit rows of the main and of the auxiliary view.
         queue: A full queue.
         views: Names of the main and of the auxiliary view in it.
-        siblings: Bool [B, K], slots of the row's own source, which can never be mined.
+        forbidden: Bool [B, K], slots that the row can never mine: those of its own source (with the plan `oracle`
+            also all that are not of its class).
         plan: The cascade.
         backend: As in `vidssl.mining.cascade.mine`.
+        k: How many of the plan's positives are taken, the best first.
     """
     from vidssl.mining.cascade import mine  # heavy, and a run that mines in the bank never needs it
 
     bank = [queue.rows(view) for view in views]
-    result = mine(queries, bank, plan, exclude=_exclusions(siblings), valid=None, backend=backend)
-    ids = torch.as_tensor(result.ids, device=siblings.device)
-    mined = siblings.new_zeros(siblings.shape[0], queue.size + 1)
+    result = mine(queries, bank, plan, exclude=_exclusions(forbidden), valid=None, backend=backend)
+    ids = torch.as_tensor(result.ids[:, :k], device=forbidden.device)
+    mined = forbidden.new_zeros(forbidden.shape[0], queue.size + 1)
     mined.scatter_(1, torch.where(ids >= 0, ids, queue.size), True)  # -1 lands in a column that is cut off
     return mined[:, : queue.size]
 
 
-def _exclusions(siblings: Tensor) -> Exclusions:
-    counts = siblings.sum(1).cpu().numpy()
-    slots = siblings.nonzero()[:, 1].cpu().numpy().astype(np.int64)  # row-major: already grouped by row
+def _exclusions(forbidden: Tensor) -> Exclusions:
+    counts = forbidden.sum(1).cpu().numpy()
+    slots = forbidden.nonzero()[:, 1].cpu().numpy().astype(np.int64)  # row-major: already grouped by row
     return Exclusions(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), slots)

@@ -12,7 +12,7 @@ __all__ = ["topk_at"]
 
 
 def topk_at(mining: Mining, epoch: int) -> int:
-    """k of an epoch: that of the last pair [epoch, k] that has begun; `mining.topk` where there are no pairs.
+    """Positives per row in an epoch: of the last pair [epoch, k] that has begun; without pairs `mining.topk`.
 
     Always `mining.topk` are mined; a row takes the best k of them. So a plan that is feasible for topk stays so.
     """
