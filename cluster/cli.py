@@ -76,6 +76,7 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from cluster.phases import check_phase_words, prepare_phases, train_phases
     from cluster.train import prepare, resume, train
 
     words = list(args.words)
@@ -87,22 +88,48 @@ def _train(args: argparse.Namespace) -> int:
                 f"no recipe named; type vidssl train RECIPE key=value …, with one of {', '.join(recipe_names())}"
             )
         recipe = load_recipe(words[0], words[1:])
-        folder = prepare(recipe, fresh=args.fresh, argv=args.argv)
+        make = prepare_phases if recipe.phases else prepare
+        folder = make(recipe, fresh=args.fresh, argv=args.argv)
         recipe = folder.read_recipe()
-    outcome = train(recipe, folder, _say)
+    check_phase_words(recipe, args.phase)
+    if recipe.phases:
+
+        def after(path: Path) -> None:
+            if not args.no_evaluation:
+                _evaluate_and_report(path, [])
+
+        outcome = train_phases(recipe, folder, _say, only=args.phase, after=after, argv=args.argv)
+    else:
+        outcome = train(recipe, folder, _say)
     if outcome.stopped:
         _say(
             f"stopped after step {outcome.steps} of {outcome.total_steps}; to go on: vidssl train --resume {folder.path}"
         )
         return 130
     _say(f"trained {outcome.steps} steps in {outcome.seconds:.0f} s")
-    if not args.no_evaluation:
+    if recipe.phases:
+        from cluster.phases import phase_table
+
+        _say(phase_table(recipe, folder.path))
+    elif not args.no_evaluation:
         _evaluate_and_report(folder.path, [])
     return 0
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from vidssl.card import is_card
+
+    if is_card(args.run_dir):  # a card has no training to report on
+        return _evaluate_card(args.run_dir, args.words)
     return _evaluate_and_report(Path(args.run_dir), args.words)
+
+
+def _evaluate_card(card: str, words: Sequence[str]) -> int:
+    from cluster.evaluate import evaluate_run, results_table
+
+    _say(results_table(evaluate_run(card, words)))
+    _say(f"results: {Path(card) / 'eval'}")
+    return 0
 
 
 def _evaluate_and_report(run: Path, words: Sequence[str]) -> int:
@@ -111,6 +138,22 @@ def _evaluate_and_report(run: Path, words: Sequence[str]) -> int:
 
     _say(results_table(evaluate_run(run, words)))
     _say(f"report: {write_report(run)}")
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from cluster.exchange import import_published
+
+    _say(import_published(args.file, args.source, args.out, args.words))
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from cluster.exchange import export_card
+
+    if args.out is None:
+        raise RecipeError("no folder for the card; type --out CARD")
+    _say(f"card: {export_card(args.run_dir, args.out, args.words)}")
     return 0
 
 
@@ -194,6 +237,9 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     train = verb("train", _train, "train a recipe: vidssl train RECIPE data=PACKED key=value …")
     train.add_argument("--resume", metavar="RUN", help="go on with a run from its last checkpoint")
     train.add_argument("--fresh", action="store_true", help="remove a run of the same name first")
+    train.add_argument(
+        "--phase", metavar="NAME", help="with --resume, of a recipe with phases: train this one again, alone"
+    )
     train.add_argument("--no-evaluation", action="store_true", help="only train")
     verb(
         "sweep",
@@ -201,9 +247,17 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         "search stages x pool x top-k on a run's bank snapshot",
         ("recipe", "recipe or run whose mining is searched"),
     ).add_argument("--out", default=None, help="folder for sweep.csv and the plot")
-    verb("embed", _embed, "embeddings of all videos as a zarr store", run_dir)
-    verb("evaluate", _evaluate, "retrieval R@k and mining quality, with their protocol", run_dir)
+    run_or_card = ("run_dir", "a run folder or a card folder")
+    verb("embed", _embed, "embeddings of all videos as a zarr store", run_or_card)
+    verb("evaluate", _evaluate, "retrieval R@k and mining quality, with their protocol", run_or_card)
     verb("report", _report, "one self-contained page", run_dir)
+    published = verb("import", _import, "a published checkpoint: what is in it, and as a card", ("file", "the file"))
+    published.add_argument(
+        "--from", dest="source", metavar="PAPER", default=None, help="whose code wrote it: coclr | cpr | vicc | iic"
+    )
+    published.add_argument("--out", metavar="CARD", default=None, help="folder of the card (default: only look)")
+    card = verb("export", _export, "the last checkpoint of a run as a card: safetensors and card.json", run_dir)
+    card.add_argument("--out", metavar="CARD", default=None, help="folder of the card")
     recipes = verb("recipes", _recipes, "names of the recipes, or one of them resolved")
     recipes.add_argument("--name", default=None, help="show this one with key=value words applied")
     return parser, names

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.checks import check_recipe
+from cluster.launch import ray_session
 from cluster.train import Outcome, Say, prepare, resume, run_folder_of, train
+from vidssl.checkpoint import latest_step
 from vidssl.errors import CheckpointError, RecipeError
 from vidssl.phases import check_sources, finish_phase, forget_phase, phase_folder, sources_of, state_of
 from vidssl.recipe import Recipe, phase_recipe
 from vidssl.run_folder import RunFolder
 from vidssl.sections import Phase
 
-__all__ = ["phase_table", "prepare_phases", "train_phases"]
+__all__ = ["check_phase_words", "phase_table", "prepare_phases", "train_phases"]
 
 After = Callable[[Path], Any]
 """What is done with the run folder of a finished phase (evaluation and report)."""
@@ -60,11 +63,25 @@ def train_phases(
         CheckpointError: a source is not finished.
         VidsslError: as `cluster.train.train`.
     """
+    wanted = _wanted(recipe, only)
+    with ray_session(max(os.cpu_count() or 1, 1)):
+        return _train_in_turn(recipe, folder, wanted, say, only is not None, after, argv)
+
+
+def _train_in_turn(
+    recipe: Recipe,
+    folder: RunFolder,
+    wanted: Sequence[Phase],
+    say: Say,
+    again: bool,
+    after: After,
+    argv: Sequence[str],
+) -> Outcome:
     began, steps, total = time.monotonic(), 0, 0
     root = folder.path
-    for phase in _wanted(recipe, only):
+    for phase in wanted:
         state = state_of(phase, root)
-        if only is not None:
+        if again:
             check_sources(phase, recipe, root)
             forget_phase(phase.name, root)
             state = "waiting"
@@ -78,7 +95,7 @@ def train_phases(
             )
             continue
         check_sources(phase, recipe, root)
-        outcome = _train_one(recipe, phase, root, say, again=only is not None, argv=argv)
+        outcome = _train_one(recipe, phase, root, say, again=again, argv=argv)
         steps, total = steps + outcome.steps, total + outcome.total_steps
         if outcome.stopped:
             return Outcome(folder, steps, total, time.monotonic() - began, True)
@@ -91,8 +108,6 @@ def train_phases(
 def _train_one(recipe: Recipe, phase: Phase, root: Path, say: Say, *, again: bool, argv: Sequence[str]) -> Outcome:
     own = phase_recipe(recipe, phase, root)
     folder = run_folder_of(own)
-    from vidssl.checkpoint import latest_step
-
     if not again and folder.recipe.is_file() and latest_step(folder) is not None:
         folder, own = resume(folder.path)
     else:
@@ -139,6 +154,10 @@ def check_phase_words(recipe: Recipe, only: str | None) -> None:
 
     Raises:
         CheckpointError: the run has no phases.
+        RecipeError: no phase of that name.
     """
-    if only is not None and not recipe.phases:
+    if only is None:
+        return
+    if not recipe.phases:
         raise CheckpointError("this run is one training and has no phases; type it without --phase")
+    _wanted(recipe, only)

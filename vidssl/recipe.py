@@ -152,6 +152,8 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe `name` (a shipped name or a path to a YAML file) with `key=value` words applied.
 
+    `PHASE:key=value` sets a word of one phase, `*:key=value` of all.
+
     Raises:
         RecipeError: unknown recipe or key (with the nearest known one), wrong value, impossible combination.
     """
@@ -177,7 +179,11 @@ def recipe_from_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             key, sep, value = word.partition("=")
             if not sep or not key:
                 raise RecipeError(f"'{word}' is no setting; type key=value, e.g. trainer.workers=2")
+            name, named, key = key.rpartition(":")
             _check_key(key)
+            if named:
+                _set_in_phases(tree, name, key, OmegaConf.from_dotlist([f"v={value}"]).v)
+                continue
             OmegaConf.update(tree, key, OmegaConf.from_dotlist([f"v={value}"]).v, merge=True)
         plain: Any = OmegaConf.to_container(tree, resolve=True)
     except YAMLError as error:
@@ -222,6 +228,17 @@ def phase_recipe(recipe: Recipe, phase: Phase, root: Path | None = None) -> Reci
         return _validated(plain)
     except RecipeError as error:
         raise RecipeError(f"phase '{phase.name}': {error}") from error
+
+
+def _set_in_phases(tree: DictConfig, name: str, key: str, value: Any) -> None:
+    """`PHASE:key=value`, or `*:key=value` for all: a phase's own words win over those of the whole recipe."""
+    phases = tree.get("phases") or []
+    chosen = [phase for phase in phases if name in ("*", phase.name)]
+    if not chosen:
+        known = ", ".join(phase.name for phase in phases) or "none in this recipe"
+        raise RecipeError(f"'{name}:{key}' names no phase; there are {known} (or * for all)")
+    for phase in chosen:
+        phase.words = {**(phase.get("words") or {}), key: value}
 
 
 def _check_roles(recipe: Recipe, phase: Phase) -> None:

@@ -44,8 +44,9 @@ def test_an_unknown_recipe_names_the_nearest():
         load_recipe("cpr-tinny")
 
 
-def test_a_recipe_survives_its_own_yaml(tmp_path):
-    recipe = load_recipe("cpr-tiny", ["optim.milestones=[0.5,0.9]", "data=somewhere", "mining.stages=5"])
+@pytest.mark.parametrize("name", ["cpr-tiny", "vicc-tiny"])
+def test_a_recipe_survives_its_own_yaml(tmp_path, name):
+    recipe = load_recipe(name, ["optim.milestones=[0.5,0.9]", "data=somewhere", "mining.stages=5"])
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     assert recipe_from_file(tmp_path / "recipe.yaml") == recipe
 
