@@ -116,6 +116,12 @@ class Card(Section):
         """Streams that the encoder reads, the trained one first."""
         return (self.view, *self.also)
 
+    def seen_as(self, view: str) -> Card:
+        """This card for another of its `views`: the same weights, clips made another way."""
+        also = tuple(name for name in self.views if name != view)
+        words = Normalization.of(self.normalization.preset, view, self.clips)
+        return self.model_copy(update={"view": view, "also": also, "normalization": words})
+
     def recipe(self) -> dict[str, Any]:
         """A recipe tree for looking at this encoder: its network and clips, no mining."""
         other = next((view for view in (*self.also, "residual", "rgb") if view != self.view), "rgb")
@@ -135,11 +141,12 @@ def card_of(recipe: Recipe, view: str, facts: Facts) -> Card:
     IIC trains one network on all its streams: the others stand under `also`.
     """
     also = tuple(name for name in recipe.views if name != view) if recipe.method.name == "iic" else ()
+    plain = {"channels_last": False, "checkpointing": False}  # memory and speed of the training, not of the encoder
     return Card.model_validate(
         {
             "view": view,
             "also": also,
-            "model": recipe.model,
+            "model": recipe.model.model_copy(update=plain),
             "clips": recipe.clips,
             "normalization": Normalization.of(recipe.augment.normalize, view, recipe.clips),
             "protocol": facts,

@@ -12,7 +12,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -165,22 +165,32 @@ def encoder_state(source: str | Path, view: str) -> dict[str, torch.Tensor]:
 
 
 def artifact(source: str | Path, view: str) -> dict[str, torch.Tensor]:
-    """What a run can start from: of `view` in a run folder, or of the query encoder in a published CoCLR/CPR file.
+    """What a run can start from: `view` of a run folder or a card folder, or the encoder in a published file.
+
+    A published file does not say which stream it was trained on: it is taken to be `view`.
 
     Raises:
-        CheckpointError: neither, damaged, or a run that has no such view.
+        CheckpointError: none of them, damaged, or a run or card that has no such view.
     """
+    from vidssl.card import is_card, read_card, read_weights
     from vidssl.published import from_coclr, read_published
 
     path = Path(source).expanduser()
     if path.is_file():
         return from_coclr(read_published(path))
+    if is_card(path):
+        _check_view(source, view, read_card(path).views)
+        return read_weights(path)
     method, recipe, _ = load_method(open_run(path))
-    if view not in recipe.views:
-        raise CheckpointError(
-            f"{source} trained {' and '.join(recipe.views)}, not {view}; give a run that trained {view}"
-        )
+    _check_view(source, view, recipe.views)
     return method.artifact(view)
+
+
+def _check_view(source: str | Path, view: str, trained: Sequence[str]) -> None:
+    if view not in trained:
+        raise CheckpointError(
+            f"{source} trained {' and '.join(trained)}, not {view}; give a run or card that trained {view}"
+        )
 
 
 def random_state() -> dict[str, Any]:
