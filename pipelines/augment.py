@@ -5,10 +5,19 @@
 | `none` | centre square of the whole short side | – | – | – |
 | `light` | area U(min_area, 1), aspect U(3/4, 4/3) | 1/2 | brightness and contrast U(.6, 1.4) | – |
 | `paper` | area U(.2, 1), aspect U(3/4, 4/3), sides swapped 1/2 | 1/2 | ColorJitter(.4, .4, .4, .1) w.p. .8, grey .2 | sigma U(.1, 2) w.p. .5 |
+| `crop` | square of 7/8 of the short side, anywhere in the frame | 1/2 | – | – |
 
 `paper` is CoCLR's pre-training scheme (CPR and ViCC use it too): colour and blur only in `base` clips. Half of the videos
 are TwoClip: each clip is base with p = .3. The other half are OneClip: one of the two clips is used for both, one copy
-base, the other not. `min_area` is a setting of `light` alone.
+base, the other not. `min_area` is a setting of `light` alone. OneClip is a rule for pairs: with `clips.per_video` 1 (or more
+than 2) each clip is base with p = .3, and that is also what fine-tuning with `paper` sees (CoCLR's own scheme there: the
+same crop, ColorJitter(.4, .4, .4, .1) w.p. .3, no grey, no blur, one flip for the whole batch).
+
+`crop` is IIC's: Resize(128, 171), then RandomCrop(112). A frame of 4:3 gives the same squares here (112 of 128 rows; 112 of
+171 columns are .873 of the height). IIC squeezes any other frame to 4:3 first; here nothing is squeezed: the square stays a
+square of the frame as it is packed, and a longer frame has more places for it. IIC flips nothing: `augment.flip=false`.
+
+`augment.normalize` says what colours become: `imagenet` (minus mean, over deviation) or `unit` (0 … 1, IIC).
 
 On purpose not as published: brightness, contrast, saturation and hue are applied in this order (there: random) as one
 affine map of RGB, clamped once at its end (there: after each), hue turns in the YIQ plane (there: HSV), contrast pivots on
@@ -26,11 +35,14 @@ from numpy.typing import NDArray
 from pipelines.chance import Purpose, uniforms
 from vidssl.recipe import Augment
 
-__all__ = ["LUMA", "MEAN", "STD", "Looks", "centre_looks", "drawn_looks"]
+__all__ = ["INNER", "LUMA", "MEAN", "STD", "Looks", "centre_looks", "drawn_looks"]
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255  # ImageNet's, in grey levels
 STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
+_SCALES = {"imagenet": (MEAN, STD), "unit": (np.zeros(3, np.float32), np.full(3, 255, np.float32))}
 LUMA = np.array([0.299, 0.587, 0.114])
+INNER = 7 / 8
+"""Side of the papers' crops in units of the frame's short side: 112 of 128 (IIC), 224 of 256 (CoCLR)."""
 
 TRIES = 10
 _TO_YIQ = np.array([LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
@@ -73,22 +85,23 @@ class Looks:
         return Looks(**{column.name: getattr(self, column.name)[rows] for column in fields(self)})
 
 
-def centre_looks(sides: NDArray[np.integer], clips: int) -> Looks:
+def centre_looks(sides: NDArray[np.integer], clips: int, normalize: str = "imagenet") -> Looks:
     """No change but the centre crop.
 
     Args:
         sides: int [B, 2], height and width of each video.
         clips: Clips of one video.
+        normalize: `imagenet` or `unit`.
     """
-    rows = len(sides)
+    rows, (mean, std) = len(sides), _SCALES[normalize]
     short = sides.min(axis=1, keepdims=True)
     start = (sides - short) / 2
     return Looks(
         roi_start=_each_clip(start / sides, clips),
         roi_end=_each_clip((start + short) / sides, clips),
         mirror=np.zeros((rows, clips), np.int32),
-        mean=np.broadcast_to(MEAN, (rows, clips, 3)),
-        std=np.broadcast_to(STD, (rows, clips, 3)),
+        mean=np.broadcast_to(mean, (rows, clips, 3)),
+        std=np.broadcast_to(std, (rows, clips, 3)),
         matrix=np.broadcast_to(np.eye(3, dtype=np.float32), (rows, clips, 3, 3)),
         lift=np.zeros((rows, clips), np.float32),
         coloured=np.zeros((rows, clips), np.bool_),
@@ -103,21 +116,26 @@ def drawn_looks(
     """What happens to each clip of a batch, by address.
 
     Args:
-        augment: Preset, flips, smallest crop.
+        augment: Preset, flips, smallest crop, scale of the colours.
         sides: int [B, 2], height and width of each video.
         clips: Clips of one video.
         seed: Seed of the run.
         epoch: Pass over the data.
         instance: int64 [B].
     """
-    looks = centre_looks(sides, clips)
-    if augment.preset == "none":
+    looks, preset = centre_looks(sides, clips, augment.normalize), augment.preset
+    if preset == "none":
         return looks
     draw = _Draws(uniforms(seed, epoch, instance, (clips, _Draws.COLUMNS), Purpose.LOOK))
-    start, end = _crops(draw, sides, 0.2 if augment.preset == "paper" else augment.min_area, augment.preset == "paper")
     mirror = ((draw.flip < 0.5) & augment.flip).astype(np.int32)
+    if preset == "crop":
+        start, end = _squares(draw, sides)
+    else:
+        start, end = _crops(draw, sides, 0.2 if preset == "paper" else augment.min_area, preset == "paper")
     looks = replace(looks, roi_start=start, roi_end=end, mirror=mirror)
-    return _lit(looks, draw) if augment.preset == "light" else _as_published(looks, draw)
+    if preset == "paper":
+        return _as_published(looks, draw)
+    return _lit(looks, draw) if preset == "light" else looks
 
 
 class _Draws:
@@ -131,6 +149,13 @@ class _Draws:
         self.y, self.x, self.flip, self.base, self.jitter, self.grey, self.blur, self.sigma = rest[:8]
         self.brightness, self.contrast, self.saturation, self.hue = rest[8:12]
         self.one_clip, self.which = rest[12], rest[13]
+
+
+def _squares(draw: _Draws, sides: NDArray[np.integer]) -> tuple[Floats, Floats]:
+    """Squares of 7/8 of the short side, uniformly anywhere in the frame."""
+    side = INNER * sides.min(axis=1).astype(float)[:, None, None]
+    start = np.stack([draw.y, draw.x], -1) * (sides[:, None] - side)
+    return (start / sides[:, None]).astype(np.float32), ((start + side) / sides[:, None]).astype(np.float32)
 
 
 def _crops(draw: _Draws, sides: NDArray[np.integer], min_area: float, swapped: bool) -> tuple[Floats, Floats]:
@@ -156,8 +181,8 @@ def _crops(draw: _Draws, sides: NDArray[np.integer], min_area: float, swapped: b
 def _lit(looks: Looks, draw: _Draws) -> Looks:
     """Brightness and contrast about mid-grey, folded into mean and std: they cost nothing."""
     bright, contrast = 0.6 + 0.8 * draw.brightness[..., None], 0.6 + 0.8 * draw.contrast[..., None]
-    mean = (MEAN - 128 * (1 - contrast)) / (bright * contrast)
-    return replace(looks, mean=mean.astype(np.float32), std=(STD / (bright * contrast)).astype(np.float32))
+    mean, std = (looks.mean - 128 * (1 - contrast)) / (bright * contrast), looks.std / (bright * contrast)
+    return replace(looks, mean=mean.astype(np.float32), std=std.astype(np.float32))
 
 
 def _as_published(looks: Looks, draw: _Draws) -> Looks:

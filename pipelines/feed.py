@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.augment import Looks, centre_looks, drawn_looks
+from pipelines.augment import Looks, drawn_looks
+from pipelines.crops import crop_looks
 from pipelines.manifest import Manifest
 from pipelines.shards import ShardIndex, read_index
 from pipelines.windows import drawn_starts, span_of
@@ -142,9 +143,12 @@ class Feed:
         one = np.take_along_axis(start, np.maximum(alone, 0), axis=1)
         return Plan(step, epoch, instance, np.where(alone >= 0, one, start), looks)
 
-    def window_plan(self, step: int, instance: NDArray[np.int64], start: NDArray[np.int64]) -> Plan:
-        """Given windows, centre-cropped; `start` is int64 [B]."""
-        return Plan(step, 0, instance, start[:, None], centre_looks(self._sides(instance), 1))
+    def window_plan(
+        self, step: int, instance: NDArray[np.int64], start: NDArray[np.int64], crops: str = "centre"
+    ) -> Plan:
+        """Given windows; `start` is int64 [B]. The crops of a window are its clips (`py` decodes it once for all)."""
+        looks = crop_looks(self._sides(instance), crops, self.augment.normalize)
+        return Plan(step, 0, instance, np.repeat(start[:, None], looks.mirror.shape[1], axis=1), looks)
 
     def read(self, plan: Plan, known_bad: Collection[int], replace: bool) -> tuple[Fed, dict[int, str]]:
         """The bytes of a plan.

@@ -7,6 +7,7 @@ state of a loader is the number of batches it delivered, and batches made ahead 
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,14 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipelines.ahead import Ahead
+from pipelines.crops import Crops, crops_of_window
 from pipelines.decode import resolve_decode
 from pipelines.feed import Feed, Plan
 from pipelines.manifest import Manifest
 from pipelines.order import Order
 from pipelines.stream import BadSample, ClipStream, Made
-from pipelines.windows import spread_starts
+from pipelines.windows import Rule, padded_in_front, window_starts
 from vidssl.batch import ClipBatch
 from vidssl.errors import CheckpointError, DeviceError
 from vidssl.recipe import Augment, Clips, Loader
@@ -35,8 +38,8 @@ class LoaderSpec:
     """What kind of batches to make.
 
     Attributes:
-        clips: Frames, stride, size, clips per video.
-        augment: Preset and flips (training only).
+        clips: Frames, stride, size, clips per video, form of the residual.
+        augment: Preset and flips (training only), scale of the colours (always).
         loader: Decoder, threads, batches ahead, error budget.
         views: Streams to make of each clip.
         batch: Videos of one rank in a training step; windows at once in evaluation.
@@ -84,6 +87,7 @@ class TrainLoader:
         world: Number of ranks.
         device: Where the clips go.
         split: Split to train on; None: everything.
+        instances: int64, the videos to train on, instead of a split.
 
     Raises:
         DataError: fewer videos than one global batch, no such split, or a decoder that does not know the pack's codec.
@@ -99,9 +103,12 @@ class TrainLoader:
         world: int,
         device: torch.device,
         split: str | None = None,
+        instances: NDArray[np.int64] | None = None,
     ) -> None:
         self.manifest, self.spec, self.split, self.device = manifest, spec, split, _there(device)
-        self.order = Order(manifest.rows(split), spec.batch, rank=rank, world=world, seed=spec.seed)
+        rows = manifest.rows(split) if instances is None else instances
+        self._chosen = None if instances is None else f"{len(rows)} videos, {zlib.crc32(rows.tobytes()):08x}"
+        self.order = Order(rows, spec.batch, rank=rank, world=world, seed=spec.seed)
         self.decode = resolve_decode(spec.loader.decode, manifest.codec, device)
         self.meter = LoaderMeter()
         self._delivered = 0
@@ -178,14 +185,14 @@ class TrainLoader:
             "seed": self.spec.seed,
             "batch": self.spec.batch,
             "world": self.order.world,
-        }
+        } | ({} if self._chosen is None else {"instances": self._chosen})
 
     def _batches(self) -> Iterator[tuple[ClipBatch, tuple[BadSample, ...]]]:
         spec = self.spec
         feed = Feed(self.manifest, spec.clips, spec.augment, spec.seed)
         stream = _stream(spec, feed, self.device, spec.clips.per_video, replace=True, bad=self.meter.bad)
         for made in stream.batches(self._plans(feed, self._delivered)):
-            yield _batch_of(made, self.manifest, spec.views, self.device), made.bad
+            yield _batch_of(made, made.clips, self.manifest, spec, self.device), made.bad
 
     def _plans(self, feed: Feed, step: int) -> Iterator[Plan]:
         while True:
@@ -194,20 +201,31 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Evenly spread, centre-cropped windows of given videos, one window per row (`n_clips` = 1), in order.
+    """Windows of given videos, one window and crop per row (`n_clips` = 1): video by video, window by window, crop by crop.
 
-    A video that cannot be decoded is left out and named in `meter.bad`; `ClipBatch.step` counts batches.
+    A video that cannot be decoded is left out and named in `meter.bad`; `ClipBatch.step` counts batches. All crops of a
+    window are in one batch, so row r of a batch shows crop r mod `crops_per_window`. `py` decodes a window once for its
+    ten crops, DALI's decoders once for each.
 
     Args:
         manifest: The packed data.
-        spec: Kind of batches; augmentation and clips per video are not read.
+        spec: Kind of batches; preset and clips per video are not read. `batch` counts rows; a batch holds one window at least.
         instances: int64, the videos, in the order wanted; None: all.
-        windows: The most windows of a video.
+        windows: The most windows of a video; 0 or None: no limit.
+        rule: Which windows: `spread`, `p1` or `p2`, see `pipelines.windows`.
+        crops: Which part of the frame: `centre`, `inner` or `ten`, see `pipelines.crops`. Under `p2` the centre is `inner`,
+            as published.
         device: Where the clips go.
+
+    Attributes:
+        instance: int64 [R], video of each row if no video is bad.
+        start: int64 [R], first frame of each row's window.
+        crop: int64 [R], number of each row's crop.
 
     Raises:
         DataError: a decoder that does not know the pack's codec.
         DeviceError: a GPU or decoder that is not there.
+        RecipeError: an unknown rule or crop.
     """
 
     def __init__(
@@ -215,31 +233,40 @@ class EvalLoader:
         manifest: Manifest,
         spec: LoaderSpec,
         *,
-        windows: int,
+        windows: int | None,
         device: torch.device,
         instances: NDArray[np.int64] | None = None,
+        rule: Rule = "spread",
+        crops: Crops = "centre",
     ) -> None:
-        self.manifest, self.device = manifest, _there(device)
+        self.manifest, self.device, self.rule = manifest, _there(device), rule
+        self.crops: Crops = "inner" if rule == "p2" and crops == "centre" else crops
+        self.crops_per_window = crops_of_window(self.crops)
+        self._windows_at_once = max(spec.batch // self.crops_per_window, 1)
         self.spec = replace(spec, augment=spec.augment.model_copy(update={"preset": "none"}))
         self.decode = resolve_decode(spec.loader.decode, manifest.codec, device)
         self.meter = LoaderMeter()
         self._ahead: Ahead[Made] | None = None
         rows = manifest.rows() if instances is None else instances
         starts = [
-            spread_starts(int(frames), spec.clips.frames, spec.clips.stride, windows)
+            window_starts(rule, int(frames), spec.clips.frames, spec.clips.stride, windows)
             for frames in manifest.samples.frames[rows]
         ]
-        self.instance = np.repeat(rows, [len(one) for one in starts])
-        self.start = np.concatenate([*starts, np.empty(0, np.int64)])
+        self._video = np.repeat(rows, [len(one) for one in starts])
+        self._start = np.concatenate([*starts, np.empty(0, np.int64)])
+        self.instance = np.repeat(self._video, self.crops_per_window)
+        self.start = np.repeat(self._start, self.crops_per_window)
+        self.crop = np.tile(np.arange(self.crops_per_window), len(self._video))
 
     def __len__(self) -> int:
         """Batches, if no video is bad."""
-        return -(-len(self.instance) // self.spec.batch)
+        return -(-len(self._video) // self._windows_at_once)
 
     def __iter__(self) -> Iterator[ClipBatch]:
         self.close()
         feed = Feed(self.manifest, self.spec.clips, self.spec.augment, self.spec.seed)
-        stream = _stream(self.spec, feed, self.device, 1, replace=False, bad=())
+        sized = replace(self.spec, batch=self._windows_at_once)
+        stream = _stream(sized, feed, self.device, self.crops_per_window, replace=False, bad=())
         self.meter = LoaderMeter()
         ahead = self._ahead = Ahead(
             lambda: stream.batches(self._plans(feed)), self.spec.loader.prefetch, "vidssl-windows"
@@ -249,7 +276,7 @@ class EvalLoader:
             self.meter.wait_s += time.perf_counter() - before
             self.meter.batches += 1
             self.meter.bad.extend(made.bad)
-            yield _batch_of(made, self.manifest, self.spec.views, self.device)
+            yield self._batch(made)
             before = time.perf_counter()
         self.meter.bad = list(stream.bad)
         ahead.close()
@@ -262,8 +289,16 @@ class EvalLoader:
 
     def _plans(self, feed: Feed) -> Iterator[Plan]:
         for step in range(len(self)):
-            part = slice(step * self.spec.batch, (step + 1) * self.spec.batch)
-            yield feed.window_plan(step, self.instance[part], self.start[part])
+            part = slice(step * self._windows_at_once, (step + 1) * self._windows_at_once)
+            yield feed.window_plan(step, self._video[part], self._start[part], self.crops)
+
+    def _batch(self, made: Made) -> ClipBatch:
+        plan, clips = made.plan, made.clips
+        if self.rule == "p1":
+            clips = padded_in_front(clips, self.manifest.samples.frames[plan.instance], self.spec.clips.stride)
+        rows = np.repeat(np.arange(len(clips)), self.crops_per_window)
+        flat = replace(made, plan=replace(plan.taken(rows), start=plan.start.reshape(-1, 1)))
+        return _batch_of(flat, clips.flatten(0, 1)[:, None], self.manifest, self.spec, self.device)
 
 
 def _there(device: torch.device) -> torch.device:
@@ -287,12 +322,12 @@ def _stream(
     )
 
 
-def _batch_of(made: Made, manifest: Manifest, views: tuple[str, ...], device: torch.device) -> ClipBatch:
-    instance = made.plan.instance
+def _batch_of(made: Made, clips: Tensor, manifest: Manifest, spec: LoaderSpec, device: torch.device) -> ClipBatch:
+    instance, form = made.plan.instance, spec.clips
     columns = (instance, manifest.samples.group[instance], manifest.samples.label[instance], made.plan.start)
     ids, group, label, start = (torch.from_numpy(column.astype(np.int64)).to(device) for column in columns)
     return ClipBatch(
-        clips=make_views(made.clips, views),
+        clips=make_views(clips, spec.views, boundary=form.residual_boundary, scale=form.residual_scale),
         instance=ids,
         group=group,
         label=label,

@@ -90,11 +90,36 @@ def test_one_clip_of_a_video_stands_for_both_in_the_feed(pack_of):
 
 
 def test_flips_are_half_of_the_clips_or_none_where_the_recipe_forbids_them():
-    for preset in ("light", "paper"):
+    for preset in ("light", "crop", "paper"):
         on = drawn_looks(Augment(preset=preset), SIDES, 2, seed=0, epoch=0, instance=IDS).mirror
         off = drawn_looks(Augment(preset=preset, flip=False), SIDES, 2, seed=0, epoch=0, instance=IDS).mirror
         assert abs(on.mean() - 0.5) < 0.03
         assert not off.any()
+
+
+@quick
+@given(st.integers(16, 300), st.integers(16, 300))
+def test_crop_is_a_square_of_seven_eighths_of_the_short_side_anywhere_in_the_frame(height, width):
+    sides, rows = np.tile(np.array([[height, width]], np.int16), (400, 1)), np.arange(400)
+    looks = drawn_looks(Augment(preset="crop"), sides, 1, seed=0, epoch=0, instance=rows)
+    start, end = looks.roi_start[:, 0] * sides, looks.roi_end[:, 0] * sides
+    side = 7 / 8 * min(height, width)
+    assert np.allclose(end - start, side, atol=1e-2)
+    room = np.array([height, width]) - side
+    share = start / room
+    assert (share > -1e-3).all()
+    assert (share < 1 + 1e-3).all()
+    assert (np.abs(share.mean(0) - 0.5) < 0.08).all()  # uniform: sd of the mean .0144
+    assert (np.abs(share.std(0) - 12**-0.5) < 0.05).all()
+    assert not looks.coloured.any()
+    assert not looks.sigma.any()
+
+
+def test_a_single_clip_is_changed_three_times_in_ten_and_stands_for_nobody():
+    looks = paper(clips=1)
+    changed = looks.coloured | (looks.sigma > 0)
+    assert (looks.alone == -1).all()
+    assert abs(changed.mean() - 0.3 * 0.92) < 0.03
 
 
 def test_the_colour_map_is_brightness_contrast_saturation_and_grey_one_after_the_other():
@@ -137,7 +162,7 @@ def test_the_graph_applies_the_colour_map_and_clamps_once(pack_of):
     assert np.abs(got - wanted).max() < 1.5
 
 
-@pytest.mark.parametrize("preset", ["none", "light", "paper"])
+@pytest.mark.parametrize("preset", ["none", "light", "crop", "paper"])
 def test_a_constant_video_stays_constant_in_time_and_space(pack_of, preset):
     clips, _ = run(pack_of("still"), preset, Clips(frames=5, size=48), lambda f: f.training_plan(0, 1, np.arange(8)))
     assert np.abs(clips - clips[:, :, :, :1]).max() == 0
