@@ -9,7 +9,7 @@ import numpy as np
 from cluster.subject import Subject
 from vidssl.bank import EmbeddingBank
 from vidssl.errors import RecipeError
-from vidssl.methods import mining_of
+from vidssl.methods import bank_views_of, mining_of
 from vidssl.mining.metrics import MiningQuality, rivals
 from vidssl.mining.plan import CascadePlan, plan_from
 from vidssl.snapshots import latest_snapshot, load_snapshot, read_info
@@ -26,8 +26,9 @@ def mining_quality(subject: Subject) -> dict[str, Any]:
     """
     label = subject.manifest.samples.label.astype(np.int64)
     path = latest_snapshot(subject.folder.bank)
-    if subject.recipe.method.name == "infonce":
-        return _nothing(subject, "infonce does not mine")
+    method = subject.recipe.method
+    if method.name not in ("coclr", "cpr") and not method.cascade:
+        return _nothing(subject, f"{method.name} does not mine")
     if path is None:
         return _nothing(subject, "the run has no bank snapshot (mining.where=actor writes one with each checkpoint)")
     if not subject.own_data:
@@ -42,7 +43,7 @@ def mining_quality(subject: Subject) -> dict[str, Any]:
         return _nothing(
             subject, f"the bank of step {info.step} holds {bank.filled} videos, too few for the plan: {error}"
         )
-    views = subject.method.main_view, subject.method.aux_view
+    views = bank_views_of(subject.recipe)
     measured = quality_of_bank(bank, plan, label, *views)
     about = {
         "bank_step": info.step,

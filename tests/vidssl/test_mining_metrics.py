@@ -7,7 +7,7 @@ import pytest
 
 from vidssl.bank import EmbeddingBank
 from vidssl.batch import Embeddings
-from vidssl.mining.metrics import MiningMonitor, agreement, measure, random_positives, rivals
+from vidssl.mining.metrics import MiningMonitor, agreement, best_positives, measure, random_positives, rivals
 from vidssl.mining.plan import CascadePlan
 
 LABEL = np.array([0, 0, 0, 1, 1, 1, 1, -1])
@@ -77,10 +77,11 @@ def two_view_bank(classes=8, per_class=12, dim=32, seed=0):
 def test_with_independent_nuisances_a_small_pool_beats_one_view_and_that_beats_chance():
     bank, label = two_view_bank()
     table = rivals(bank, CascadePlan(bank.n_slots, 5, 0.4, 5), label, main="residual", aux="rgb")
-    assert list(table) == ["cascade", "single", "aux", "sum", "minrank", "random"]
+    assert list(table) == ["cascade", "single", "aux", "sum", "minrank", "random", "oracle"]
     precision = {name: quality.precision.micro for name, quality in table.items()}
     assert precision["cascade"] > 1.5 * max(precision["single"], precision["aux"])
     assert min(precision["single"], precision["aux"]) > 1.2 * precision["random"]
+    assert precision["oracle"] == 1  # 47 class mates, 5 wanted
     assert all(quality.sibling_rate == 0 for quality in table.values())
     assert (table["cascade"].last_pool, table["single"].last_pool) == (int(384 * 0.4**4), 384)
     purity = table["cascade"].purity
@@ -95,3 +96,40 @@ def test_random_positives_are_allowed_distinct_and_repeatable():
     np.testing.assert_array_equal(drawn, random_positives(bank, query, 5))
     assert not (bank.group[drawn] == bank.group[query][:, None]).any()
     assert all(len(set(row)) == 5 for row in drawn)
+
+
+def small_bank():
+    """Twelve videos of classes 0 (seven), 1 (three), 2 (one) and unknown (one), pairs of siblings, one slot empty."""
+    rng = np.random.default_rng(5)
+    rows = rng.standard_normal((12, 4))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    bank = EmbeddingBank(12, 4, ("residual", "rgb"), np.arange(12) // 2)
+    there = np.delete(np.arange(12), 6)
+    bank.push(Embeddings({"residual": rows[there], "rgb": rows[there]}, there, 0, 0))
+    return bank, np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, -1])
+
+
+def test_the_oracle_takes_the_nearest_class_mates_and_never_a_sibling_or_an_empty_slot():
+    bank, label = small_bank()
+    query = np.array([0, 3, 7, 8, 10, 11])
+    found = best_positives(bank, query, 3, label, "residual")
+    for one, ids in zip(query, found, strict=True):
+        mates = [
+            slot
+            for slot in range(12)
+            if label[slot] == label[one] >= 0 and slot // 2 != one // 2 and bank.version[slot] >= 0
+        ]
+        score = bank.views["residual"] @ bank.views["residual"][one]
+        wanted = sorted(mates, key=lambda slot: -score[slot])[:3]
+        assert ids.tolist() == wanted + [-1] * (3 - len(wanted))
+
+
+def test_the_oracles_precision_is_the_share_of_k_that_the_class_can_fill():
+    bank, label = small_bank()
+    query = np.array([0, 7, 8, 10])  # 4, 2, 1 and 0 class mates outside their own source
+    table = rivals(bank, CascadePlan(12, 1, k=3), label, main="residual", aux="rgb", query=query)
+    assert table["oracle"].precision.micro == pytest.approx((1 + 2 / 3 + 1 / 3 + 0) / 4)
+    assert table["oracle"].hit.micro == 3 / 4
+    for name in ("cascade", "single", "aux", "sum", "minrank", "random"):
+        assert table[name].precision.micro <= table["oracle"].precision.micro
+        assert table[name].hit.micro <= table["oracle"].hit.micro

@@ -18,7 +18,16 @@ from vidssl.bank import EmbeddingBank
 from vidssl.mining.cascade import Backend, mine
 from vidssl.mining.plan import CascadePlan, Strategy
 
-__all__ = ["MiningMonitor", "MiningQuality", "Spread", "agreement", "measure", "random_positives", "rivals"]
+__all__ = [
+    "MiningMonitor",
+    "MiningQuality",
+    "Spread",
+    "agreement",
+    "best_positives",
+    "measure",
+    "random_positives",
+    "rivals",
+]
 
 Ids = NDArray[np.int64]
 
@@ -122,6 +131,20 @@ def random_positives(bank: EmbeddingBank, query: Ids, k: int, seed: int = 0) -> 
     return ids
 
 
+def best_positives(bank: EmbeddingBank, query: Ids, k: int, label: Ids, main: str) -> Ids:
+    """int64 [Q, k] class mates of each query, the k nearest in the main view, -1 where there are fewer: needs labels."""
+    ids, plan = np.full((len(query), k), -1, np.int64), CascadePlan(max(bank.n_slots, k), 1, k=k, strategy="oracle")
+    table, filled = bank.views[main], bank.version >= 0
+    for of_class in np.unique(label[query][label[query] >= 0]):
+        rows, mates = np.flatnonzero(label[query] == of_class), np.flatnonzero(filled & (label == of_class))
+        if not len(mates):
+            continue
+        own = [np.flatnonzero(bank.group[mates] == bank.group[one]) for one in query[rows]]
+        found = mine([table[query[rows]]], [table[mates]], plan, exclude=own)
+        ids[rows] = np.where(found.ids >= 0, mates[found.ids], -1)
+    return ids
+
+
 def rivals(
     bank: EmbeddingBank,
     plan: CascadePlan,
@@ -146,7 +169,8 @@ def rivals(
         seed: Of the random rival.
 
     Returns:
-        "cascade", "single" (main view), "aux", "sum", "minrank", "random"; each states its last pool.
+        "cascade", "single" (main view), "aux", "sum", "minrank", "random" (the floor) and "oracle" (the ceiling: its
+        precision of a query is min(1, class mates / k)); each states its last pool.
     """
     slots = np.flatnonzero(bank.version >= 0) if query is None else query
     table = {}
@@ -156,7 +180,16 @@ def rivals(
     table["aux"] = _one(bank, replace(plan, strategy="single"), label, slots, (aux, main), backend)
     drawn = random_positives(bank, slots, plan.k, seed)
     table["random"] = measure(slots, drawn, label, bank.group, (), bank.filled)
-    return {name: table[name] for name in ("cascade", "single", "aux", "sum", "minrank", "random")}
+    table["oracle"] = _ceiling(bank, slots, plan.k, label, main)
+    return {name: table[name] for name in ("cascade", "single", "aux", "sum", "minrank", "random", "oracle")}
+
+
+def _ceiling(bank: EmbeddingBank, slots: Ids, k: int, label: Ids, main: str) -> MiningQuality:
+    """A miner that must hand out k has to take others where the class mates end, so it is measured by k."""
+    ids = best_positives(bank, slots, k, label, main)
+    known = label[slots] >= 0
+    precision = _over_classes((ids[known] >= 0).sum(1) / k, label[slots[known]])
+    return replace(measure(slots, ids, label, bank.group, (), bank.filled), precision=precision)
 
 
 def _one(
