@@ -1,0 +1,310 @@
+"""IIC: two views of a video agree, other videos are negatives, and so is the video itself with its motion destroyed.
+
+One network sees all views; each view is compared with memories of all videos (`vidssl.memory`). Columns of a view's scores:
+
+| columns | content | in |
+|---|---|---|
+| 0 | the own row of the *other* view's memory: the positive | always |
+| 1 … K | that memory's rows of K drawn videos: inter-negatives | always |
+| K+1 … K+k | that memory's rows of mined videos: positives too | `method.cascade` |
+| then 1 | own row of the memory of intra-negatives | `intra_negative=bank` |
+| then K | that memory's rows of the same K drawn videos | `intra_negative=bank` |
+| then 1, instead of these | this step's intra-negative of the same clip, a unit row | `live`, `live_stopped` |
+
+The loss is cross entropy of column 0, summed over both views. As published (IIC v1: no head, `normalize=false`) the
+network's output is not normalised, so |z| is part of the temperature, and `bank` compares with last epoch's
+intra-negative: this step's only refreshes the memory and takes no gradient. Without intra-negatives the published
+comparison has K negatives instead of 2K+1; a fair one sets `method.iic.negatives` to 2K+1.
+
+IICv2 is `clips.per_video=2` (second view from the second clip), `model.head=mlp`, `normalize=true`, `intra_of=second`.
+
+With `method.cascade` CPR's cascade runs on the memories: main is the second view's memory, aux the first's, queries are
+the video's own rows. Own and sibling rows and videos not yet seen are never mined. Mined videos become positives of both
+views (MIL-NCE) and leave the drawn inter-negatives; their intra-negatives stay, as the own one does: broken motion is
+nobody's positive. The own video stays among the drawn negatives, as published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vidssl.batch import ClipBatch, Positives
+from vidssl.distributed import gather_rows, rank
+from vidssl.encoder import unit_rows
+from vidssl.errors import RecipeError
+from vidssl.losses import mil_nce
+from vidssl.memory import Memories, binary_nce, constant_of, counted_rows, drawn_ids, memory_scores, source_of
+from vidssl.methods.base import Method, Phase, StepOutput
+from vidssl.methods.infonce import own_accuracy
+from vidssl.methods.stream import Stream
+from vidssl.mining.exclusions import GroupIndex
+from vidssl.mining.plan import CascadePlan, plan_from
+from vidssl.mining.progress import topk_at
+from vidssl.recipe import Recipe
+from vidssl.views import channels_of, intra_negative
+
+if TYPE_CHECKING:
+    from vidssl.encoder import Encoder
+    from vidssl.mining.cascade import Backend
+
+__all__ = ["IIC", "Table"]
+
+
+class Table(NamedTuple):
+    """Scores of one view over temperature.
+
+    Attributes:
+        logits: [B, M], columns as in this module's table.
+        positive: Bool [B, M].
+        valid: Bool [B, M], columns that are in the softmax.
+        intra: Column of the row's own intra-negative, or None.
+    """
+
+    logits: Tensor
+    positive: Tensor
+    valid: Tensor
+    intra: int | None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Which videos a step is about: `counted` rows of the global batch, drawn and mined videos of this rank's rows."""
+
+    counted: Tensor
+    ids: Tensor
+    mined: Tensor | None
+
+
+class IIC(Method):
+    """Inter-intra contrast over memories of N videos.
+
+    Args:
+        recipe: The run.
+        seed: Of draws.
+        instances: N, videos of the data: rows of the memories.
+        rows: int64, the videos that training visits and negatives are drawn from; None: all N. A data set whose test
+            split is never visited should give it, or the noise in those rows serves as negatives.
+
+    Raises:
+        RecipeError: views of different channels, `second_from`, mining by labels, mining with the nce loss, or a
+            cascade that N is too small for.
+    """
+
+    log_z: Tensor
+
+    def __init__(self, recipe: Recipe, seed: int, instances: int, rows: NDArray[np.int64] | None = None) -> None:
+        super().__init__(recipe, seed)
+        _check(recipe)
+        self.iic, self.mining = recipe.method.iic, recipe.mining
+        self.second_view: str = recipe.method.second_view
+        self.instances = instances
+        self.drawn_from = np.arange(instances) if rows is None else np.asarray(rows, np.int64)
+        self.streams = nn.ModuleDict({"shared": Stream(recipe.model, view=self.trained_view, twin=False)})
+        self.remembers_intra = self.iic.intra != "none" and self.iic.intra_negative == "bank"
+        names = ("first", "second", "intra") if self.remembers_intra else ("first", "second")
+        self.memory = Memories(names, instances, recipe.model.dim, self.iic.momentum)
+        self.register_buffer("log_z", torch.full((2,), float("nan")))  # of the nce loss, from the first batch on
+        self.backend: Backend = recipe.mining.backend
+        self._groups: tuple[int, GroupIndex] | None = None
+        self.plan: CascadePlan | None = None
+        if recipe.mines and instances > 1:  # with one row the method was built for its encoder alone
+            self.plan = plan_from(recipe.mining, instances)
+
+    def stream(self, view: str) -> Stream:
+        """The one stream that sees every view."""
+        found = self.streams["shared"]
+        assert isinstance(found, Stream)  # for the type checker: ModuleDict forgets what it holds
+        return found
+
+    def encoder(self, view: str) -> Encoder:
+        """The one encoder that sees every view."""
+        return self.stream(view).query
+
+    def phase(self, step: int) -> Phase:
+        """`warmup` before step `method.warmup_steps` where the cascade waits for the memories."""
+        return "warmup" if self.plan is not None and step < self.options.warmup_steps else "main"
+
+    def forward(self, batch: ClipBatch, positives: Positives | None = None) -> StepOutput:
+        """See `Method.forward`; `positives` are not read. One or two clips per video.
+
+        Raises:
+            DataError: a video outside 0..N-1, or one that comes twice with different clips.
+        """
+        about = self._about(batch)
+        raw = self._encoded(batch)
+        with torch.autocast(batch.instance.device.type, enabled=False):
+            rows = {name: self._scored(part) for name, part in raw.items()}
+            tables = self.tables(rows, about.ids, about.mined)
+            losses = [self._loss(table, number) for number, table in enumerate(tables)]
+            loss = losses[0] + losses[1]
+        metrics = self._metrics(raw, rows, tables, losses, about.mined)
+        if self.training:
+            self._remember(rows, batch, about.counted)
+        seen = {self.second_view: rows["second"], self.trained_view: rows["first"]}
+        return StepOutput(loss, {view: unit_rows(part.detach()) for view, part in seen.items()}, metrics)
+
+    def _about(self, batch: ClipBatch) -> _Step:
+        device = batch.instance.device
+        everyone = gather_rows(batch.instance).cpu().numpy()
+        counted = counted_rows(everyone, gather_rows(batch.start).cpu().numpy(), self.instances)
+        ids = drawn_ids(self.seed, batch.step, everyone, self.drawn_from, self.iic.negatives)
+        own = slice(rank() * batch.size, (rank() + 1) * batch.size)
+        return _Step(torch.from_numpy(counted).to(device), torch.from_numpy(ids[own]).to(device), self._mined(batch))
+
+    def _encoded(self, batch: ClipBatch) -> dict[str, Tensor]:
+        """Raw outputs [B, D] of the first view, the second one and the intra-negative: up to three forward passes."""
+        first, second = batch.clips[self.trained_view][:, 0], batch.clips[self.second_view][:, -1]
+        alike = self.second_view == self.trained_view and batch.clips[self.trained_view].shape[1] == 1
+        network = self.encoder(self.trained_view)
+        made = {"first": network(first)}
+        made["second"] = made["first"] if alike else network(second)
+        if self.iic.intra == "none" or (self.remembers_intra and not self.training):
+            return made
+        of = batch.clips[self.trained_view if self.iic.intra_of == "first" else self.second_view][:, 0]
+        videos = batch.instance.cpu().numpy()
+        negative = intra_negative(of, self.iic.intra, seed=self.seed, step=batch.step, instance=videos)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.iic.intra_negative == "live"):
+            made["intra"] = network(negative)
+        return made
+
+    def _scored(self, raw: Tensor) -> Tensor:
+        if self.iic.normalize:
+            return unit_rows(raw)
+        return raw if raw.dtype == torch.float64 else raw.float()
+
+    def tables(self, rows: Mapping[str, Tensor], ids: Tensor, mined: Tensor | None = None) -> tuple[Table, Table]:
+        """Scores of the first and of the second view.
+
+        Args:
+            rows: "first", "second" and, with intra-negatives, "intra" → [B, D]; the latter is read by the live kinds.
+            ids: int64 [B, 1+K], own and drawn videos.
+            mined: int64 [B, k], -1 where there is none, or None.
+        """
+        live = rows.get("intra") if not self.remembers_intra else None
+        return (
+            self._table(rows["first"], self.memory.rows("second"), ids, mined, live),
+            self._table(rows["second"], self.memory.rows("first"), ids, mined, live),
+        )
+
+    def _table(self, query: Tensor, other: Tensor, ids: Tensor, mined: Tensor | None, live: Tensor | None) -> Table:
+        parts, positive = [memory_scores(query, other, ids)], torch.zeros_like(ids, dtype=torch.bool)
+        valid = torch.ones_like(positive)
+        positive[:, 0] = True
+        if mined is not None:
+            found = mined >= 0
+            parts.append(memory_scores(query, other, mined.clamp(min=0)))
+            valid[:, 1:] = ~(ids[:, 1:, None] == mined[:, None]).any(2)
+            positive, valid = torch.cat([positive, found], 1), torch.cat([valid, found], 1)
+        width = positive.shape[1]
+        if self.remembers_intra:
+            parts.append(memory_scores(query, self.memory.rows("intra"), ids))
+        elif live is not None:
+            parts.append((query * unit_rows(live).to(query.dtype)).sum(1, keepdim=True))
+        logits = torch.cat(parts, 1) / self.options.temperature
+        more = logits.shape[1] - width
+        rest = positive.new_zeros(len(ids), more)
+        return Table(logits, torch.cat([positive, rest], 1), torch.cat([valid, ~rest], 1), width if more else None)
+
+    def _loss(self, table: Table, number: int) -> Tensor:
+        if self.iic.loss == "softmax":
+            return mil_nce(table.logits, table.positive, table.valid)
+        log_z = self.log_z[number].clone()
+        if log_z.isnan():
+            log_z = constant_of(table.logits.detach(), len(self.drawn_from))
+            if self.training:
+                self.log_z[number] = log_z
+        return binary_nce(table.logits, log_z.to(table.logits.dtype), len(self.drawn_from))
+
+    @torch.no_grad()
+    def _mined(self, batch: ClipBatch) -> Tensor | None:
+        """Videos int64 [B, k] that the cascade picks for this rank's rows, -1 where there are fewer; None: no cascade yet."""
+        if self.plan is None or self.phase(batch.step) == "warmup":
+            return None
+        k = topk_at(self.mining, batch.epoch)
+        known = self.memory.seen[batch.instance]
+        if not known.any():
+            return torch.full((batch.size, k), -1, device=known.device)
+        from vidssl.mining.cascade import mine  # heavy, and a run without the cascade never needs it
+
+        bank = self.memory.rows("second"), self.memory.rows("first")
+        queries = bank[0][batch.instance], bank[1][batch.instance]
+        source = source_of(batch.instance, batch.group).cpu().numpy()
+        exclude = self._group_index().exclusions(source)
+        result = mine(queries, bank, self.plan, exclude=exclude, valid=self.memory.seen, backend=self.backend)
+        ids = torch.as_tensor(result.ids[:, :k], device=known.device)
+        return ids.masked_fill(~known[:, None], -1)
+
+    def _group_index(self) -> GroupIndex:
+        """Videos by source; made anew only when a video has been seen for the first time."""
+        seen = int(self.memory.seen.sum())
+        if self._groups is None or self._groups[0] != seen:
+            self._groups = (seen, GroupIndex(self.memory.source.cpu().numpy()))
+        return self._groups[1]
+
+    def _remember(self, rows: Mapping[str, Tensor], batch: ClipBatch, counted: Tensor) -> None:
+        everyone = {name: gather_rows(rows[name].detach())[counted] for name in self.memory.names}
+        self.memory.update(everyone, gather_rows(batch.instance)[counted], gather_rows(batch.group)[counted])
+
+    @torch.no_grad()
+    def _metrics(
+        self,
+        raw: Mapping[str, Tensor],
+        rows: Mapping[str, Tensor],
+        tables: tuple[Table, Table],
+        losses: list[Tensor],
+        mined: Tensor | None,
+    ) -> dict[str, float | Tensor]:
+        first, second = (loss.detach() for loss in losses)
+        metrics: dict[str, float | Tensor] = {
+            "loss/total": first + second,
+            "loss/first": first,
+            "loss/second": second,
+            "train/acc@1": own_accuracy(tables[0].logits, tables[0].valid),
+            "iic/norm": torch.cat([raw["first"], raw["second"]]).float().norm(dim=1).mean(),
+        }
+        if tables[0].intra is not None:
+            pairs = zip(tables, (rows["first"], rows["second"]), strict=True)
+            margins = [self._margin(table, query) for table, query in pairs]
+            metrics["iic/intra_margin"] = torch.cat(margins).mean()
+        if mined is not None:
+            count = (mined >= 0).sum(1).float()
+            metrics["mining/positives_mean"] = 1 + count.mean()
+            metrics["mining/mined_mean"] = count.mean()
+            metrics["mining/fallback_rate"] = (count == 0).float().mean()
+        return metrics
+
+    def _margin(self, table: Table, query: Tensor) -> Tensor:
+        """Cosine with the positive minus cosine with the own intra-negative, [B]: memory rows are unit rows."""
+        assert table.intra is not None  # for the type checker
+        gap = table.logits[:, 0] - table.logits[:, table.intra]
+        return gap * self.options.temperature / query.norm(dim=1).clamp(min=1e-12)
+
+
+def _check(recipe: Recipe) -> None:
+    method, model = recipe.method, recipe.model
+    first, second = (channels_of(view, model.flow_channels) for view in (method.view, method.second_view))
+    if first != second:
+        raise RecipeError(
+            f"method.name=iic has one network for {method.view} ({first} channels) and {method.second_view} ({second}); "
+            "type method.second_view=residual, u or v"
+        )
+    if method.second_from is not None:
+        raise RecipeError(
+            f"method.second_from={method.second_from}: iic has one network for both views; type method.first_from"
+        )
+    if recipe.mines and recipe.mining.strategy == "oracle":
+        raise RecipeError(
+            "mining.strategy=oracle reads labels, of which iic's memories keep none; type mining.strategy=cascade, "
+            "single, sum or minrank"
+        )
+    if recipe.mines and method.iic.loss == "nce":
+        raise RecipeError(
+            "method.iic.loss=nce knows one positive, method.cascade=true brings more; type method.iic.loss=softmax"
+        )
