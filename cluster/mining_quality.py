@@ -25,8 +25,9 @@ def mining_quality(subject: Subject) -> dict[str, Any]:
     Where nothing can be measured, `results` is None and `reason` says why.
     """
     label = subject.manifest.samples.label.astype(np.int64)
-    path = latest_snapshot(subject.folder.bank)
-    method = subject.recipe.method
+    if subject.folder is None:
+        return _nothing(subject, "a model card holds an encoder and no bank")
+    path, method = latest_snapshot(subject.folder.bank), subject.recipe.method
     if method.name not in ("coclr", "cpr") and not method.cascade:
         return _nothing(subject, f"{method.name} does not mine")
     if path is None:

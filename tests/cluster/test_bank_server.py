@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,13 +219,31 @@ def test_extra_snapshots_are_written_beside_those_of_checkpoints(open_server, tm
     assert restarted.stats()["note"] == "restored from snap-2"
 
 
-def test_labels_make_mining_precision_and_nothing_else(open_server):
-    label = np.arange(N) % 2
+@pytest.mark.parametrize("label", [np.arange(N) % 2, np.full(N, -1)], ids=["labels", "unknown"])
+def test_labels_make_mining_precision_and_nothing_else(open_server, label):
     with_labels, without = open_server(label=label, deterministic=True), open_server(deterministic=True)
     for server in (with_labels, without):
         for step in range(8):
             server.push(push(step))
     for step in range(2, 10):
         assert_same(with_labels.wait(0, 0, step, 20), without.wait(0, 0, step, 20))
-    assert 0 <= float(with_labels.stats()["precision_at_k"]) <= 1
+    assert float(with_labels.stats()["precision_at_k"]) <= 1
+    assert (float(with_labels.stats()["precision_at_k"]) >= 0) == (label[0] >= 0)
     assert "precision_at_k" not in without.stats()
+
+
+def test_a_bank_of_one_stream_hands_out_keys_and_survives_a_snapshot(open_server, tmp_path):
+    server = open_server(main="rgb.query", aux="rgb", deterministic=True, root=str(tmp_path))
+    bank = EmbeddingBank(N, 8, ("rgb.query", "rgb"))
+    for step in range(6):
+        made = rows(step)
+        one_stream = replace(made, views={"rgb.query": made.views["residual"], "rgb": made.views["rgb"]})
+        bank.push(one_stream)
+        assert server.push(replace(push(step), rows=one_stream)) == "ok"
+        found = server.wait(0, 0, step + 2, 20)
+        assert_same(found, bank.mine(batch_ids(step + 2), spec().plan, "rgb.query", "rgb", backend="oracle"))
+        there = found.ids >= 0
+        np.testing.assert_array_equal(found.vectors[there], bank.views["rgb"][found.ids[there]])
+    again = load_snapshot(Path(server.save(str(tmp_path), 6)))
+    for view, table in bank.views.items():
+        np.testing.assert_array_equal(again.views[view], table)

@@ -101,6 +101,16 @@ def test_one_stage_is_plain_top_k_of_the_main_view(backend):
     np.testing.assert_array_equal(found.ids, expected)
 
 
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize(("size", "stages", "ratio"), [(7, 3, 0.7), (64, 5, 0.5), (2048, 7, 0.5), (2048, 3, 1.0)])
+def test_a_backend_equals_the_oracle_at_the_sizes_of_queues(backend, size, stages, ratio):
+    rng = np.random.default_rng(size)
+    queries, bank = ([rng.integers(-3, 4, (rows, 6)).astype(np.float32) for _ in range(2)] for rows in (3, size))
+    exclude = [rng.choice(size, size // 5, replace=False), np.arange(size - 1), ()]
+    problem = queries, bank, CascadePlan(size, stages, ratio, 2), exclude, rng.random(size) < 0.9
+    assert_same(run(backend, *problem, trace=True), run("oracle", *problem, trace=True))
+
+
 @pytest.mark.parametrize("backend", ["oracle", *FAST])
 @pytest.mark.parametrize("stages", [2, 4, 6])
 def test_an_even_plan_mines_what_one_stage_less_mines(backend, stages):

@@ -68,18 +68,35 @@ def test_gradients_equal_finite_differences(given_table):
     torch.autograd.gradcheck(lambda x: info_nce(x, valid), logits)
 
 
-def test_gradient_reaches_the_query_through_all_three_kinds_of_columns():
+@pytest.mark.parametrize("loss", ["info_nce", "mil_nce", "mean_log_nce"])
+def test_gradient_reaches_the_query_through_all_three_kinds_of_columns(loss):
     generator = torch.Generator().manual_seed(0)
     shapes = [(3, 4), (3, 4), (5, 4), (3, 2, 4)]
     query, key, queue, mined = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
-    query.requires_grad_()
     positive = torch.zeros(3, 8, dtype=torch.bool)
     positive[:, [0, 3, 6]] = True
-    torch.autograd.gradcheck(lambda q: mil_nce(contrast(q, key, queue, 0.5, mined), positive), query)
-    query = query.detach()
+    valid = torch.ones_like(positive)
+    valid[1, [2, 7]] = False
+    of_table = {
+        "info_nce": lambda table: info_nce(table, valid),
+        "mil_nce": lambda table: mil_nce(table, positive, valid),
+        "mean_log_nce": lambda table: mean_log_nce(table, positive, valid),
+    }[loss]
+    query.requires_grad_()
+    torch.autograd.gradcheck(lambda q: of_table(contrast(q, key, queue, 0.5, mined)), query)
+    torch.autograd.gradcheck(
+        lambda q: of_table(contrast(torch.nn.functional.normalize(q, dim=1), key, queue, 0.5, mined)), query
+    )
+
+
+def test_the_table_is_own_key_then_queue_then_the_rows_own_appended_columns():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 4), (3, 4), (5, 4), (3, 2, 4)]
+    query, key, queue, mined = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
     found = contrast(query, key, queue, 0.5, mined)
-    np.testing.assert_allclose(found[1, 7].item(), float(query[1] @ mined[1, 1]) / 0.5)
-    np.testing.assert_allclose(found[2, 4].item(), float(query[2] @ queue[3]) / 0.5)
+    for row in range(3):
+        columns = [key[row], *queue, *mined[row]]
+        np.testing.assert_allclose(found[row].numpy(), [float(query[row] @ column) / 0.5 for column in columns])
 
 
 @settings(max_examples=20, deadline=None)
@@ -110,13 +127,23 @@ def test_columns_that_are_not_valid_change_nothing(given_table):
 
 
 @pytest.mark.parametrize("size", [100.0, 1e4])
-def test_large_logits_stay_finite_in_float32(size):
+@pytest.mark.parametrize("loss", [info_nce, mil_nce, mean_log_nce])
+def test_large_logits_stay_finite_and_right_in_float32(loss, size):
     logits = (size * torch.tensor([[1.0, -1.0, 0.0], [-1.0, 1.0, 1.0]])).requires_grad_()
     positive = torch.tensor([[False, True, True], [True, False, False]])
-    loss = mil_nce(logits, positive)
-    loss.backward()
-    assert loss.isfinite()
+    given = () if loss is info_nce else (positive,)
+    found = loss(logits, *given)
+    found.backward()
     assert logits.grad.isfinite().all()
+    assert found.item() == pytest.approx(loss(logits.detach().double(), *given).item(), rel=1e-6)
+    # by hand: lse is size, and size + ln 2; the positives are (-size, 0) and -size
+    two = math.log(2)
+    expected = {
+        info_nce: (0 + 2 * size + two) / 2,
+        mil_nce: (size + 2 * size + two) / 2,
+        mean_log_nce: (1.5 * size + 2 * size + two) / 2,
+    }
+    assert found.item() == pytest.approx(expected[loss], rel=1e-6)
 
 
 def test_autocast_around_a_loss_does_not_lower_its_precision():

@@ -19,11 +19,24 @@ from vidssl.views import make_views
 WORLD, ROWS, STEPS, DIM = 2, 3, 8, 8
 
 
-def a_recipe(where):
+CASES = {
+    "actor": ("cpr", "actor", {}),
+    "inline": ("cpr", "inline", {}),
+    "coclr": ("coclr", "inline", {}),
+    "infonce": ("infonce", "off", {}),
+    "ubernce": ("ubernce", "off", {}),
+    "cascade": ("infonce", "inline", {"cascade": True}),
+    "cascade-actor": ("infonce", "actor", {"cascade": True}),
+}
+
+
+def a_recipe(case):
+    name, where, more = CASES[case]
+    method = {"name": name, "warmup_steps": 2, "queue": 13, "momentum": 0.9, "drop_p": 0.5}
     return Recipe.model_validate(
         {
             "model": {"dim": DIM, "width": 2},
-            "method": {"name": "cpr", "warmup_steps": 2, "queue": 13, "momentum": 0.9, "drop_p": 0.5},
+            "method": method | {"hold_until_full": True} | more,
             "mining": {"where": where, "topk": 2, "stages": 3, "ratio": 0.6},
         }
     )
@@ -34,8 +47,8 @@ def global_batch(step):
     rows = WORLD * ROWS
     rgb = torch.randn(rows, 2, 3, 4, 16, 16, generator=generator)
     instance = torch.randperm(30, generator=generator)[:rows]
-    unknown, start = torch.full((rows,), -1), torch.zeros(rows, 2, dtype=torch.int64)
-    return ClipBatch(make_views(rgb, ("rgb", "residual")), instance, instance // 3, unknown, 0, step, start)
+    label, start = torch.where(instance < 6, -1, instance // 6), torch.zeros(rows, 2, dtype=torch.int64)
+    return ClipBatch(make_views(rgb, ("rgb", "residual")), instance, instance // 3, label, 0, step, start)
 
 
 def share_of(batch, of_rank):
@@ -58,9 +71,9 @@ def positives_of(batch):
     return Positives(ids.numpy(), vectors.float().numpy(), torch.full((batch.size,), batch.step).numpy())
 
 
-def train(where, share, statistics=False, steps=STEPS):
+def train(case, share, statistics=False, steps=STEPS):
     """Losses, gradients of one step of each phase, and the end state; batch norm in evaluation mode by default."""
-    method = build_method(a_recipe(where))
+    method = build_method(a_recipe(case))
     model = method
     if world() > 1:
         model = nn.parallel.DistributedDataParallel(
@@ -71,7 +84,7 @@ def train(where, share, statistics=False, steps=STEPS):
         if isinstance(module, nn.BatchNorm3d):
             module.train(statistics)
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
-    losses, gradients = [], {}
+    losses, gradients, updates = [], {}, []
     for step in range(steps):
         batch = share(global_batch(step))
         output = model(batch, positives_of(batch) if method.needs_positives(step) else None)
@@ -79,9 +92,11 @@ def train(where, share, statistics=False, steps=STEPS):
         output.loss.backward()
         if step in (1, STEPS - 1):
             gradients[step] = {n: None if p.grad is None else p.grad.clone() for n, p in method.named_parameters()}
-        optimizer.step()
+        if output.update:
+            optimizer.step()
+        updates.append(output.update)
         losses.append(float(gather_rows(output.loss.detach()[None]).mean()))
-    return {"losses": losses, "gradients": gradients, "state": method.state_dict()}
+    return {"losses": losses, "updates": updates, "gradients": gradients, "state": method.state_dict()}
 
 
 def check_rows_and_buffers():
@@ -109,7 +124,7 @@ def check_rows_and_buffers():
 def on_one_rank(folder, me):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=me, world_size=WORLD)
-    found = {where: train(where, lambda batch: share_of(batch, me)) for where in ("actor", "inline")}
+    found = {case: train(case, lambda batch: share_of(batch, me)) for case in CASES}
     found["normed"] = train("actor", lambda batch: share_of(batch, me), statistics=True, steps=4)
     torch.save({**found, "small": check_rows_and_buffers()}, f"{folder}/rank-{me}.pt")
     dist.destroy_process_group()
@@ -130,11 +145,14 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"rank-{me}.pt", weights_only=True) for me in range(WORLD)]
 
 
-@pytest.mark.parametrize("where", ["actor", "inline"])
-def test_two_ranks_train_as_one_process_with_the_doubled_batch(ranks, where):
-    alone = train(where, lambda batch: batch)
-    for found in (one[where] for one in ranks):
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_train_as_one_process_with_the_doubled_batch(ranks, case):
+    alone = train(case, lambda batch: batch)
+    for found in (one[case] for one in ranks):
         assert found["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+        assert found["updates"] == alone["updates"]
+        assert False in found["updates"]
+        assert found["updates"][-1]
         for step, gradients in alone["gradients"].items():
             for name, expected in gradients.items():
                 ours = found["gradients"][step][name]
@@ -145,9 +163,9 @@ def test_two_ranks_train_as_one_process_with_the_doubled_batch(ranks, where):
             torch.testing.assert_close(found["state"][name], expected, rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("where", ["actor", "inline"])
-def test_queues_of_all_ranks_are_bit_equal(ranks, where):
-    first, second = (one[where]["state"] for one in ranks)
+@pytest.mark.parametrize("case", CASES)
+def test_queues_of_all_ranks_are_bit_equal(ranks, case):
+    first, second = (one[case]["state"] for one in ranks)
     names = [name for name in first if name.startswith("queue.")]
     assert names
     for name in names:

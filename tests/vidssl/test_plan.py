@@ -29,6 +29,7 @@ def test_views_alternate_from_main_and_the_last_is_main_or_alternates(stages, la
 
 def test_sizes_are_the_published_ones_for_ucf101_and_kinetics():
     assert CascadePlan(2048, 7, 0.5, 5).sizes(2048) == (1024, 512, 256, 128, 64, 32, 5)
+    assert CascadePlan(16384, 7, 0.5, 5).sizes(16384) == (8192, 4096, 2048, 1024, 512, 256, 5)
     assert CascadePlan(16384, 7, 0.5, 5).last_pool == 256
 
 
@@ -43,6 +44,8 @@ def test_sizes_follow_the_filled_slots_and_never_fall_below_k():
 def test_rivals_are_one_stage_whatever_the_stages_are():
     plan = CascadePlan(100, 7, 0.1, 5, strategy="minrank")
     assert (plan.depth, plan.sizes(100), plan.last_pool, plan.needs_aux) == (1, (5,), 100, True)
+    for name in ("single", "oracle"):
+        assert not CascadePlan(100, 7, 0.1, 5, strategy=name).needs_aux
 
 
 @settings(max_examples=60, deadline=None)
@@ -70,6 +73,8 @@ def test_one_stage_takes_a_pool_without_effect():
             Mining(stages=4, ratio=0.1),
             r"mining.stages=4 mining.ratio=0.1 leave 2 of 2048 .* type mining.stages=3, mining.ratio=0\.13",
         ),
+        (Mining(stages=6, ratio=0.25), r"leave 2 of 2048 slots for the last stage, fewer than mining.topk=5"),
+        (Mining(stages=10, ratio=0.5), r"leave 4 of 2048 slots for the last stage, fewer than mining.topk=5"),
         (Mining(pool=3), r"mining.pool=3 must hold mining.topk=5 .* type mining.pool="),
         (Mining(pool=5000), r"mining.pool=5000 must hold .* at most all 2048 slots; type mining.pool=2048"),
         (Mining(topk=3000), r"mining.topk=3000 of 2048 slots: type mining.topk=2048"),

@@ -24,7 +24,7 @@ def test_queue_holds_what_a_deque_of_rows_holds_and_where_a_ring_puts_it(size, p
     place = [-1] * size
     for count in pushes:
         rows, ids, group = a_push(count, first)
-        queue.push(rows, ids, group)
+        queue.push(rows, ids, group, ids % 5)
         for value in ids.tolist():
             oracle.append(value)
             place[value % size] = value  # row-by-row ring
@@ -36,6 +36,7 @@ def test_queue_holds_what_a_deque_of_rows_holds_and_where_a_ring_puts_it(size, p
     assert int(queue.pointer) == first % size
     for slot, value in enumerate(place):
         if value >= 0:
+            assert queue.label[slot] == value % 5
             assert queue.rows("a")[slot].tolist() == [value, -value]
             assert queue.rows("b")[slot].tolist() == [10 * value, -10 * value]
 
@@ -73,6 +74,19 @@ def test_same_source_is_own_instance_or_own_group():
         [False, False, True, False],
         [False, False, False, False],
     ]
+
+
+def test_labels_are_kept_only_where_told_and_unknown_ones_match_nothing():
+    queue = RingQueue(("a", "b"), 4, 2)
+    rows, ids, group = a_push(3, 0)
+    queue.push(rows, ids, group, torch.tensor([2, -1, 5]))
+    asked = torch.tensor([2, 5, -1, 7])
+    assert queue.same_label(asked).nonzero().tolist() == [[0, 0], [1, 2]]
+    assert not queue.full()
+    queue.push(*a_push(2, 3))  # slots 3 and 0, without labels
+    assert queue.label.tolist() == [-1, -1, 5, -1]
+    assert queue.same_label(asked).nonzero().tolist() == [[1, 2]]
+    assert queue.full()
 
 
 def test_state_dict_continues_the_ring():
