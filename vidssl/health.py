@@ -17,7 +17,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidssl.errors import BankError
 
-__all__ = ["Health", "alignment", "dimension_std", "examine", "rankme", "uniformity"]
+__all__ = [
+    "Health",
+    "PrototypeHealth",
+    "alignment",
+    "alignment_of_windows",
+    "dimension_std",
+    "examine",
+    "examine_prototypes",
+    "rankme",
+    "uniformity",
+]
 
 MOST_PAIRS = 2048
 """Rows of which all pairs are taken; more are thinned evenly."""
@@ -79,6 +89,26 @@ def alignment(rows: ArrayLike, others: ArrayLike) -> float:
     return float(((left - right) ** 2).sum(1).mean())
 
 
+def alignment_of_windows(mean: ArrayLike, windows: ArrayLike) -> float:
+    """`alignment` over all pairs of windows of a video, from the windows' mean alone.
+
+    For n unit rows with mean m the mean squared distance of two different ones is 2n(1 − ‖m‖²)/(n − 1).
+
+    Args:
+        mean: [N, D], mean of each video's unit window rows.
+        windows: [N], n of each video; videos of one window are left out.
+
+    Returns:
+        Mean over the videos; NaN where no video has two windows.
+    """
+    rows, n = _matrix(mean), np.asarray(windows, np.float64)
+    several = n > 1
+    if not several.any():
+        return float("nan")
+    rest = np.clip(1 - (rows[several] ** 2).sum(1), 0, None)
+    return float((2 * n[several] * rest / (n[several] - 1)).mean())
+
+
 def uniformity(rows: ArrayLike, sharpness: float = 2.0) -> float:
     """Log of the mean exp(−t‖x−y‖²) over pairs of different unit rows, at most 0; lower is more evenly spread."""
     unit = _thin(_unit(rows))
@@ -88,12 +118,13 @@ def uniformity(rows: ArrayLike, sharpness: float = 2.0) -> float:
     return float(np.log(np.exp(-sharpness * distance).mean()))
 
 
-def examine(rows: ArrayLike, others: ArrayLike | None = None) -> Health:
+def examine(rows: ArrayLike, others: ArrayLike | None = None, near: float | None = None) -> Health:
     """All numbers of one set, and the verdict.
 
     Args:
         rows: [N, D], any length of rows.
         others: [N, D], the other clip of the same videos.
+        near: The alignment where it is known already (`alignment_of_windows`), instead of `others`.
 
     Raises:
         BankError: not a matrix, no rows, or values that are not finite.
@@ -103,8 +134,70 @@ def examine(rows: ArrayLike, others: ArrayLike | None = None) -> Health:
     rank, even = rankme(_unit(matrix)), uniformity(matrix)
     dead = int((spread < 0.1 * spread.mean()).sum())
     verdict, collapsed = _verdict(rank, float(spread.mean()), dead, min(matrix.shape), matrix.shape[1])
-    near = float("nan") if others is None else alignment(matrix, others)
+    if near is None:
+        near = float("nan") if others is None else alignment(matrix, others)
     return Health(len(matrix), matrix.shape[1], rank, float(spread.mean()), dead, even, near, verdict, collapsed)
+
+
+@dataclass(frozen=True)
+class PrototypeHealth:
+    """How a cross-prototype run (ViCC) uses its P prototypes.
+
+    Attributes:
+        prototypes: P.
+        loss: Of the swapped prediction; ln P is an answer that says nothing.
+        entropy: Of the mean assignment as a share of ln P: 1 is even use, 0 a single prototype; NaN where not measured.
+        used: Share of the prototypes that are some row's best; NaN where not measured.
+        verdict: One sentence.
+        alarm: Whether training on is pointless.
+    """
+
+    prototypes: int
+    loss: float
+    entropy: float
+    used: float
+    verdict: str
+    alarm: bool
+
+
+def examine_prototypes(
+    prototypes: int,
+    loss: float,
+    entropy: float = float("nan"),
+    used: float = float("nan"),
+    stuck: str | None = None,
+) -> PrototypeHealth:
+    """The verdict on prototypes from numbers that were logged.
+
+    Args:
+        prototypes: P.
+        loss: Mean loss of the last steps.
+        entropy: Of the mean assignment, over ln P (`prototypes/entropy`).
+        used: Share of the prototypes that are some row's best (`prototypes/used`).
+        stuck: What `vidssl.prototypes.stuck_at_ln_p` says of the whole log.
+
+    Raises:
+        BankError: fewer than two prototypes.
+    """
+    if prototypes < 2:
+        raise BankError(f"prototypes are compared with each other; {prototypes} is given, at least 2 are needed")
+    even = float(np.log(prototypes))
+    verdict, alarm = f"healthy: the loss {loss:.2f} is below ln P = {even:.2f}", False
+    if not np.isfinite(loss):
+        verdict, alarm = "diverged: the loss is not finite; lower optim.lr", True
+    elif entropy < 0.5:
+        verdict, alarm = (
+            f"collapsed: the assignments use about {prototypes**entropy:.0f} of {prototypes} prototypes; "
+            "raise method.vicc.iterations or lower method.vicc.epsilon",
+            True,
+        )
+    elif stuck is not None:
+        verdict, alarm = f"stuck: {stuck}", True
+    elif loss > 0.95 * even:
+        verdict = f"nothing learned yet: the loss {loss:.2f} is near ln P = {even:.2f}, which every guess reaches"
+    elif used < 0.1:
+        verdict = f"narrow: only {100 * used:.0f} % of the prototypes are some row's best"
+    return PrototypeHealth(prototypes, loss, entropy, used, verdict, alarm)
 
 
 def _verdict(rank: float, std: float, dead: int, most: int, dim: int) -> tuple[str, bool]:

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 
 from cluster.embed import embed_run
-from cluster.evaluate import evaluate_run, results_table, retrieval_results, search_sides
+from cluster.evaluate import evaluate_run, results_table
+from cluster.evaluate_probes import sides_of
+from cluster.evaluate_retrieval import retrieval_results
 from cluster.report import write_report
 from pipelines.manifest import load_manifest
 from pipelines.pack import pack
@@ -206,8 +208,8 @@ def test_data_without_splits_leaves_one_group_out():
     n = 12
     store = Embedded({}, {}, np.arange(n), np.arange(n) // 2, np.arange(n) // 4, np.full(n, "all"), np.full(n, "x"), {})
     rows = np.eye(3)[store.label] + 0.01 * np.random.default_rng(0).normal(size=(n, 3))
-    assert search_sides(rows, store)[1] is None
-    results = retrieval_results({"trained": rows}, store, "p1_strict", (1, 2), ["a", "b", "c"])
+    assert sides_of([rows], store)[1] is None
+    results = retrieval_results({"trained": [rows]}, store, "p1_strict", (1, 2), ["a", "b", "c"])
     assert results["results"]["trained"]["recall"]["1"] == 1.0
     assert results["results"]["chance"]["recall"]["1"] == pytest.approx(2 / 10)
     for example in results["examples"]:
@@ -217,7 +219,7 @@ def test_data_without_splits_leaves_one_group_out():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["evaluation.protocol=p9"], "evaluation.protocol='p9': input should be 'p1_strict', 'p1_ref' or 'centre'"),
+        (["evaluation.protocol=p9"], "evaluation.protocol='p9': input should be 'p1_strict', 'p1_ref', 'p2' or 'centre'"),
         (["clips.frames=8"], "'clips.frames=8' cannot be set for a run that is trained"),
         (["baseline=random"], "unknown baseline=random; type baseline=untrained"),
         (["view=flow"], "no encoder of view=flow; type view= one of rgb, residual"),

@@ -1,17 +1,18 @@
-"""Do the nearest videos show the same class? Nearest-neighbour retrieval, protocol P1 of CoCLR, CPR and ViCC.
+"""Do the nearest videos show the same class? Nearest-neighbour retrieval, as CoCLR, CPR, ViCC (P1) and IIC (P2) measure it.
 
-A video is described by the mean of its windows' unit features; the set is centred, rows are made unit again, neighbours are
-ranked by dot product, and R@k is the share of queries with at least one video of their class among the k nearest.
+P1: a video is described by the mean of its windows' unit features; the set is centred, rows are made unit again, neighbours
+are ranked by dot product, and R@k is the share of queries with at least one video of their class among the k nearest.
 
 Protocols:
     p1_strict: windows over the whole video; query and gallery are centred by the *gallery* (training) mean.
     p1_ref: the same windows; query and gallery are each centred by their own mean, as in the papers' code (transductive).
     centre: one window in the middle of the video, centred as p1_strict.
+    p2: the mean of ten windows' last maps (`vidssl.evaluation.p2`), compared by cosine, not centred.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,9 +21,9 @@ from numpy.typing import NDArray
 
 from vidssl.errors import DataError, RecipeError
 
-__all__ = ["PROTOCOLS", "Recall", "Side", "describe", "retrieve", "unit_rows", "wilson"]
+__all__ = ["PROTOCOLS", "Recall", "Side", "describe", "nearest", "retrieve", "scores", "search", "unit_rows", "wilson"]
 
-PROTOCOLS: Final = ("p1_strict", "p1_ref", "centre")
+PROTOCOLS: Final = ("p1_strict", "p1_ref", "centre", "p2")
 _ROWS: Final = 256  # queries scored at once: bounds the score matrix to 256 x N floats
 _FLAT: Final = 1e-5  # a centred row shorter than this is rounding: such a video points nowhere
 
@@ -35,7 +36,7 @@ class Side:
     """Videos on one side of a search.
 
     Attributes:
-        feature: [N, F], each row the mean of a video's unit window features.
+        feature: [N, F], each row the mean of a video's window features (P1: unit ones).
         label: int64 [N], -1 unknown.
         group: int64 [N], videos cut from one source share it.
         instance: int64 [N], their rows in the manifest.
@@ -88,6 +89,8 @@ def describe(query: NDArray[np.floating], gallery: NDArray[np.floating], protoco
         RecipeError: unknown protocol.
     """
     _known(protocol)
+    if protocol == "p2":
+        return unit_rows(query), unit_rows(gallery)
     centre = np.asarray(gallery, np.float64).mean(0)
     own = np.asarray(query, np.float64).mean(0) if protocol == "p1_ref" else centre
     return unit_rows(query - own, _FLAT), unit_rows(gallery - centre, _FLAT)
@@ -113,27 +116,37 @@ def retrieve(
         DataError: fewer than two videos, or no labelled query.
     """
     side = query if gallery is None else gallery
-    if len(side.label) < 2 or len(query.label) < 1:
-        raise DataError(f"retrieval needs at least 2 videos to search, {len(side.label)} are given")
-    if not (query.label >= 0).any():
-        raise DataError(
-            "no query has a label, so R@k is unknown; pack a folder with one sub-folder per class, or use `vidssl embed`"
-        )
-    q, g = describe(query.feature, side.feature, protocol)
+    _enough(query, side)
+    return search(
+        *describe(query.feature, side.feature, protocol), query=query, gallery=gallery, ks=ks, neighbours=neighbours
+    )
+
+
+def search(
+    q: Array,
+    g: Array,
+    *,
+    query: Side,
+    gallery: Side | None,
+    ks: Sequence[int] = (1, 5, 10, 20, 50),
+    neighbours: int = 5,
+) -> Recall:
+    """`retrieve` on descriptions that are ready: unit rows q [Q, F] and g [N, F], in the order of the two sides.
+
+    Raises:
+        DataError: fewer than two videos, or no labelled query.
+    """
+    side = query if gallery is None else gallery
+    _enough(query, side)
     use = tuple(k for k in ks if k < len(side.label))
     hit, chance, near, cosine, lost = [], [], [], [], 0
-    for start in range(0, len(q), _ROWS):
-        rows = slice(start, start + _ROWS)
-        score = q[rows] @ g.T
-        if gallery is None:
-            score[query.group[rows, None] == side.group[None, :]] = -np.inf
-            score[np.arange(len(score)), np.arange(start, start + len(score))] = -np.inf
+    for rows, score in scores(q, g, query, gallery):
         same = (query.label[rows, None] == side.label[None, :]) & np.isfinite(score)
         known = query.label[rows] >= 0
         hit.append(_hits(score, same, known, use))
         chance.append(_chance(np.isfinite(score), same, known, use))
         lost += int((~same.any(1) & known).sum())
-        order = _nearest(score, neighbours)
+        order = nearest(score, neighbours)
         best = np.take_along_axis(score, order, 1)
         near.append(np.where(np.isfinite(best), order, -1))
         cosine.append(np.where(np.isfinite(best), best, np.nan))
@@ -151,6 +164,17 @@ def retrieve(
     )
 
 
+def scores(q: Array, g: Array, query: Side, gallery: Side | None) -> Iterator[tuple[slice, Array]]:
+    """Blocks of queries and their similarities [b, N] to the gallery; -inf where leaving a group out forbids a video."""
+    for start in range(0, len(q), _ROWS):
+        rows = slice(start, start + _ROWS)
+        score = q[rows] @ g.T
+        if gallery is None:
+            score[query.group[rows, None] == query.group[None, :]] = -np.inf
+            score[np.arange(len(score)), np.arange(start, start + len(score))] = -np.inf
+        yield rows, score
+
+
 def wilson(share: float, n: int) -> tuple[float, float]:
     """95 % interval of a share seen in n independent queries (Wilson's score interval)."""
     z, n = 1.96, max(n, 1)
@@ -164,7 +188,16 @@ def _known(protocol: str) -> None:
         raise RecipeError(f"unknown protocol '{protocol}'; type evaluation.protocol= one of {', '.join(PROTOCOLS)}")
 
 
-def _nearest(score: Array, n: int) -> Ints:
+def _enough(query: Side, side: Side) -> None:
+    if len(side.label) < 2 or len(query.label) < 1:
+        raise DataError(f"retrieval needs at least 2 videos to search, {len(side.label)} are given")
+    if not (query.label >= 0).any():
+        raise DataError(
+            "no query has a label, so R@k is unknown; pack a folder with one sub-folder per class, or use `vidssl embed`"
+        )
+
+
+def nearest(score: Array, n: int) -> Ints:
     """Positions of the n highest scores of each row, highest first; ties: lower position (no full sort of N)."""
     n = min(n, score.shape[1])
     if n == 0:

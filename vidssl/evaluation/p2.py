@@ -1,0 +1,52 @@
+"""How does IIC describe a video for retrieval? Protocol P2: the last map of ten clips, pooled in space and laid flat.
+
+Ten clips, centres evenly spaced from frame T/2 to T/2 before the end; of each the last convolutional map [F, t, h, w] goes
+through a maximum over 2 x 2 places and is laid flat (R3D at 16 x 112 x 112: 512 x 2 x 3 x 3 = 9216 numbers); the mean over
+the clips is the video, raw: neither the clips nor the video are made unit, and nothing is centred. Neighbours are ranked by
+cosine. `joint` puts two streams side by side, so that the stream with the longer features weighs more, as published.
+The published loop dropped the last incomplete batch (1 training and 7 test videos of UCF101); here every video counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vidssl.encoder import Encoder
+from vidssl.evaluation.encode import Reader
+
+__all__ = ["joint", "map_reader", "pooled_map"]
+
+
+def pooled_map(map_BFthw: Tensor) -> Tensor:
+    """Maximum over 2 x 2 places of a map [B, F, t, h, w] (a last odd row or column is left out), laid flat.
+
+    Returns:
+        [B, F·t·⌊h/2⌋·⌊w/2⌋]. A map that is one place high or wide keeps it: small clips have no 2 x 2.
+    """
+    window = (1, min(2, map_BFthw.shape[3]), min(2, map_BFthw.shape[4]))
+    return F.max_pool3d(map_BFthw, window).flatten(1)
+
+
+def map_reader(encoder: Encoder, view: str, prefix: str = "") -> Reader:
+    """A reader of `PREFIXmap/VIEW` (P2), `PREFIXfeature/VIEW` (pooled) and `PREFIXembedding/VIEW` (head), from one pass."""
+
+    def read(clips: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        last = encoder.backbone(clips[view])
+        pooled = last.mean(dim=(2, 3, 4))
+        return {
+            f"{prefix}map/{view}": pooled_map(last),
+            f"{prefix}feature/{view}": pooled,
+            f"{prefix}embedding/{view}": encoder.head(pooled),
+        }
+
+    return read
+
+
+def joint(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Two streams' rows [N, F] and [N, G] of the same videos, side by side: [N, F + G]."""
+    return np.concatenate([first, second], axis=1)
