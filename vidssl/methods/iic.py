@@ -42,7 +42,7 @@ from vidssl.errors import RecipeError
 from vidssl.losses import mil_nce
 from vidssl.memory import Memories, binary_nce, constant_of, counted_rows, drawn_ids, memory_scores, source_of
 from vidssl.methods.base import Method, Phase, StepOutput
-from vidssl.methods.infonce import own_accuracy
+from vidssl.methods.mined import own_accuracy
 from vidssl.methods.stream import Stream
 from vidssl.mining.exclusions import GroupIndex
 from vidssl.mining.plan import CascadePlan, plan_from
@@ -170,8 +170,11 @@ class IIC(Method):
         of = batch.clips[self.trained_view if self.iic.intra_of == "first" else self.second_view][:, 0]
         videos = batch.instance.cpu().numpy()
         negative = intra_negative(of, self.iic.intra, seed=self.seed, step=batch.step, instance=videos)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.iic.intra_negative == "live"):
-            made["intra"] = network(negative)
+        live = self.iic.intra_negative == "live"
+        with torch.set_grad_enabled(
+            live and torch.is_grad_enabled()
+        ):  # batch norm stays in training mode, as published
+            made["intra"] = network(negative) if live else network(negative).detach()
         return made
 
     def _scored(self, raw: Tensor) -> Tensor:
