@@ -142,9 +142,9 @@ def _evaluate_and_report(run: Path, words: Sequence[str]) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from cluster.exchange import import_published
+    from cluster.exchange import import_file
 
-    _say(import_published(args.file, args.source, args.out, args.words))
+    _say(import_file(args.file, args.source, args.out, args.words))
     return 0
 
 

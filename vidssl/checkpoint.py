@@ -173,11 +173,11 @@ def artifact(source: str | Path, view: str) -> dict[str, torch.Tensor]:
         CheckpointError: none of them, damaged, or a run or card that has no such view.
     """
     from vidssl.card import is_card, read_card, read_weights
-    from vidssl.published import from_coclr, read_published
+    from vidssl.published import import_published
 
     path = Path(source).expanduser()
     if path.is_file():
-        return from_coclr(read_published(path))
+        return import_published(path).artifact
     if is_card(path):
         _check_view(source, view, read_card(path).views)
         return read_weights(path)

@@ -23,7 +23,15 @@ from cluster.cli import main
         (["train", "--resume", "nowhere"], "nowhere is no run folder"),
         (["evaluate", "nowhere"], "nowhere is no run folder"),
         (["embed", "nowhere"], "nowhere is no run folder"),
+        (["embed", "nowhere"], "and no card folder .*`vidssl import` or `vidssl export` named"),
         (["report", "nowhere"], "nowhere is no run folder"),
+        (["export", "nowhere", "--out", "card"], "nowhere is no run folder"),
+        (["export", "nowhere"], "no folder for the card; type --out CARD"),
+        (["import", "nowhere.pth", "--from", "cpr", "--out", "card"], "no checkpoint at nowhere.pth"),
+        (
+            ["import", "nowhere.pth"],
+            "nobody was named as the file's author; type --from with one of coclr, cpr, vicc, iic",
+        ),
         (["recipes", "--name", "cpr-tiny", "mining.pol=3"], "unknown key 'mining.pol'; did you mean 'mining.pool'?"),
     ],
 )

@@ -42,9 +42,14 @@ def run(tmp_path_factory):
     return folder.path, method
 
 
+def exported(run, folder):
+    card, state = read_encoder(run[0])
+    return export(folder, state, card)
+
+
 @pytest.fixture
 def card(run, tmp_path):
-    return export(tmp_path / "card", *reversed(read_encoder(run[0])))
+    return exported(run, tmp_path / "card")
 
 
 def same(ours, theirs):
@@ -144,7 +149,7 @@ def test_a_card_is_never_written_over_something(run, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("keep")
     with pytest.raises(CheckpointError, match=r"exists already; give another --out"):
-        export(tmp_path / "taken", *reversed(read_encoder(run[0])))
+        exported(run, tmp_path / "taken")
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["mine.txt"]
 
 
@@ -162,7 +167,7 @@ def test_a_failed_write_leaves_neither_a_card_nor_a_rest(run, tmp_path, monkeypa
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="no space left"):
-        export(tmp_path / "card", *reversed(read_encoder(run[0])))
+        exported(run, tmp_path / "card")
     assert list(tmp_path.iterdir()) == []
 
 
