@@ -62,7 +62,7 @@ def views_asked(subject: Subject, word: str | None) -> tuple[str, ...]:
         return (subject.trained_view,)
     if word in JOINT:
         if len(have) < 2:
-            raise RecipeError(f"view={word} needs two streams, {subject.home.name} has an encoder of {have[0]} only")
+            raise RecipeError(f"view={word} needs two streams, {subject.home.name} has an encoder of {subject.trained_view} only")
         return have[:2]
     if word == "all":
         raise RecipeError(f"an evaluation looks at one view; type view= one of {', '.join(have)}, joint")

@@ -65,7 +65,7 @@ def retrieval_results(
 
 def retrieval_protocol(store: Embedded, protocol: str, views: Sequence[str]) -> dict[str, Any]:
     """The lines of the protocol that belong to the search."""
-    query, gallery = sides_of([store.instance[:, None]], store)
+    query, gallery = sides_of([np.zeros((len(store), 1))], store)
     shared = 0 if gallery is None else len(np.intersect1d(query[0].group, gallery[0].group))
     maps = protocol == "p2"
     told = {

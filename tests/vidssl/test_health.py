@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from vidssl.errors import BankError
-from vidssl.health import alignment, dimension_std, examine, rankme, uniformity
+from vidssl.health import (
+    alignment,
+    alignment_of_windows,
+    dimension_std,
+    examine,
+    examine_prototypes,
+    rankme,
+    uniformity,
+)
 
 
 def sphere(rows, dim, seed=0):
@@ -66,3 +74,37 @@ def test_what_is_no_set_of_embeddings_is_refused():
         examine(np.ones(4))
     with pytest.raises(BankError, match="training has diverged"):
         examine(np.array([[1.0, np.nan]]))
+
+
+def test_alignment_of_windows_equals_the_loop_over_all_pairs():
+    videos = [sphere(n, 5, seed=n) for n in (1, 2, 4)]
+    pairs = [
+        np.mean([((a - b) ** 2).sum() for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j])
+        for rows in videos[1:]
+    ]
+    mean = np.stack([rows.mean(0) for rows in videos])
+    assert alignment_of_windows(mean, [1, 2, 4]) == pytest.approx(np.mean(pairs))
+    assert np.isnan(alignment_of_windows(mean, [1, 1, 1]))
+    assert examine(mean, near=0.25).alignment == 0.25
+
+
+@pytest.mark.parametrize(
+    ("given", "words", "alarm"),
+    [
+        ({"loss": 2.0, "entropy": 0.98, "used": 0.9}, "healthy: the loss 2.00 is below ln P = 3.87", False),
+        ({"loss": float("nan")}, "diverged", True),
+        ({"loss": 1.0, "entropy": 0.0}, "collapsed: the assignments use about 1 of 48 prototypes", True),
+        ({"loss": 3.86, "stuck": "near ln P for 300 steps"}, "stuck: near ln P for 300 steps", True),
+        ({"loss": 3.86}, "nothing learned yet", False),
+        ({"loss": 2.0, "entropy": 0.9, "used": 0.05}, "narrow: only 5 %", False),
+    ],
+)
+def test_prototypes_in_words(given, words, alarm):
+    found = examine_prototypes(48, **given)
+    assert found.verdict.startswith(words)
+    assert found.alarm == alarm
+
+
+def test_a_single_prototype_is_refused():
+    with pytest.raises(BankError, match="at least 2 are needed"):
+        examine_prototypes(1, 0.0)

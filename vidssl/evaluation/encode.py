@@ -81,7 +81,7 @@ def describe_videos(
         DataError: no wanted video came.
     """
     known, order = np.sort(instances), np.argsort(instances, kind="stable")
-    total: dict[str, NDArray[np.float64]] = {}
+    total: dict[str, NDArray[np.floating]] = {}
     count = np.zeros(len(instances), np.int64)
     looks = tuple(readers)
     for batch in batches:

@@ -12,7 +12,7 @@ one row (the mean of its windows), so random crops do not enlarge the training s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ def train_probe(
         raise DataError(f"a linear probe needs at least 2 training videos, {len(rows)} are given")
     x, y = _unit(rows), torch.from_numpy(np.asarray(label, np.int64))
     generator = torch.Generator().manual_seed(seed)
-    linear = nn.utils.skip_init(nn.Linear, x.shape[1], classes)  # torch's global generator stays as it was
+    linear = cast(nn.Linear, nn.utils.skip_init(nn.Linear, x.shape[1], classes))  # leaves the global generator alone
     with torch.no_grad():
         linear.weight.normal_(0.0, 0.01, generator=generator)
         linear.bias.zero_()
