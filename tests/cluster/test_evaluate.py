@@ -219,7 +219,10 @@ def test_data_without_splits_leaves_one_group_out():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["evaluation.protocol=p9"], "evaluation.protocol='p9': input should be 'p1_strict', 'p1_ref', 'p2' or 'centre'"),
+        (
+            ["evaluation.protocol=p9"],
+            "evaluation.protocol='p9': input should be 'p1_strict', 'p1_ref', 'p2' or 'centre'",
+        ),
         (["clips.frames=8"], "'clips.frames=8' cannot be set for a run that is trained"),
         (["baseline=random"], "unknown baseline=random; type baseline=untrained"),
         (["view=flow"], "no encoder of view=flow; type view= one of rgb, residual"),
@@ -262,6 +265,160 @@ def test_data_that_is_gone_is_named(run, packed, tmp_path):
     (tmp_path / "lost" / "recipe.yaml").write_text(recipe)
     with pytest.raises(DataError, match=r"is not at .*nowhere; if it has moved, type data=FOLDER"):
         embed_run(tmp_path / "lost")
+
+
+@pytest.fixture(scope="module")
+def everything(packed, tmp_path_factory):
+    folder = make_run(tmp_path_factory.mktemp("runs") / "all", packed)
+    words = ["what=knn,linear,fewshot", "evaluation.probe_epochs=3", "evaluation.probe_lr=[0.3,1.0]"]
+    alone = evaluate_run(folder.path, [*words, "evaluation.neighbours=4"])
+    return folder, alone, evaluate_run(folder.path, ["what=retrieval,linear", "view=joint", *words[1:]])
+
+
+def test_only_what_was_asked_for_is_measured_and_written(everything, run, results):
+    folder, alone, both = everything
+    assert list(alone) == ["knn", "linear", "fewshot"]
+    assert list(both) == ["retrieval", "linear"]
+    assert {p.name for p in folder.evaluation.glob("*.json")} == {
+        "knn.json",
+        "linear.json",
+        "fewshot.json",
+        "retrieval-joint.json",
+        "linear-joint.json",
+    }
+    assert list(results) == ["retrieval", "mining"]  # the usual evaluation did not get longer
+    for name, result in alone.items():
+        assert json.loads((folder.evaluation / f"{name}.json").read_text()) == result
+
+
+def test_every_number_of_a_classifier_stands_beside_its_rivals_and_carries_its_protocol(everything):
+    _, alone, _ = everything
+    for name, own in (
+        ("knn", {"neighbours", "vote"}),
+        ("linear", {"probe", "probe_epochs", "chosen_on", "train_videos", "test_videos", "sides"}),
+        ("fewshot", {"draws", "classifier", "interval"}),
+    ):
+        assert list(alone[name]["results"]) == ["trained", "untrained", "histogram", "chance"]
+        assert own | {"data_hash", "T", "size", "view", "seed", "checkpoint", "crops"} <= set(alone[name]["protocol"])
+    assert alone["knn"]["protocol"]["neighbours"] == 4
+    linear = alone["linear"]["results"]["trained"]
+    assert linear["queries"] == 10
+    assert linear["streams"][0]["lr"] in (0.3, 1.0)
+    assert len(linear["streams"][0]["tried"]) == 4
+    assert 0 < linear["streams"][0]["held_out_videos"] < 20
+    assert len(alone["fewshot"]["results"]["trained"]["1"]["draws"]) == 10
+
+
+def test_the_knn_of_an_evaluation_equals_votes_counted_by_hand(everything):
+    folder, alone, _ = everything
+    store = load_embeddings(folder.evaluation / "embeddings.zarr")
+    rows = store.feature["rgb"].astype(np.float64)
+    train, test = store.split == "train", store.split == "test"
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    score = unit(rows[test] - rows[train].mean(0)) @ unit(rows[train] - rows[train].mean(0)).T
+    right = 0.0
+    for own, line in zip(store.label[test], score, strict=True):
+        near = np.argsort(-line)[:4]
+        votes = np.bincount(store.label[train][near], np.exp(line[near] / 0.07), minlength=10)
+        right += votes.argmax() == own
+    assert alone["knn"]["results"]["trained"]["accuracy"] == pytest.approx(right / test.sum(), abs=1e-6)
+
+
+def test_two_streams_are_shown_together_and_each_alone(everything):
+    _, _, both = everything
+    assert list(both["retrieval"]["results"]) == [
+        "trained",
+        "untrained",
+        "rgb alone",
+        "residual alone",
+        "histogram",
+        "chance",
+    ]
+    assert both["retrieval"]["protocol"]["view"] == "rgb + residual"
+    assert both["retrieval"]["protocol"]["fusion"] == "sum of the two similarity matrices"
+    assert both["linear"]["protocol"]["fusion"] == "mean of the two probability vectors"
+    assert len(both["linear"]["results"]["trained"]["streams"]) == 2
+
+
+def test_p2_looks_at_ten_clips_and_puts_the_streams_side_by_side(packed, tmp_path):
+    folder = make_run(tmp_path / "p2", packed)
+    words = ["what=retrieval", "evaluation.protocol=p2", "baseline=off", "view=joint"]
+    found = evaluate_run(folder.path, words)["retrieval"]
+    about = found["protocol"]
+    assert (about["id"], about["windows"], about["centring"]) == ("p2", 10, "none")
+    assert about["fusion"] == "features side by side"
+    assert about["crops"] == "centre, 7/8 of the short side"
+    assert {"rgb alone", "residual alone"} <= set(found["results"])
+
+
+def test_ten_crops_average_the_probabilities_of_all_windows_and_crops(packed, tmp_path):
+    from cluster.evaluate_features import features_of
+    from cluster.evaluate_probes import _ten_crops, linear_results
+    from cluster.subject import open_subject
+    from pipelines.loader import EvalLoader, LoaderSpec
+    from vidssl.evaluation.probe import linear_probe
+
+    folder = make_run(tmp_path / "ten", packed)
+    words = ["evaluation.crops=ten", "evaluation.probe_epochs=2", "evaluation.probe_lr=[0.3]"]
+    subject = open_subject(folder.path, [*words, "evaluation.probe_weight_decay=[0.001]"])
+    seen = features_of(subject, ("rgb",), untrained=False)
+    assert linear_results(subject, seen)[1]["crops"].startswith("ten")
+    rows, store, recipe = seen.pooled["trained"][0], seen.store, subject.recipe
+    options = {"classes": 10, "rates": (0.3,), "decays": (1e-3,), "epochs": 2, "held_out": 0.2}
+    probe = linear_probe(rows, store.label, store.group, rows, **options)
+    found = _ten_crops(subject, seen, {"trained": [probe]}, np.array([5]))["trained"][0]
+    spec = LoaderSpec(recipe.clips, recipe.augment, recipe.loader, ("rgb",), 20, 0)
+    loader = EvalLoader(packed, spec, windows=2, device=torch.device("cpu"), instances=np.array([5]), crops="ten")
+    with torch.no_grad():
+        clips = torch.cat([batch.clips["rgb"][:, 0] for batch in loader])
+        unit = torch.nn.functional.normalize(subject.encoder("rgb").features(clips))
+        expected = torch.softmax(probe.layer(unit), 1).mean(0)
+    assert len(clips) == 20
+    np.testing.assert_allclose(found[0], expected.numpy(), atol=1e-5)
+
+
+def test_a_card_is_evaluated_and_has_no_mining(run, packed, tmp_path):
+    from vidssl.card import Facts, card_of, export
+    from vidssl.checkpoint import load_method
+
+    method, recipe, step = load_method(run)
+    card = card_of(recipe, "rgb", Facts(method="cpr", source="a run", steps=step, seed=0))
+    export(tmp_path / "card", method.encoder("rgb").state_dict(), card)
+    found = evaluate_run(tmp_path / "card", [f"data={packed.root}", "baseline=off"])
+    assert found["mining"]["results"] is None
+    assert "a card has no bank" in results_table(found)
+    assert (tmp_path / "card" / "eval" / "retrieval.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["what=magic"], "what=magic is unknown; type what= some of retrieval,mining,knn,linear,fewshot, or what=all"),
+        (["what="], "what= is unknown"),
+        (["view=all"], "an evaluation looks at one view; type view= one of rgb, residual, joint"),
+    ],
+)
+def test_unknown_words_of_what_and_view_are_one_sentence(run, words, sentence):
+    with pytest.raises(RecipeError, match=re.escape(sentence)):
+        evaluate_run(run.path, words)
+
+
+def test_one_stream_cannot_be_joined(packed, tmp_path):
+    folder = make_run(tmp_path / "single", packed, name="infonce", warmup_steps=0)
+    with pytest.raises(RecipeError, match="view=joint needs two streams, single has an encoder of rgb only"):
+        evaluate_run(folder.path, ["view=joint"])
+
+
+def test_a_collapsed_encoder_raises_the_alarm_in_what_is_printed(packed, tmp_path):
+    folder = make_run(tmp_path / "flat", packed)
+    recipe = folder.read_recipe()
+    state = build_method(recipe, 99).state_dict()
+    state = {key: value * 0 if "head.2.weight" in key else value for key, value in state.items()}
+    meta = Meta(7, recipe.fingerprint(), packed.hash, 1, 0)
+    save_checkpoint(folder, meta, 0, {}, {"method": state, "optimizer": {}}, lambda: None)
+    found = evaluate_run(folder.path, ["what=knn", "baseline=off"])
+    assert "ALARM, embeddings collapsed: all clips have nearly the same embedding" in results_table(found)
+    assert found["knn"]["health"]["alignment"] == pytest.approx(0, abs=1e-5)
 
 
 class Loads(HTMLParser):
