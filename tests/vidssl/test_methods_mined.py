@@ -59,6 +59,11 @@ def test_the_warm_up_is_not_held_and_inline_waits_for_rows_of_the_frozen_encoder
     assert updates == [True] * 3 + [False] * held + [True] * (5 - held)
 
 
+def test_the_warm_up_of_one_stream_is_not_held():
+    method = build_method(one_stream("off", warmup_steps=2, hold_until_full=True)).train()
+    assert [method(a_batch(step)).update for step in range(5)] == [True, True, False, True, True]
+
+
 def test_nothing_is_held_unless_asked_and_info_nce_can_be():
     free, held = (build_method(a_recipe("infonce", hold_until_full=hold)).train() for hold in (False, True))
     assert [free(a_batch(step)).update for step in range(5)] == [True] * 5
