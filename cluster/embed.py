@@ -16,6 +16,7 @@ from vidssl.errors import RecipeError
 from vidssl.evaluation.retrieval import unit_rows
 
 if TYPE_CHECKING:
+    from pipelines.crops import Crops
     from vidssl.evaluation.encode import Described, Reader
 
 __all__ = ["describe", "embed_run", "embedded", "views_of"]
@@ -63,14 +64,28 @@ def views_of(subject: Subject, asked: str | None) -> tuple[str, ...]:
     return have if asked == "all" else (asked,)
 
 
-def describe(subject: Subject, readers: Iterable[Reader], views: Sequence[str], rows: NDArray[np.int64]) -> Described:
-    """Show the windows of some videos to readers; each window is decoded once."""
+def describe(
+    subject: Subject,
+    readers: Iterable[Reader],
+    views: Sequence[str],
+    rows: NDArray[np.int64],
+    crops: Crops | None = None,
+) -> Described:
+    """Show the windows of some videos to readers, cut as the protocol says; each window is decoded once."""
     from pipelines.loader import EvalLoader, LoaderSpec
     from vidssl.evaluation.encode import describe_videos
 
-    recipe = subject.recipe
+    recipe, (rule, usual) = subject.recipe, subject.window_rule
     spec = LoaderSpec(recipe.clips, recipe.augment, recipe.loader, tuple(views), recipe.evaluation.batch, recipe.seed)
-    loader = EvalLoader(subject.manifest, spec, instances=rows, windows=subject.windows, device=subject.device)
+    loader = EvalLoader(
+        subject.manifest,
+        spec,
+        instances=rows,
+        windows=subject.windows,
+        device=subject.device,
+        rule=rule,
+        crops=crops or usual,
+    )
     try:
         return describe_videos(loader, readers, rows)
     finally:

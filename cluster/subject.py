@@ -23,11 +23,20 @@ from vidssl.recipe import Recipe, recipe_from_file
 from vidssl.run_folder import RunFolder, open_run
 
 if TYPE_CHECKING:
+    from pipelines.crops import Crops
     from pipelines.manifest import Manifest
+    from pipelines.windows import Rule
     from vidssl.methods import Method
 
 __all__ = ["Subject", "open_subject", "recipe_from_tree", "take_word"]
 
+_RULES: Final[dict[str, Rule]] = {"p1_ref": "p1", "p2": "p2"}
+_WINDOWS: Final[dict[str, str]] = {
+    "spread": "every T*stride/2-1 frames, at most `windows`, spread evenly",
+    "p1": "every T*stride/2-1 frames from the first on, at most `windows`; short videos padded in front",
+    "p2": "10, centres evenly spread from T*stride/2 to the length minus it",
+}
+_CROPS: Final[dict[str, str]] = {"centre": "centre", "inner": "centre, 7/8 of the short side"}
 _ALLOWED: Final = ("evaluation.", "finetune.", "loader.", "trainer.device=", "data=")
 
 
@@ -84,6 +93,12 @@ class Subject:
         chosen = self.recipe.evaluation
         return {"centre": 1, "p2": 10}.get(chosen.protocol, chosen.windows)
 
+    @property
+    def window_rule(self) -> tuple[Rule, Crops]:
+        """Which windows of a video and which part of the frame: the published protocols cut 7/8 of the short side."""
+        rule = _RULES.get(self.recipe.evaluation.protocol, "spread")
+        return rule, "centre" if rule == "spread" else "inner"
+
     def encoder(self, view: str) -> Encoder:
         """The trained encoder of `view`, in evaluation mode, on the device.
 
@@ -117,7 +132,7 @@ class Subject:
         """What every number made from this subject has to carry (plain JSON values)."""
         from pipelines.decode import resolve_decode
 
-        clips = self.recipe.clips
+        clips, (rule, crops) = self.recipe.clips, self.window_rule
         return self._origin() | {
             "data_hash": self.manifest.hash,
             "trained_on": self.meta.data,
@@ -126,10 +141,8 @@ class Subject:
             "size": clips.size,
             "normalize": self.recipe.augment.normalize,
             "windows": self.windows,
-            "window_rule": "every T*stride/2-1 frames, at most `windows`, spread evenly"
-            if self.windows > 1
-            else "centre",
-            "crops": "centre",
+            "window_rule": _WINDOWS[rule] if self.windows > 1 else "centre",
+            "crops": _CROPS[crops],
             "augmentation": "none",
             "decode": resolve_decode(self.recipe.loader.decode, self.manifest.codec, self.device),
             "device": self.device.type,

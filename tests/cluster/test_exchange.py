@@ -42,7 +42,7 @@ def vidssl_says(capsys, *words):
 
 def small_file(path, channels=3):
     """A file of CoCLR's layout with a small network in it."""
-    model = Model(width=4, dim=8, flow_channels=channels)
+    model = Model.model_validate({"width": 4, "dim": 8, "flow_channels": channels})
     torch.manual_seed(3)
     encoder = build_encoder(model, "flow")
     torch.save({"state_dict": to_coclr(encoder.state_dict()), "epoch": 299}, path)
@@ -181,6 +181,35 @@ def test_an_exported_run_gives_the_same_vectors_as_the_run(view, run, packed, tm
     assert ours.protocol["steps"] == 5
     assert ours.protocol["trained_on"] == "hash"
     assert ours.protocol["recipe"] == theirs.protocol["recipe"]
+
+
+@pytest.mark.parametrize("protocol", ["p1_ref", "p2"])
+def test_vectors_of_a_published_protocol_come_from_its_windows_and_crop(protocol, run, packed, capsys):
+    from cluster.subject import open_subject
+    from pipelines.loader import EvalLoader, LoaderSpec
+
+    words = [f"evaluation.protocol={protocol}", "evaluation.windows=10", f"data={packed}"]
+    assert vidssl_says(capsys, "embed", run, *words)[0] == 0
+    store, subject = load_embeddings(run / "embeddings.zarr"), open_subject(run, words)
+    spec = LoaderSpec(subject.recipe.clips, subject.recipe.augment, subject.recipe.loader, ("rgb",), 64, 0)
+    one = np.array([3])
+    loader = EvalLoader(
+        subject.manifest,
+        spec,
+        instances=one,
+        windows=10,
+        device=torch.device("cpu"),
+        rule=protocol[:2],
+        crops="inner",
+    )
+    with torch.no_grad():
+        rows = subject.encoder("rgb").features(torch.cat([batch.clips["rgb"][:, 0] for batch in loader]))
+    loader.close()
+    wanted = torch.nn.functional.normalize(rows, dim=1).mean(0)
+    np.testing.assert_allclose(store.feature["rgb"][3], wanted, atol=1e-6)
+    assert store.protocol["crops"] == "centre, 7/8 of the short side"
+    assert len(rows) > 1
+    assert store.protocol["windows"] == 10
 
 
 def refused(capsys, *words):
