@@ -465,3 +465,50 @@ def test_mining_off_is_iic_without_the_cascade():
 
 def test_a_method_that_is_built_for_its_encoder_alone_needs_no_number_of_videos():
     assert build_method(a_recipe(cascade=True)).encoder("residual").dim == DIM
+
+
+MOVING, SIDE = 32, 24
+
+
+def a_moving_batch(step, rows=16):
+    """A coloured blob per video, each on its own path around a torus; every clip begins at another time."""
+    paths = torch.Generator().manual_seed(0)
+    place = torch.rand(MOVING, 2, generator=paths) * SIDE
+    speed = (torch.rand(MOVING, 2, generator=paths) - 0.5) * 6
+    colour = torch.rand(MOVING, 3, generator=paths)
+    generator = torch.Generator().manual_seed(step)
+    videos = torch.randperm(MOVING, generator=generator)[:rows]
+    time = torch.arange(8) + torch.randint(0, 8, (rows, 1), generator=generator)
+    centre = place[videos, None] + time[:, :, None] * speed[videos, None]
+    line = torch.arange(SIDE)
+    gap = torch.remainder(line - centre[..., None] + SIDE / 2, SIDE) - SIDE / 2  # [B, T, 2, SIDE]
+    blob = torch.exp(-(gap[:, :, 0, :, None] ** 2 + gap[:, :, 1, None] ** 2) / 12)
+    rgb = blob[:, None, None] * colour[videos][:, None, :, None, None, None]
+    views = make_views(rgb, ("rgb", "residual"), boundary="wrap", scale="half_shift")
+    start = torch.zeros(rows, 1, dtype=torch.int64)
+    return ClipBatch(views, videos, videos, torch.full((rows,), -1), step // 2, step, start)
+
+
+@pytest.mark.slow
+def test_intra_negatives_drive_a_clip_away_from_its_frozen_self():
+    alike = {}
+    for intra in ("none", "repeat"):
+        given = a_recipe(
+            model={"dim": 32, "width": 4, "head": "none"}, intra=intra, intra_negative="live", negatives=24
+        )
+        method = build_method(given, 0, MOVING).train()
+        optimizer = torch.optim.SGD(method.parameters(), lr=0.03, momentum=0.9)
+        losses = []
+        for step in range(80):
+            output = method(a_moving_batch(step))
+            optimizer.zero_grad()
+            output.loss.backward()
+            optimizer.step()
+            losses.append(output.loss.item())
+        assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+        clips = a_moving_batch(1000).clips["rgb"][:, 0]
+        encoder = method.eval().encoder("rgb")
+        with torch.no_grad():
+            frozen = encoder(clips[:, :, :1].expand_as(clips))
+            alike[intra] = float(nn.functional.cosine_similarity(encoder(clips), frozen).mean())
+    assert alike["repeat"] < alike["none"] - 0.2
