@@ -21,12 +21,17 @@ from vidssl.recipe import Clips
 __all__ = ["ClipGraph", "inputs_of", "last_line"]
 
 
-def inputs_of(fed: Fed, coloured: bool) -> list[Any]:
+def inputs_of(fed: Fed, coloured: bool, together: bool = False) -> list[Any]:
     """The graph's inputs, one row per clip: bytes, table, start, crop (2), mirror, mean, std, and colour where it may occur.
 
-    `colour` [12] holds the matrix (9), the lift, whether they apply, and the blur's sigma.
+    `colour` [12] holds the matrix (9), the lift, whether they apply, and the blur's sigma. With `together` the clips of
+    a video are crops of one window: one row per video, and the numbers of its crops stay side by side.
     """
     plan, looks = fed.plan, fed.plan.looks
+    if together:
+        numbers = (looks.roi_start, looks.roi_end, looks.mirror, looks.mean, looks.std)
+        start = plan.start[:, 0].astype(np.int32)
+        return [list(fed.videos), list(fed.tables), start, *(np.ascontiguousarray(one) for one in numbers)]
     clips = plan.start.shape[1]
     flat = plan.start.size
     return [
@@ -59,6 +64,7 @@ class ClipGraph:
         device: Where the clips go.
         coloured: Whether colour and blur may occur.
         slicing: See `build_pipeline`.
+        crops: Crops of one row; with more than one, a row is a window.
 
     Raises:
         DeviceError: the GPU graph cannot be built.
@@ -75,7 +81,9 @@ class ClipGraph:
         device: torch.device,
         coloured: bool,
         slicing: bool = True,
+        crops: int = 1,
     ) -> None:
+        self.crops = crops
         self.decode, self.clips, self.group, self.coloured, self.slicing = decode, clips, group, coloured, slicing
         self._source: Callable[[], Fed] | None = None
         self._pool = ThreadPoolExecutor(threads, "decode") if decode == "py" and threads > 1 else None
@@ -89,6 +97,7 @@ class ClipGraph:
             device_id=device_id,
             coloured=coloured,
             slicing=slicing,
+            crops=crops,
         )
         try:
             self._pipeline.build()
@@ -102,7 +111,7 @@ class ClipGraph:
         self._source = source
 
     def run(self) -> tuple[Tensor, list[str]]:
-        """Clips [rows, 3, T, H, W] on the device, and each row's fault (empty: none).
+        """Clips [rows, 3, T, H, W] (several crops: [rows, crops, 3, T, H, W]) on the device, each row's fault (empty: none).
 
         Raises:
             RuntimeError: DALI's decoder failed; the graph is not to be used again.
@@ -120,7 +129,7 @@ class ClipGraph:
     def _inputs(self) -> list[Any]:
         if self._source is None:
             raise RuntimeError("a graph without a source was run")
-        return inputs_of(self._source(), self.coloured)
+        return inputs_of(self._source(), self.coloured, self.crops > 1)
 
     def _decoded(
         self, videos: Sequence[Any], tables: Sequence[Any], starts: Sequence[Any]

@@ -146,7 +146,7 @@ class Feed:
     def window_plan(
         self, step: int, instance: NDArray[np.int64], start: NDArray[np.int64], crops: str = "centre"
     ) -> Plan:
-        """Given windows; `start` is int64 [B]. The crops of a window are its clips (`py` decodes it once for all)."""
+        """Given windows; `start` is int64 [B]. The crops of a window are its clips."""
         looks = crop_looks(self._sides(instance), crops, self.augment.normalize)
         return Plan(step, 0, instance, np.repeat(start[:, None], looks.mirror.shape[1], axis=1), looks)
 

@@ -1,6 +1,7 @@
 """The DALI graph: encoded bytes and given numbers in, normalised clips out. Stateless and without chance.
 
-One row of the graph is one clip; the n clips of a video are neighbours. On a GPU the same graph runs with two words
+One row of the graph is one clip; the n clips of a video are neighbours. With several crops a row is one window, which is
+decoded once and cut as often as there are crops. On a GPU the same graph runs with two words
 changed: the device of the decoder (`mixed`) and `device_id`.
 """
 
@@ -59,6 +60,7 @@ def build_pipeline(
     device_id: int | None,
     coloured: bool,
     slicing: bool = True,
+    crops: int = 1,
 ) -> Pipeline:
     """The graph, constructed but not built.
 
@@ -71,9 +73,11 @@ def build_pipeline(
         device_id: CUDA device; None: CPU.
         coloured: Whether the graph holds colour and blur at all (preset `paper`).
         slicing: Cut windows out of the bytes before DALI decodes them.
+        crops: Crops of one row; with more than one, crop, mirror, mean and std have an axis of crops in front (and
+            `coloured` is not read).
 
     Returns:
-        Pipeline with outputs float [rows, 3, T, H, W] and uint8 fault texts, empty where a row is good.
+        Pipeline with outputs float [rows, 3, T, H, W] (several crops: [rows, crops, 3, T, H, W]) and uint8 fault texts, empty where a row is good.
     """
     options = {"batch_size": rows, "num_threads": threads, "device_id": device_id, "set_affinity": False}
     # Two batches in flight overlap copies, decoding and augmentation on a GPU; on a CPU they would only hold memory.
@@ -92,7 +96,10 @@ def build_pipeline(
             frames = _native(video, table, start, clips, device_id, slicing)
             faults = fn.slice(video, 0, 0, axes=[0], normalized_anchor=False, normalized_shape=False)
         look = {"roi_start": roi_start, "roi_end": roi_end, "mirror": mirror, "mean": mean, "std": std}
-        return _augmented(frames, clips.size, *colour, **look), faults
+        if crops == 1:
+            return _augmented(frames, clips.size, *colour, **look), faults
+        cut = [_augmented(frames, clips.size, **{key: one[crop] for key, one in look.items()}) for crop in range(crops)]
+        return fn.stack(*cut), faults
 
     return graph()
 

@@ -204,8 +204,8 @@ class EvalLoader:
     """Windows of given videos, one window and crop per row (`n_clips` = 1): video by video, window by window, crop by crop.
 
     A video that cannot be decoded is left out and named in `meter.bad`; `ClipBatch.step` counts batches. All crops of a
-    window are in one batch, so row r of a batch shows crop r mod `crops_per_window`. `py` decodes a window once for its
-    ten crops, DALI's decoders once for each.
+    window are in one batch, so row r of a batch shows crop r mod `crops_per_window`. A window is decoded once for its ten
+    crops.
 
     Args:
         manifest: The packed data.
@@ -266,7 +266,8 @@ class EvalLoader:
         self.close()
         feed = Feed(self.manifest, self.spec.clips, self.spec.augment, self.spec.seed)
         sized = replace(self.spec, batch=self._windows_at_once)
-        stream = _stream(sized, feed, self.device, self.crops_per_window, replace=False, bad=())
+        crops = self.crops_per_window
+        stream = _stream(sized, feed, self.device, crops, replace=False, bad=(), together=crops > 1)
         self.meter = LoaderMeter()
         ahead = self._ahead = Ahead(
             lambda: stream.batches(self._plans(feed)), self.spec.loader.prefetch, "vidssl-windows"
@@ -315,11 +316,11 @@ def _stream(
     *,
     replace: bool,
     bad: list[BadSample] | tuple[()],
+    together: bool = False,
 ) -> ClipStream:
     decode = resolve_decode(spec.loader.decode, feed.manifest.codec, device)
-    return ClipStream(
-        feed, decode, spec.loader, rows=spec.batch, per_video=per_video, device=device, replace=replace, bad=bad
-    )
+    kind = {"per_video": per_video, "together": together, "replace": replace, "bad": bad}
+    return ClipStream(feed, decode, spec.loader, rows=spec.batch, device=device, **kind)
 
 
 def _batch_of(made: Made, clips: Tensor, manifest: Manifest, spec: LoaderSpec, device: torch.device) -> ClipBatch:

@@ -62,6 +62,7 @@ class ClipStream:
         loader: Threads and error budget.
         rows: The most videos of a batch.
         per_video: Clips of a video.
+        together: The clips of a video are crops of one window, which is decoded once.
         device: Where the clips go.
         replace: Give bad rows to a donor; otherwise leave them out.
         bad: Samples already known to be bad.
@@ -78,7 +79,9 @@ class ClipStream:
         device: torch.device,
         replace: bool,
         bad: Iterable[BadSample] = (),
+        together: bool = False,
     ) -> None:
+        self._crops, self._clips = (per_video, 1) if together else (1, per_video)  # of one row, of one video
         self.feed, self.loader, self.replace = feed, loader, replace
         self.decode: Decode = decode
         self.rows, self.per_video, self.device = rows, per_video, device
@@ -136,8 +139,9 @@ class ClipStream:
             self._graphs[decode] = ClipGraph(
                 decode,
                 self.feed.clips,
-                group=self.per_video,
-                rows=self.rows * self.per_video,
+                group=self._clips,
+                rows=self.rows * self._clips,
+                crops=self._crops,
                 threads=self.loader.threads,
                 device=self.device,
                 coloured=self.feed.augment.preset == "paper",
@@ -156,8 +160,8 @@ class ClipStream:
                 return fed
 
     def _finished(self, fed: Fed, clips: Tensor, texts: list[str]) -> Iterator[Made]:
-        clips = clips.reshape(-1, self.per_video, *clips.shape[1:])
-        faults = _by_video(texts, self.per_video)
+        clips = clips.reshape(-1, self.per_video, *clips.shape[-4:])
+        faults = _by_video(texts, self._clips)
         for row, reason in faults.items():
             self._name(int(fed.plan.instance[row]), reason)
         plan, clips = fed.plan, _owned(clips)

@@ -196,6 +196,18 @@ def test_the_other_streams_probabilities_are_fused(packed, tmp_path):
     }
 
 
+def test_a_card_is_fine_tuned_to_the_numbers_of_its_run(run, packed, tmp_path):
+    from cluster.exchange import export_card
+
+    card = export_card(run.path, str(tmp_path / "card"))
+    words = [*FAST, "finetune.epochs=1"]
+    same = [*words, f"data={packed.root}", "evaluation.windows=2", "evaluation.batch=8", "augment.preset=crop"]
+    of_card = finetune_run(card, [*same, "augment.flip=false", "trainer.device=cpu"], quiet)
+    of_run = finetune_run(run.path, words, quiet)
+    assert of_card["results"] == of_run["results"]
+    assert (tmp_path / "card" / "eval" / "finetune.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "kind", "sentence"),
     [

@@ -207,8 +207,8 @@ def test_the_centre_crop_is_the_square_of_the_short_side():
 def test_the_graph_constructs_for_a_gpu_too():
     from pipelines.graph import build_pipeline
 
-    for coloured in (False, True):
-        build_pipeline(lambda: [], None, Clips(), rows=4, threads=1, device_id=0, coloured=coloured)  # noqa: PIE807
+    for coloured, crops in ((False, 1), (True, 1), (False, 10)):
+        build_pipeline(lambda: [], None, Clips(), rows=4, threads=1, device_id=0, coloured=coloured, crops=crops)  # noqa: PIE807
 
 
 @pytest.fixture(scope="module")
