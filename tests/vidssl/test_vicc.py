@@ -211,6 +211,17 @@ def test_the_newest_rows_stand_first_and_more_rows_than_slots_keep_the_newest():
     assert not none.full
 
 
+def test_a_queue_that_is_loaded_forgets_what_it_counted_itself():
+    full, empty = AssignmentQueue(1, 2, 1), AssignmentQueue(1, 2, 1)
+    full.push(torch.ones(1, 2, 1))
+    stored = copy.deepcopy(empty.state_dict())
+    assert not empty.full
+    empty.load_state_dict(full.state_dict())
+    assert empty.full
+    full.load_state_dict(stored)
+    assert full.count == 0
+
+
 def test_a_resumed_run_goes_on_exactly(tmp_path):
     def steps(method, optimizer, which):
         losses = []

@@ -113,10 +113,28 @@ def assigned_share():
     return {"uneven": uneven, "queued": sinkhorn(both[:, mine], queued=queued), "share": share}
 
 
+def rows_encoded_at_home(shuffle):
+    """For each call of the encoder: how many of its clips are this rank's own, over some steps."""
+    recipe = a_recipe("single", 0, False)
+    recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"shuffle_bn": shuffle})})
+    method, calls = build_method(recipe, 4).eval(), []
+    method.encoder("rgb").register_forward_pre_hook(lambda module, given: calls.append(given[0]))
+    found = {0: 0, 1: 0}
+    for step in range(6):
+        batch = share_of(global_batch(step), rank())
+        method(batch)
+        for clip, seen in enumerate(calls):
+            own = batch.clips["rgb"][:, clip]
+            found[clip] += sum(any(torch.equal(row, mine) for mine in own) for row in seen)
+        calls.clear()
+    return found
+
+
 def on_one_rank(folder, me):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=me, world_size=WORLD)
     found = {case: train(case, lambda batch: share_of(batch, me)) for case in CASES}
+    found["home"] = {shuffle: rows_encoded_at_home(shuffle) for shuffle in (True, False)}
     torch.save({**found, "small": assigned_share()}, f"{folder}/rank-{me}.pt")
     dist.destroy_process_group()
 
@@ -157,6 +175,13 @@ def test_queues_and_prototypes_of_both_ranks_are_bit_equal(ranks, case):
     assert all(torch.equal(first[name], second[name]) for name in names)
     if CASES[case][1]:
         assert int(first["queue.written"]) == CASES[case][1]
+
+
+def test_the_second_clip_is_encoded_among_strangers_and_the_first_at_home(ranks):
+    for one in ranks:
+        assert one["home"][True][0] == 6 * ROWS
+        assert 0 < one["home"][True][1] < 6 * ROWS
+        assert one["home"][False] == {0: 6 * ROWS, 1: 6 * ROWS}
 
 
 def test_assignments_do_not_depend_on_who_holds_which_row(ranks):
