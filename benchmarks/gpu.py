@@ -78,6 +78,10 @@ CHECKS = (
     Check("knn", "checks_mining:knn", "faiss.knn_gpu against torch mm + topk", 240),
     Check("bank-push", "checks_mining:bank_push", "embeddings from the device into the bank", 90),
     Check("train-step", "checks_training:train_step", "S3D 32x128x128 bf16: clips/s, memory", 300),
+    Check("backbones", "checks_methods:backbones", "every network: equal to the CPU's, ms of a bf16 step", 240),
+    Check("switches", "checks_methods:switches", "channels_last_3d and checkpointing: ms, memory", 180),
+    Check("methods", "checks_methods:methods", "a bf16 step of every method: finite, ms", 240),
+    Check("sinkhorn", "checks_methods:sinkhorn", "assignments equal to the CPU's, finite from fp16", 90),
     Check("loader", "checks_training:loader", "packed videos → ClipBatch on the device, nvdec and py", 300),
 )
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from cluster.agree import barrier, from_first_rank, max_over_ranks
 from cluster.bank_spec import BankSpec
+from cluster.checks import training_rows
 from cluster.meter import StepMeter
 from cluster.runlog import RunLog
 from pipelines.loader import LoaderSpec, TrainLoader
@@ -94,7 +95,8 @@ class Worker:
         self._settle_numerics()
         self.manifest = load_manifest(job.data)
         self.start = latest_step(self.folder) or 0
-        self.method = build_method(self.recipe, self.recipe.seed, len(self.manifest)).to(self.device)
+        rows = training_rows(self.manifest)
+        self.method = build_method(self.recipe, self.recipe.seed, len(self.manifest), rows).to(self.device)
         self.optimizer = build_optimizer(self.recipe.optim, [p for p in self.method.parameters() if p.requires_grad])
         self.loader = _loader(self.recipe, self.manifest, self.rank, self.world, self.device)
         self.open.callback(self.loader.close)

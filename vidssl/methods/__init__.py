@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vidssl.methods.base import Method, Phase, StepOutput
 from vidssl.methods.coclr import CoCLR
@@ -13,13 +15,17 @@ from vidssl.recipe import Recipe
 __all__ = ["CoCLR", "InfoNCE", "Method", "Phase", "StepOutput", "bank_views_of", "build_method", "mining_of"]
 
 
-def build_method(recipe: Recipe, seed: int | None = None, instances: int = 1) -> Method:
+def build_method(
+    recipe: Recipe, seed: int | None = None, instances: int = 1, rows: NDArray[np.int64] | None = None
+) -> Method:
     """The pretext task of a recipe with fresh weights and queues; torch's global generator is left as it was.
 
     Args:
         recipe: The run.
         seed: Of weights, queue filler and per-step draws; the recipe's when None. Give every rank the same.
         instances: N, videos of the data: the rows of IIC's memories. Other methods do not read it.
+        rows: int64, the videos that are trained on; None: all. IIC draws its negatives from them: the memory rows of
+            other videos are never visited and hold noise.
 
     Raises:
         RecipeError: unknown backbone, or a cascade that the queue is too small for (`mining.where=inline`).
@@ -27,10 +33,10 @@ def build_method(recipe: Recipe, seed: int | None = None, instances: int = 1) ->
     chosen = recipe.seed if seed is None else seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(chosen)
-        return _method(recipe, chosen, instances)
+        return _method(recipe, chosen, instances, rows)
 
 
-def _method(recipe: Recipe, seed: int, instances: int) -> Method:
+def _method(recipe: Recipe, seed: int, instances: int, rows: NDArray[np.int64] | None) -> Method:
     name = recipe.method.name
     if name == "infonce":
         return InfoNCE(recipe, seed)
@@ -45,7 +51,7 @@ def _method(recipe: Recipe, seed: int, instances: int) -> Method:
     if name == "iic":
         from vidssl.methods.iic import IIC
 
-        return IIC(recipe, seed, instances)
+        return IIC(recipe, seed, instances, rows)
     return CoCLR(recipe, seed)
 
 
