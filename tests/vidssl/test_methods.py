@@ -9,7 +9,7 @@ import torch
 from tests.vidssl.method_parts import DIM, ROWS, a_batch, a_recipe, adam, run, slow_mil_nce, some_positives
 from vidssl.batch import Positives
 from vidssl.errors import CheckpointError, RecipeError
-from vidssl.methods import build_method, mining_of
+from vidssl.methods import bank_views_of, build_method, mining_of
 from vidssl.recipe import Recipe
 
 
@@ -208,6 +208,7 @@ def test_what_the_loop_may_ask():
     assert [method.phase(step) for step in (0, 2, 3)] == ["warmup", "warmup", "main"]
     assert [method.needs_positives(step) for step in (2, 3)] == [False, True]
     assert (method.trained_view, method.main_view, method.aux_view) == ("rgb", "residual", "rgb")
+    assert bank_views_of(a_recipe()) == ("residual", "rgb")
     assert method.unused_parameters
     assert not plain.unused_parameters
     assert not plain.needs_positives(9)
@@ -217,6 +218,8 @@ def test_what_the_loop_may_ask():
 
 def test_coclr_mines_in_one_stage_whatever_the_cascade_says():
     assert mining_of(a_recipe("coclr")).stages == 1
+    assert mining_of(a_recipe("coclr", "inline", {"strategy": "oracle"})).strategy == "oracle"
+    assert mining_of(a_recipe("coclr", "inline", {"strategy": "sum"})).strategy == "cascade"
     assert mining_of(a_recipe("cpr")).stages == 3
     assert build_method(a_recipe("coclr", where="inline")).mined.plan.views == (0,)
     assert build_method(a_recipe("cpr", where="inline")).mined.plan.views == (0, 1, 0)
