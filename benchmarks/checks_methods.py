@@ -52,7 +52,7 @@ def switches(setting: Setting, note: Note) -> None:
     from vidssl.encoder import build_encoder
     from vidssl.sections import Model
 
-    frames, size, batch = (8, 32, 1) if setting.small else (32, 128, 32)
+    frames, size, batch = (8, 32, 2) if setting.small else (32, 128, 32)
     for words in _SWITCHES[: 3 if setting.small else 4]:
         encoder = build_encoder(Model(backbone="s3d", **words)).to(setting.device).train()
         clips = torch.randn(batch, 3, frames, size, size, device=setting.device)

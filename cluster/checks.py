@@ -44,6 +44,10 @@ def check_recipe(recipe: Recipe, later: Collection[str] = ()) -> Manifest:
     _steps_per_epoch(recipe, manifest)
     if recipe.phases:
         return manifest
+    if recipe.method.name == "vicc":
+        from vidssl.methods.vicc import check_vicc
+
+        check_vicc(recipe)
     _check_sources(recipe, later)
     _check_labels(recipe, manifest)
     _check_flow(recipe)
