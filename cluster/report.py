@@ -12,9 +12,12 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster import report_classifiers as classifiers
 from cluster import report_results as results
 from cluster import report_training as training
 from cluster.report_page import page
+from cluster.report_published import published_part
+from vidssl.card import is_card, read_card
 from vidssl.embeddings import Embedded, load_embeddings
 from vidssl.errors import CheckpointError, DataError
 from vidssl.recipe import Recipe
@@ -39,34 +42,79 @@ def write_report(run_dir: str | Path, data: str | Path | None = None) -> Path:
     Raises:
         CheckpointError: no run there, or a result file that is damaged.
     """
-    folder = open_run(run_dir)
-    recipe, facts, run = folder.read_recipe(), folder.read_facts(), str(run_dir)
-    retrieval, mining = (_json(folder.evaluation / f"{name}.json") for name in ("retrieval", "mining"))
-    store = _store(folder)
+    folder, recipe, facts = _opened(run_dir)
+    run, log = str(run_dir), folder.read_log()
+    read = {path.stem: _json(path) for path in sorted(folder.evaluation.glob("*.json"))}
+    found = {name: result for name, result in read.items() if "protocol" in result and "results" in result}
+    retrieval, mining = found.get("retrieval"), found.get("mining")
+    store, health = _store(folder), _health(found)
+    prototypes = training.prototype_health(log, recipe)
     with ExitStack() as opened:
         strips, reason = _strips(recipe, retrieval, data, opened)
         sections = [
-            results.retrieval_part(retrieval, run),
+            results.retrieval_part(retrieval, run, _taught(recipe)),
+            classifiers.classifiers_part(found, run),
+            classifiers.fusion_part(found),
+            published_part(found),
             results.neighbours_part(retrieval, strips, store, reason),
             results.classes_part(retrieval),
             results.map_part(store),
             training.mining_part(mining, recipe, run),
-            training.curves_part(folder.read_log(), retrieval["health"] if retrieval else None),
-            training.protocol_part((("retrieval", retrieval), ("mining", mining)), recipe, facts),
+            training.curves_part(log, health, prototypes),
+            training.protocol_part(tuple(found.items()), recipe, facts),
             training.again(recipe, facts, run),
         ]
-    text = page(folder.path.name, _subtitle(recipe, facts, retrieval), [part for part in sections if part is not None])
+    alarms = [f"The embeddings have {health['verdict']}."] if health and health.get("collapsed") else []
+    alarms += [f"The prototypes: {prototypes.verdict}."] if prototypes and prototypes.alarm else []
+    shown = [part for part in sections if part is not None]
+    text = page(folder.path.name, _subtitle(recipe, facts, retrieval), shown, alarms)
     aside = folder.report.with_suffix(f".tmp-{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, folder.report)
     return folder.report
 
 
+def _opened(path: str | Path) -> tuple[RunFolder, Recipe, dict[str, Any]]:
+    """The folder of a run or a card, what it says of itself as a recipe, and the facts of its making."""
+    if not is_card(path):
+        folder = open_run(path)
+        return folder, folder.read_recipe(), folder.read_facts()
+    from cluster.subject import recipe_from_tree
+
+    card = read_card(path)
+    folder = RunFolder(Path(path).expanduser().resolve())
+    facts = {"data_hash": card.protocol.data_hash or "unknown", "command": f"taken from {card.protocol.source}"}
+    return folder, recipe_from_tree({"name": folder.path.name} | card.recipe()), facts
+
+
+def _health(found: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """Of the embeddings, from whichever evaluation measured it."""
+    return next((result["health"] for result in found.values() if result.get("health")), None)
+
+
+def _taught(recipe: Recipe) -> str | None:
+    """How labels entered the training; None where they did not."""
+    if recipe.method.name == "ubernce":
+        return "Labels were used in training (UberNCE): this is an upper bound, no self-supervised result."
+    if recipe.mines and recipe.mining.strategy == "oracle":
+        return "Labels chose the positives (mining.strategy=oracle): this is an upper bound, no self-supervised result."
+    return None
+
+
+def _second(recipe: Recipe) -> str:
+    """What the second stream does, in words."""
+    method = recipe.method
+    if recipe.mines:
+        return f", positives mined with the help of {method.second_view}"
+    if method.name == "vicc" and method.vicc.streams == "cross":
+        return f", prototypes assigned with the help of the frozen {method.second_view} stream"
+    return f", contrasted with its {method.second_view} view" if method.name == "iic" else ""
+
+
 def _subtitle(recipe: Recipe, facts: dict[str, Any], retrieval: dict[str, Any] | None) -> str:
     """One sentence: what was trained on what."""
     method, model = recipe.method, recipe.model
-    second = "" if method.name == "infonce" else f", positives mined with the help of {method.second_view}"
-    told = [f"<b>{method.name}</b> on a <b>{model.backbone}</b> encoder, {method.view} stream{second}"]
+    told = [f"<b>{method.name}</b> on a <b>{model.backbone}</b> encoder, {method.view} stream{_second(recipe)}"]
     if retrieval:
         about = retrieval["protocol"]
         told.append(f"{about['steps']} steps, {len(retrieval['classes'])} classes, seed {about['seed']}")
@@ -76,9 +124,7 @@ def _subtitle(recipe: Recipe, facts: dict[str, Any], retrieval: dict[str, Any] |
     return " · ".join(part if i == 0 else escape(part) for i, part in enumerate(told))
 
 
-def _json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
+def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:

@@ -18,8 +18,9 @@ class Section:
     body: str
 
 
-def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """The whole HTML document."""
+def page(title: str, subtitle: str, sections: Sequence[Section], alarms: Sequence[str] = ()) -> str:
+    """The whole HTML document; `alarms` are plain sentences that stand before everything else."""
+    bells = "".join(f'<p class="alarm">{escape(sentence)}</p>' for sentence in alarms)
     anchors = [(f"s{i}", section) for i, section in enumerate(sections)]
     links = "".join(f'<a href="#{anchor}">{escape(section.title)}</a>' for anchor, section in anchors)
     body = "".join(
@@ -32,7 +33,7 @@ def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         '<meta name="color-scheme" content="light dark">'
         '<link rel="icon" href="data:,">'
         f"<title>{escape(title)} · vidssl report</title><style>{_CSS}</style></head><body>"
-        f"<header><h1>{escape(title)}</h1><p>{subtitle}</p><nav>{links}</nav></header><main>{body}</main></body></html>\n"
+        f"<header><h1>{escape(title)}</h1><p>{subtitle}</p>{bells}<nav>{links}</nav></header><main>{body}</main></body></html>\n"
     )
 
 
@@ -45,14 +46,18 @@ def tiles(items: Sequence[tuple[str, str, str]]) -> str:
     return f'<div class="tiles">{cells}</div>'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], strong: int | None = None) -> str:
-    """A table that scrolls inside itself on narrow screens; row `strong` stands out."""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join(
-        f"<tr{' class=strong' if i == strong else ''}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-        for i, row in enumerate(rows)
-    )
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], strong: int | None = None, words: Sequence[int] = ()
+) -> str:
+    """A table that scrolls inside itself on narrow screens; row `strong` stands out, columns `words` hold running text."""
+
+    def cells(kind: str, row: Sequence[str]) -> str:
+        return "".join(
+            f"<{kind}{' class=words' if i in words else ''}>{escape(cell)}</{kind}>" for i, cell in enumerate(row)
+        )
+
+    body = "".join(f"<tr{' class=strong' if i == strong else ''}>{cells('td', row)}</tr>" for i, row in enumerate(rows))
+    return f'<div class="scroll"><table><thead><tr>{cells("th", head)}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def pairs(items: Sequence[tuple[str, str]]) -> str:
@@ -121,6 +126,10 @@ h3{font-size:1rem;margin:1.4em 0 .5em}
 table{border-collapse:collapse;width:100%;font-size:.94rem}th,td{padding:8px 14px;text-align:right;white-space:nowrap}
 th{color:var(--soft);font-weight:550;font-size:.84rem}td{border-top:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left}tr.strong td{font-weight:650}
+th.words,td.words{white-space:normal;text-align:left;vertical-align:top}td.words{min-width:11em;font-size:.86rem}
+td.words:last-child{min-width:20em;color:var(--soft)}
+.alarm{border:1px solid var(--bad);border-left-width:6px;border-radius:10px;background:var(--card);padding:10px 16px;
+font-weight:600;margin:14px 0 0}header p.alarm{color:var(--ink);max-width:none;margin:14px 0 0}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:14px}
 .grid.wide{grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr))}
 .card{margin:0;background:var(--card);border:1px solid var(--line);border-radius:12px;padding:14px 16px}

@@ -24,12 +24,12 @@ _NAMES: Final = {
 _MANY_CLASSES: Final = 24
 
 
-def retrieval_part(result: Json | None, run: str) -> Section:
-    """R@k beside what it has to beat."""
+def retrieval_part(result: Json | None, run: str, taught: str | None = None) -> Section:
+    """R@k beside what it has to beat; `taught` says how labels entered the training, where they did."""
     title = "Does it find videos of the same class?"
     lead = (
         "Each query video asks for its nearest neighbours; R@k is the share of queries that find at least one video of "
-        "their own class among the k nearest. No label was used in training. The encoder has to beat its own untrained "
+        f"their own class among the k nearest. {taught or 'No label was used in training.'} The encoder has to beat its own untrained "
         "self and the colours of the frames; chance is a random order."
     )
     if result is None:

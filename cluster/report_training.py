@@ -10,10 +10,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from cluster.report_page import Section, bare, card, not_evaluated, pairs, percent, table
+from vidssl.health import PrototypeHealth, examine_prototypes
 from vidssl.pictures import Curve, Stage, funnel, line_chart
 from vidssl.recipe import Recipe
 
-__all__ = ["again", "curves_part", "mining_part", "protocol_part"]
+__all__ = ["again", "curves_part", "mining_part", "protocol_part", "prototype_health"]
 
 Json = Mapping[str, Any]
 
@@ -35,7 +36,7 @@ class Chart(NamedTuple):
 _CHARTS: Final = (
     Chart(
         "Loss",
-        ("loss", "loss/rgb", "loss/residual"),
+        ("loss", "loss/rgb", "loss/residual", "loss/first", "loss/second"),
         "What training lowers. A step where mining starts is normal: the task changes.",
         from_zero=False,
     ),
@@ -44,6 +45,29 @@ _CHARTS: Final = (
         ("train/acc@1", "train/acc@1_residual", "train/acc@1_rgb"),
         "How often a clip's other clip scores highest of all in the queue. It falls when mined positives make the task harder.",
         share=True,
+    ),
+    Chart(
+        "Below ln P",
+        ("vicc/ln_p_gap",),
+        "How far the loss is below ln P, the answer of somebody who knows nothing. At zero the prototypes are of no use yet.",
+        from_zero=False,
+    ),
+    Chart(
+        "Prototypes in use",
+        ("prototypes/used", "prototypes/entropy", "prototypes/row_entropy"),
+        "used: prototypes that are some row's best; entropy: of the mean assignment (100 % is even use); row entropy: of one row's own.",
+        share=True,
+    ),
+    Chart(
+        "Busiest prototype",
+        ("prototypes/max_mass",),
+        "Its share of all assignments, as a multiple of the even share: 1 is even.",
+    ),
+    Chart(
+        "Margin over its own broken clip",
+        ("iic/intra_margin",),
+        "Cosine to the other view minus cosine to the clip's own intra-negative: it has to grow above zero.",
+        from_zero=False,
     ),
     Chart(
         "Positives per row",
@@ -82,6 +106,14 @@ _CHARTS: Final = (
 )
 
 
+_NO_MINING: Final = {
+    "infonce": "InfoNCE knows only a video's own clips",
+    "ubernce": "UberNCE takes its positives from labels",
+    "vicc": "ViCC assigns clips to prototypes",
+    "iic": "IIC draws its negatives from its memories",
+}
+
+
 def mining_part(result: Json | None, recipe: Recipe, run: str) -> Section:
     """The cascade: how it narrows, how pure it gets, and its rivals on the same bank."""
     title = "What the bank hands out"
@@ -89,10 +121,9 @@ def mining_part(result: Json | None, recipe: Recipe, run: str) -> Section:
         "The cascade narrows the bank of all videos view by view; each stage keeps those most similar in one view. "
         "Measured afterwards on the last snapshot of the bank, with labels that mining itself never sees."
     )
-    if recipe.method.name == "infonce":
-        return Section(
-            title, lead, '<p class="missing">This run does not mine: InfoNCE knows only a video\'s own clips.</p>'
-        )
+    if not recipe.mines:
+        why = _NO_MINING.get(recipe.method.name, f"mining.where={recipe.mining.where}")
+        return Section(title, lead, f'<p class="missing">This run does not mine: {escape(why)}.</p>')
     if result is None:
         return Section(title, lead, not_evaluated(run))
     if result["results"] is None:
@@ -128,8 +159,10 @@ def mining_part(result: Json | None, recipe: Recipe, run: str) -> Section:
     return Section(title, lead, f'<div class="grid wide">{shape}{rivals}</div><p class="note">{escape(words)}</p>')
 
 
-def curves_part(log: Sequence[Mapping[str, float]], health: Json | None) -> Section:
-    """What was logged, and whether the embeddings are healthy."""
+def curves_part(
+    log: Sequence[Mapping[str, float]], health: Json | None, prototypes: PrototypeHealth | None = None
+) -> Section:
+    """What was logged, and whether the embeddings (and ViCC's prototypes) are healthy."""
     title, lead = "How training went", "Logged by the run itself, over optimizer steps; every chart has its own scale."
     if not log:
         return Section(title, lead, '<p class="missing">Nothing was logged: there is no log.jsonl, or it is empty.</p>')
@@ -139,7 +172,9 @@ def curves_part(log: Sequence[Mapping[str, float]], health: Json | None) -> Sect
     others = "".join(card(tag, line_chart([_curve(tag, log)])) for tag in sorted(rest))
     more = "<details><summary>everything else that was logged</summary>" if others else ""
     more += f'<div class="grid">{others}</div></details>' if others else ""
-    return Section(title, lead, f'<div class="grid">{"".join(cards)}</div>{more}{_health(health)}')
+    return Section(
+        title, lead, f'<div class="grid">{"".join(cards)}</div>{more}{_health(health)}{_prototypes(prototypes)}'
+    )
 
 
 def _chart(chart: Chart, log: Sequence[Mapping[str, float]], tags: set[str]) -> str:
@@ -163,7 +198,41 @@ def _health(health: Json | None) -> str:
         ("spread", f"{health['std']:.2f}; 1 is evenly spread over the sphere, 0 is collapse"),
         ("uniformity", f"{health['uniformity']:.2f}; near 0 is collapse, -2 and below is well spread"),
     ]
+    if health.get("alignment") is not None:
+        near = (
+            f"{health['alignment']:.2f}; mean squared distance of two windows of a video, small beside a low uniformity"
+        )
+        items.append(("alignment", near))
+    if health.get("dead"):
+        items.append(("quiet dimensions", f"{health['dead']} of {health['dim']} hardly vary"))
     return f"<h3>Health of the embeddings</h3>{pairs(items)}"
+
+
+def prototype_health(log: Sequence[Mapping[str, float]], recipe: Recipe) -> PrototypeHealth | None:
+    """The verdict on a ViCC run's prototypes from the last tenth of its log; None for other methods and empty logs."""
+    rows = [row for row in log if "loss" in row]
+    if recipe.method.name != "vicc" or not rows:
+        return None
+    from vidssl.prototypes import stuck_at_ln_p
+
+    count, last = recipe.method.vicc.prototypes, rows[-max(1, len(rows) // 10) :]
+    stuck = stuck_at_ln_p([int(row["step"]) for row in rows], [row["loss"] for row in rows], count)
+    loss, entropy, used = (
+        float(np.mean([row.get(tag, np.nan) for row in last]))
+        for tag in ("loss", "prototypes/entropy", "prototypes/used")
+    )
+    return examine_prototypes(count, loss, entropy, used, stuck)
+
+
+def _prototypes(health: PrototypeHealth | None) -> str:
+    if health is None:
+        return ""
+    items = [("verdict", health.verdict), ("prototypes", str(health.prototypes))]
+    if np.isfinite(health.entropy):
+        items.append(("entropy of the mean assignment", f"{percent(health.entropy)} of ln P; 100 % is even use"))
+    if np.isfinite(health.used):
+        items.append(("some row's best", percent(health.used)))
+    return f"<h3>Health of the prototypes</h3>{pairs(items)}"
 
 
 def protocol_part(results: Sequence[tuple[str, Json | None]], recipe: Recipe, facts: Json) -> Section:
