@@ -33,7 +33,7 @@ class LoadedEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.card: dict[str, Any] = card.model_dump(mode="json")
-        self._views, self._clips = card.views, card.clips
+        self._view, self._clips = card.view, card.clips
         self._channels = channels_of(card.view, card.model.flow_channels)
         self.eval()
 
@@ -59,7 +59,7 @@ class LoadedEncoder(nn.Module):
         shape = f"{self._channels}x{clips.frames}x{clips.size}x{clips.size}, stride {clips.stride}"
         head = "no head" if model["head"] == "none" else f"{self.encoder.dim} projected"
         return (
-            f"LoadedEncoder({model['backbone']} of {'/'.join(self._views)} clips {shape}, {words} normalisation → "
+            f"LoadedEncoder({model['backbone']} of {self._view} clips {shape}, {words} normalisation → "
             f"{self.encoder.width} features, {head}; {self.card['protocol']['source']})"
         )
 
@@ -67,7 +67,7 @@ class LoadedEncoder(nn.Module):
         given = tuple(clips.shape)
         if clips.ndim != 5 or given[1] != self._channels:
             raise DataError(
-                f"clips of shape {given} were given; this encoder of {'/'.join(self._views)} reads [B, C, T, H, W] with "
+                f"clips of shape {given} were given; this encoder of {self._view} reads [B, C, T, H, W] with "
                 f"C={self._channels}, e.g. (1, {self._channels}, {self._clips.frames}, {self._clips.size}, {self._clips.size})"
             )
         if not clips.is_floating_point():

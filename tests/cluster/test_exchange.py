@@ -28,7 +28,7 @@ VIDEOS = 20
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """20 packed videos of ten motions, with splits train and test, without flow."""
+    """20 packed videos of ten motions, without flow."""
     root = tmp_path_factory.mktemp("data")
     table = make_motion_set(root / "videos", videos=VIDEOS, frames=12, size=64, seed=1)
     pack("csv", table, root / "packed", workers=1)
