@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cluster.sweep_space import Point, Space
 from vidssl.errors import BankError
+from vidssl.methods import bank_views_of
 from vidssl.mining.cascade import mine
 from vidssl.mining.exclusions import GroupIndex
 from vidssl.mining.metrics import measure as measure_quality
@@ -129,10 +130,10 @@ def load_study(folder: RunFolder, recipe: Recipe, space: Space) -> Study:
             f"{folder.path} has no bank snapshot; train it with mining.where=actor for at least one checkpoint"
         )
     bank = load_snapshot(path)
-    main, aux = recipe.method.second_view, recipe.method.view
+    main, aux = bank_views_of(recipe)
     if missing := {main, aux} - set(bank.views):
         raise BankError(
-            f"{path} holds {', '.join(bank.views)} and not {', '.join(sorted(missing))}; set method.view and method.second_view"
+            f"{path} holds {', '.join(bank.views)} and not {', '.join(sorted(missing))}; set method.name, method.view and method.second_view as in the run"
         )
     warm = recipe.method.warmup_steps
     oldest = warm if bank.step >= warm else 0  # as in training: rows of the warm-up come from another encoder
