@@ -60,13 +60,13 @@ def _scores(task: Task, tuner: FineTuner) -> ClassScores:
 def _test_loader(task: Task) -> EvalLoader:
     from pipelines.loader import EvalLoader
 
-    chosen = task.recipe.evaluation
+    rule, crops = task.rows
     return EvalLoader(
         task.subject.manifest,
-        spec_of(task, chosen.batch),
-        windows=1 if chosen.protocol == "centre" else chosen.windows,
-        rule=task.rule,
-        crops=chosen.crops,
+        spec_of(task, task.recipe.evaluation.batch),
+        windows=task.subject.windows,
+        rule=rule,
+        crops=crops,
         device=task.subject.device,
         instances=task.test,
     )
@@ -88,9 +88,8 @@ def _numbers(scores: ClassScores, epoch: Epoch) -> dict[str, Any]:
 
 def _protocol(task: Task, scores: ClassScores) -> dict[str, Any]:
     """What every accuracy has to carry."""
-    recipe, chosen = task.recipe, task.recipe.evaluation
+    recipe, (rule, crops) = task.recipe, task.rows
     clips, linear = recipe.clips, recipe.finetune.backbone_lr == 0
-    limit = {"p2": 10, "centre": 1}.get(chosen.protocol, chosen.windows)
     return task.subject.protocol() | {
         "id": "linear probe, end to end (P3)" if linear else "fine-tuning (P4)",
         "init": "scratch" if task.scratch else "pretrained",
@@ -109,10 +108,10 @@ def _protocol(task: Task, scores: ClassScores) -> dict[str, Any]:
         "checkpoint_rule": "chosen: best accuracy on held-out training groups, centre clip; last beside it"
         if len(task.held)
         else "last epoch: every class has one training group, so none was held out",
-        "held_out_share": chosen.held_out,
-        "window_rule": task.rule,
-        "windows": limit,
-        "crops": chosen.crops,
+        "held_out_share": recipe.evaluation.held_out,
+        "window_rule": rule,
+        "windows": task.subject.windows,
+        "crops": crops,
         "rows": scores.rows,
         "average": task.average,
     }

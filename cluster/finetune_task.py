@@ -18,6 +18,7 @@ from vidssl.evaluation.heldout import classification_sides, hold_out
 from vidssl.recipe import Recipe
 
 if TYPE_CHECKING:
+    from pipelines.crops import Crops
     from pipelines.loader import LoaderSpec
     from pipelines.windows import Rule
 
@@ -25,7 +26,6 @@ __all__ = ["Task", "settings_of", "settle", "spec_of"]
 
 _OWN: Final = ("augment.", "clips.", "trainer.precision=", "seed=")
 """Words that a finished run cannot take, but a new supervised training of its encoder can."""
-_RULES: Final[dict[str, Rule]] = {"p2": "p2", "centre": "spread"}  # every other protocol has P1's windows
 
 Rows = NDArray[np.int64]
 
@@ -64,9 +64,10 @@ class Task:
         return "finetune" + "".join(word for word, chosen in parts if chosen) + other
 
     @property
-    def rule(self) -> Rule:
-        """Of the test windows."""
-        return _RULES.get(self.recipe.evaluation.protocol, "p1")
+    def rows(self) -> tuple[Rule, Crops]:
+        """Windows and crops of the test: the protocol's, or its windows with ten crops."""
+        rule, usual = self.subject.window_rule
+        return rule, "ten" if self.recipe.evaluation.crops == "ten" else usual
 
 
 def settle(path: str | Path, words: Sequence[str]) -> Task:

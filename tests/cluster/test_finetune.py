@@ -87,12 +87,12 @@ def quiet(line):
 
 def test_results_carry_their_protocol_and_the_probabilities_lie_beside_them(run, packed):
     lines = []
-    results = finetune_run(run.path, FAST, lines.append)
+    results = finetune_run(run.path, [*FAST, "evaluation.protocol=p1_ref"], lines.append)
     assert json.loads((run.evaluation / "finetune.json").read_text()) == json.loads(json.dumps(results))
     about, test = results["protocol"], packed.rows("test")
     wanted = {
         "init": "pretrained", "view": "rgb", "T": 8, "stride": 2, "size": 32, "window_rule": "p1", "windows": 2,
-        "crops": "centre", "average": "probability", "data_hash": packed.hash, "finetune_seed": 0,
+        "crops": "inner", "average": "probability", "data_hash": packed.hash, "finetune_seed": 0,
         "sides": "the data's train and test splits", "unreadable": 0, "backbone": "tiny",
     }  # fmt: skip
     assert {key: about[key] for key in wanted} == wanted
