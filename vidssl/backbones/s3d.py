@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vidssl.backbones.trunk import Stage, Trunk
+
 __all__ = ["S3D"]
 
 
@@ -111,8 +113,10 @@ class Inception(nn.Module):
         )
 
 
-class S3D(nn.Module):
+class S3D(Trunk):
     """The trunk without classifier: 7,910,048 parameters, 9,098,000 with gating (3 input channels).
+
+    [B, C, T, H, W] → [B, 1024, T/8, H/32, W/32]; at least 8 frames and 32 pixels.
 
     Args:
         in_channels: C of the clips.
@@ -132,9 +136,9 @@ class S3D(nn.Module):
             if isinstance(module, nn.Conv3d):  # as published
                 nn.init.normal_(module.weight, std=0.01)
 
-    def forward(self, clips: Tensor) -> Tensor:
-        """[B, C, T, H, W] → [B, 1024, T/8, H/32, W/32]; at least 8 frames and 32 pixels."""
-        return self.block5(self.block4(self.block3(self.block2(self.block1(clips)))))
+    def stages(self) -> tuple[Stage, ...]:
+        """The five blocks between which the map is halved."""
+        return self.block1, self.block2, self.block3, self.block4, self.block5
 
 
 def _halve_space() -> nn.MaxPool3d:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vidssl.backbones.trunk import Stage, Trunk
+
 __all__ = ["TinyNet"]
 
 
-class TinyNet(nn.Module):
+class TinyNet(Trunk):
     """Stem and three blocks, each Conv3d, BatchNorm, ReLU; not from any paper.
 
     Half of the stem looks at the frames, half at their changes. Each half has its own batch norm: what moves is fainter
@@ -34,15 +36,14 @@ class TinyNet(nn.Module):
         self.block1 = _unit(width, 2 * width, kernel=(3, 3, 3), stride=(1, 1, 1))
         self.block2 = _unit(2 * width, 4 * width, kernel=(3, 3, 3), stride=(2, 2, 2))
         self.block3 = _unit(4 * width, 8 * width, kernel=(3, 3, 3), stride=(2, 2, 2))
-        for parameter in self.parameters():
-            if parameter.ndim == 5:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+        self.to_channels_last()
 
-    def forward(self, clips_BCTHW: Tensor) -> Tensor:
-        """Feature map [B, F, t, h, w] of clips [B, C, T, H, W]."""
-        clips = clips_BCTHW.contiguous(memory_format=torch.channels_last_3d)
-        maps = torch.cat([self.look(clips), self.change(_changes(clips))], dim=1)
-        return self.block3(self.block2(self.block1(maps)))
+    def stages(self) -> tuple[Stage, ...]:
+        """Stem and three blocks."""
+        return self._stem, self.block1, self.block2, self.block3
+
+    def _stem(self, clips_BCTHW: Tensor) -> Tensor:
+        return torch.cat([self.look(clips_BCTHW), self.change(_changes(clips_BCTHW))], dim=1)
 
 
 def _changes(clips_BCTHW: Tensor) -> Tensor:
