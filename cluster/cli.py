@@ -189,6 +189,13 @@ def _demo(args: argparse.Namespace) -> int:
     return 0
 
 
+def _finetune(args: argparse.Namespace) -> int:
+    from cluster.finetune import finetune_run, finetune_table
+
+    _say(finetune_table(finetune_run(Path(args.run_dir), args.words, _say)))
+    return 0
+
+
 def _recipes(args: argparse.Namespace) -> int:
     if args.name is None:
         _say("\n".join(recipe_names()))
@@ -250,6 +257,12 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     run_or_card = ("run_dir", "a run folder or a card folder")
     verb("embed", _embed, "embeddings of all videos as a zarr store", run_or_card)
     verb("evaluate", _evaluate, "retrieval R@k and mining quality, with their protocol", run_or_card)
+    verb(
+        "finetune",
+        _finetune,
+        "supervised training from a pre-trained encoder; finetune.backbone_lr=0: linear probe",
+        run_or_card,
+    )
     verb("report", _report, "one self-contained page", run_dir)
     published = verb("import", _import, "a published checkpoint: what is in it, and as a card", ("file", "the file"))
     published.add_argument(

@@ -141,7 +141,7 @@ class Subject:
             "size": clips.size,
             "normalize": self.recipe.augment.normalize,
             "windows": self.windows,
-            "window_rule": _WINDOWS[rule] if self.windows > 1 else "centre",
+            "window_rule": _WINDOWS[rule] if self.windows != 1 else "centre",
             "crops": _CROPS[crops],
             "augmentation": "none",
             "decode": resolve_decode(self.recipe.loader.decode, self.manifest.codec, self.device),

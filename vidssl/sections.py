@@ -292,7 +292,7 @@ class Evaluation(Section):
         default="p1_strict",
         description="p1_strict, p1_ref (CoCLR's retrieval; strict: centred by the train mean) | p2 (IIC's: 10 clips, last map) | centre",
     )
-    windows: Positive = Field(default=5, description="most windows of one video, evenly spread")
+    windows: NonNegative = Field(default=5, description="most windows of one video, evenly spread; 0: no limit")
     crops: Literal["centre", "ten"] = Field(
         default="centre",
         description="of the linear probe's and fine-tuning's test: centre | ten (corners, centre, flips)",
