@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from cluster.evaluate_features import Features, features_of, loader_words, views_asked
+from cluster.evaluate_features import Features, features_of, views_asked
 from cluster.evaluate_probes import few_shot_results, knn_results, linear_results
 from cluster.evaluate_retrieval import retrieval_protocol, retrieval_results
 from cluster.evaluate_text import results_table
@@ -116,22 +116,14 @@ def _protocol(subject: Subject, seen: Features) -> dict[str, Any]:
     """Everything that a number of this evaluation has to carry."""
     chosen, manifest = subject.recipe.evaluation, subject.manifest
     dataset, split = dataset_of(manifest.source, manifest.classes)
-    rule, crops = loader_words(chosen.protocol)
     about = {
         "view": " + ".join(seen.views),
         "stream": " + ".join(seen.views),
-        "crops": {"inner": "centre, 7/8 of the short side"}.get(crops, crops),
         "dataset": dataset,
         "split": split,
         "pretrained": dataset if subject.own_data else None,
         "unreadable": len(seen.store.protocol["unreadable"]),
     }
-    if rule == "p2":
-        about["window_rule"] = "10, centres evenly spread from T*stride/2 to the length minus it"
-    if rule == "p1":
-        about["window_rule"] = (
-            "every T*stride/2-1 frames from the first on, at most `windows`; short videos padded in front"
-        )
     return subject.protocol() | about | retrieval_protocol(seen.store, chosen.protocol, seen.views)
 
 

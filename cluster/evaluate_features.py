@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.embed import embedded
+from cluster.embed import describe, embedded
 from cluster.subject import Subject
 from vidssl.embeddings import Embedded
 from vidssl.errors import RecipeError
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     from vidssl.encoder import Encoder
     from vidssl.evaluation.encode import Described, Reader
 
-__all__ = ["JOINT", "Features", "features_of", "loader_words", "show", "views_asked"]
+__all__ = ["JOINT", "Features", "features_of", "views_asked"]
 
 JOINT: Final = ("joint", "fusion")
 """Words for both streams together."""
 
 Rows = NDArray[np.float32]
-_RULES: Final = {"p1_ref": "p1", "p2": "p2"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +61,9 @@ def views_asked(subject: Subject, word: str | None) -> tuple[str, ...]:
         return (subject.trained_view,)
     if word in JOINT:
         if len(have) < 2:
-            raise RecipeError(f"view={word} needs two streams, {subject.home.name} has an encoder of {subject.trained_view} only")
+            raise RecipeError(
+                f"view={word} needs two streams, {subject.home.name} has an encoder of {subject.trained_view} only"
+            )
         return have[:2]
     if word == "all":
         raise RecipeError(f"an evaluation looks at one view; type view= one of {', '.join(have)}, joint")
@@ -87,7 +88,7 @@ def features_of(subject: Subject, views: tuple[str, ...], untrained: bool) -> Fe
         reader(encoder, view, prefix=f"{name}/") for name, those in encoders.items() for view, encoder in those.items()
     ]
     readers.append(partial(histogram_reader, normalize=subject.recipe.augment.normalize))
-    found = show(subject, readers, tuple(dict.fromkeys((*views, "rgb"))), subject.manifest.rows())
+    found = describe(subject, readers, tuple(dict.fromkeys((*views, "rgb"))), subject.manifest.rows())
 
     def named(kind: str) -> dict[str, Sequence[Rows]]:
         rows = {name: [found.rows[f"{name}/{kind}/{view}"] for view in views] for name in encoders}
@@ -98,39 +99,6 @@ def features_of(subject: Subject, views: tuple[str, ...], untrained: bool) -> Fe
     if maps and len(views) == 2:
         search |= {name: [joint(*search[name])] for name in encoders}  # pyright: ignore[reportAssignmentType]
     return Features(views, search, pooled, encoders, _store(subject, found, views), _health(found, views[0]))
-
-
-def show(
-    subject: Subject,
-    readers: Iterable[Reader],
-    views: Sequence[str],
-    rows: NDArray[np.int64],
-    crops: str | None = None,
-) -> Described:
-    """Show the windows of some videos to readers, cut as the protocol says; each window is decoded once."""
-    from pipelines.loader import EvalLoader, LoaderSpec
-    from vidssl.evaluation.encode import describe_videos
-
-    recipe, (rule, usual) = subject.recipe, loader_words(subject.recipe.evaluation.protocol)
-    spec = LoaderSpec(recipe.clips, recipe.augment, recipe.loader, tuple(views), recipe.evaluation.batch, recipe.seed)
-    loader = EvalLoader(
-        subject.manifest,
-        spec,
-        instances=rows,
-        windows=subject.windows,
-        device=subject.device,
-        rule=rule,  # pyright: ignore[reportArgumentType]
-        crops=crops or usual,  # pyright: ignore[reportArgumentType]
-    )
-    try:
-        return describe_videos(loader, readers, rows)
-    finally:
-        loader.close()
-
-
-def loader_words(protocol: str) -> tuple[str, str]:
-    """Window rule and crop of a retrieval protocol: the published ones cut 7/8 of the short side, ours all of it."""
-    return _RULES.get(protocol, "spread"), "inner" if protocol in _RULES else "centre"
 
 
 def _store(subject: Subject, found: Described, views: Sequence[str]) -> Embedded:

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cluster.evaluate_features import Features, show
+from cluster.embed import describe
+from cluster.evaluate_features import Features
 from cluster.subject import Subject
 from vidssl.embeddings import Embedded
 from vidssl.evaluation.fewshot import DRAWS, few_shot
@@ -152,7 +153,7 @@ def _ten_crops(
         for name, encoders in seen.encoders.items()
         for number, (view, encoder) in enumerate(encoders.items())
     ]
-    found = show(subject, readers, seen.views, test, crops="ten")
+    found = describe(subject, readers, seen.views, test, crops="ten")
     answers = {
         name: [found.rows[f"{name}/probability/{view}"].astype(np.float64) for view in seen.views]
         for name in seen.encoders

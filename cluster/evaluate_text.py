@@ -82,8 +82,9 @@ def _few_shot(found: Json, about: Json) -> list[str]:
     for name, row in found["results"].items():
         cells = []
         for n in shots:
-            low, high = row[n].get("interval95", (row[n]["accuracy"],) * 2)
-            cells.append(f"{100 * row[n]['accuracy']:.1f} ± {50 * (high - low):.1f}")
+            edges = row[n].get("interval95")
+            half = f" ± {50 * (edges[1] - edges[0]):.1f}" if edges else " " * 6
+            cells.append(f"{100 * row[n]['accuracy']:.1f}{half}")
         lines.append(f"  {name:15}" + "".join(f"{cell:>14}" for cell in cells))
     return lines
 

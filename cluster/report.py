@@ -65,7 +65,7 @@ def write_report(run_dir: str | Path, data: str | Path | None = None) -> Path:
             training.again(recipe, facts, run),
         ]
     alarms = [f"The embeddings have {health['verdict']}."] if health and health.get("collapsed") else []
-    alarms += [f"The prototypes: {prototypes.verdict}."] if prototypes and prototypes.alarm else []
+    alarms += [f"Prototypes {prototypes.verdict}."] if prototypes and prototypes.alarm else []
     shown = [part for part in sections if part is not None]
     text = page(folder.path.name, _subtitle(recipe, facts, retrieval), shown, alarms)
     aside = folder.report.with_suffix(f".tmp-{os.getpid()}")

@@ -56,9 +56,15 @@ def fusion_part(results: Results) -> Section | None:
         return None
     how = {found["protocol"].get("fusion", "") for found in measured.values()}
     lead = f"The same videos through both streams: {escape(', '.join(sorted(how - {''})))}. Together has to beat the better one alone."
-    makers = {"retrieval": _joint_retrieval, "knn": _knn, "linear": _linear, "fewshot": _few_shot}
-    body = "".join(makers[name](found) for name, found in measured.items() if name in makers)
-    return Section("Two streams together", lead, f'<div class="grid wide">{body}</div>')
+    cards = "".join(
+        maker(measured[name])
+        for name, maker in (("knn", _knn), ("linear", _linear), ("fewshot", _few_shot))
+        if name in measured
+    )
+    body = _joint_retrieval(measured["retrieval"]) if "retrieval" in measured else ""
+    return Section(
+        "Two streams together", lead, body + (f'<div class="grid wide later">{cards}</div>' if cards else "")
+    )
 
 
 def _name(name: str, about: Json) -> str:
@@ -157,22 +163,24 @@ def _joint_retrieval(found: Json) -> str:
         + [_between(row.get("r1_interval95"))]
         for name, row in numbers.items()
     ]
-    head = ["percent", *(f"R@{k}" for k in ks), "R@1, 95 %"]
+    head = ["percent", *(f"R@{k}" for k in ks), "R@1, 95 % interval"]
     about = found["protocol"]
-    return card("Retrieval", table(head, rows, strong=0), escape(f"Protocol {about['id']}, {about['search']}."))
+    note = f"Protocol {about['id']}, {about['search']}, {numbers['trained']['queries']} queries."
+    return table(head, rows, strong=0) + f'<p class="note">{escape(note)}</p>'
 
 
 def _verdict(found: Json) -> str:
     """Whether the trained encoder is ahead by more than the number of test videos can explain."""
-    rivals = {name: row for name, row in found["results"].items() if name != "trained" and not name.endswith("alone")}
-    trained = found["results"]["trained"]
+    rivals = {name: row for name, row in found["results"].items() if name != "trained"}
+    trained, who = found["results"]["trained"], _name("trained", found["protocol"]).capitalize()
+    who, verb = (f"{who} together", "") if who.startswith("Both") else (f"The {who.lower()}", "s")
     best = max(rivals, key=lambda name: rivals[name]["accuracy"])
     if trained["accuracy"] <= rivals[best]["accuracy"]:
-        return f"The trained encoder does not beat: {_NAMES.get(best, best)}."
+        return f"{who} do{'es' if verb else ''} not beat: {_NAMES.get(best, best)}."
     highest = max(row.get("interval95", (0, row["accuracy"]))[1] for row in rivals.values())
     if trained["interval95"][0] <= highest:
-        return "The trained encoder is ahead, but the intervals overlap."
-    return "The trained encoder is ahead of all the others by more than the choice of test videos can explain."
+        return f"{who} score{verb} highest, but the intervals overlap."
+    return f"{who} beat{verb} all the others by more than the choice of test videos can explain."
 
 
 def _between(interval: Sequence[float] | None) -> str:

@@ -57,7 +57,8 @@ def table(
         )
 
     body = "".join(f"<tr{' class=strong' if i == strong else ''}>{cells('td', row)}</tr>" for i, row in enumerate(rows))
-    return f'<div class="scroll"><table><thead><tr>{cells("th", head)}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = " class=told" if words else ""
+    return f'<div class="scroll"><table{kind}><thead><tr>{cells("th", head)}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def pairs(items: Sequence[tuple[str, str]]) -> str:
@@ -126,12 +127,13 @@ h3{font-size:1rem;margin:1.4em 0 .5em}
 table{border-collapse:collapse;width:100%;font-size:.94rem}th,td{padding:8px 14px;text-align:right;white-space:nowrap}
 th{color:var(--soft);font-weight:550;font-size:.84rem}td{border-top:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left}tr.strong td{font-weight:650}
-th.words,td.words{white-space:normal;text-align:left;vertical-align:top}td.words{min-width:11em;font-size:.86rem}
-td.words:last-child{min-width:20em;color:var(--soft)}
+table.told td{vertical-align:top}th.words,td.words{white-space:normal;text-align:left}td.words{min-width:8em;font-size:.86rem}
+td.words:first-child{min-width:11em}td.words:last-child{min-width:22em;color:var(--soft)}
+.card th,.card td{padding:7px 9px}
 .alarm{border:1px solid var(--bad);border-left-width:6px;border-radius:10px;background:var(--card);padding:10px 16px;
 font-weight:600;margin:14px 0 0}header p.alarm{color:var(--ink);max-width:none;margin:14px 0 0}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:14px}
-.grid.wide{grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr))}
+.grid.later{margin-top:16px}.grid.wide{grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr))}
 .card{margin:0;background:var(--card);border:1px solid var(--line);border-radius:12px;padding:14px 16px}
 figcaption{font-weight:600;font-size:.94rem;margin-bottom:6px}
 svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font-size:11px;font-family:inherit}

@@ -68,6 +68,8 @@ def _table(run: str, own: Mapping[str, float], rows: list[Beside]) -> str:
     keys = list(own)
     head = ["percent", *(key if key == "accuracy" else f"R@{key}" for key in keys), "read in", "differs from ours in"]
 
+    words = (0, len(head) - 2, len(head) - 1)
+
     def line(one: Beside) -> list[str]:
         row = one.row
         facts = ", ".join(str(word) for word in (row.backbone, row.stream) if word)
@@ -76,8 +78,8 @@ def _table(run: str, own: Mapping[str, float], rows: list[Beside]) -> str:
         return [f"{name} ({facts})" if facts else name, *values, row.source, "; ".join(one.differences)]
 
     ours = [f"this run: {run}", *(bare(own[key] / 100) for key in keys), "", ""]
-    shown = table(head, [ours, *(line(one) for one in rows[:_OPEN])], strong=0, words=(0, len(head) - 1))
+    shown = table(head, [ours, *(line(one) for one in rows[:_OPEN])], strong=0, words=words)
     if len(rows) <= _OPEN:
         return shown
-    rest = table(head, [line(one) for one in rows[_OPEN:]], words=(0, len(head) - 1))
+    rest = table(head, [line(one) for one in rows[_OPEN:]], words=words)
     return f"{shown}<details><summary>{len(rows) - _OPEN} rows that differ in more</summary>{rest}</details>"

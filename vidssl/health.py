@@ -210,6 +210,8 @@ def _verdict(rank: float, std: float, dead: int, most: int, dim: int) -> tuple[s
             f"narrow: effective rank {rank:.1f} of at most {most}; look at learning rate, temperature and queue",
             False,
         )
+    if std < 0.2:
+        return f"narrow: all embeddings point the same way within a thin cone (spread {std:.2f} of 1)", False
     if dead > dim // 2:
         return f"half asleep: {dead} of {dim} dimensions hardly vary", False
     return f"healthy: effective rank {rank:.1f} of at most {most}, spread {std:.2f} of 1", False
