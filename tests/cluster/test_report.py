@@ -189,3 +189,137 @@ def test_the_page_says_plainly_whether_training_helped(run, trained, interval, s
     tree["results"]["trained"] |= {"recall": {"1": trained}, "r1_interval95": interval}
     path.write_text(json.dumps(tree))
     assert sentence in Words(write_report(run.path).read_text()).text
+
+
+ABOUT = {
+    "view": "rgb",
+    "data_hash": "0123",
+    "run": "some-run",
+    "id": "p1_strict",
+    "T": 32,
+    "size": 128,
+    "backbone": "s3d",
+}
+ABOUT |= {"stream": "rgb", "dataset": "ucf101", "split": "1", "pretrained": "ucf101", "windows": 5, "epochs": 2}
+
+
+def put(run, name, results, health=None, **about):
+    """One result file of an evaluation."""
+    tree = {"protocol": ABOUT | about, "reason": None, "results": results, "health": health}
+    (run.evaluation / f"{name}.json").write_text(json.dumps(tree))
+
+
+def scores(trained, *more):
+    one = {"accuracy": trained, "interval95": [trained - 0.05, trained + 0.05], "queries": 99, "majority": 0.3}
+    one |= {"per_class_mean": 0.41, "streams": [STREAM]}
+    rival = one | {"accuracy": 0.2, "interval95": [0.15, 0.25]}
+    return {"trained": one, **dict.fromkeys(more, rival), "untrained": rival, "chance": {"accuracy": 0.1}}
+
+
+STREAM = {"lr": 0.3, "weight_decay": 1e-3, "held_out_accuracy": 0.44, "held_out_videos": 12, "train_accuracy": 0.9}
+LINEAR = {"train_videos": 80, "test_videos": 40, "sides": "the data's train and test splits"}
+
+
+def test_what_was_not_measured_is_named_with_what_to_type(run):
+    put(run, "knn", scores(0.5), neighbours=20)
+    page = Words(write_report(run.path).read_text())
+    assert not page.unbalanced
+    assert "Nearest neighbours vote" in page.text
+    assert f"vidssl evaluate {run.path} what=linear,fewshot" in page.text
+    assert "Two streams together" not in page.text
+
+
+def test_a_linear_probe_shows_the_setting_it_chose_and_where(run):
+    put(run, "linear", scores(0.5), **LINEAR)
+    text = Words(write_report(run.path).read_text()).text
+    assert "rate 0.3, decay 0.001 (44.0 % on 12 held-out videos)" in text
+    assert "The trained encoder beats all the others" in text
+
+
+@pytest.mark.parametrize(
+    ("trained", "sentence"),
+    [(0.5, "Both streams together beat all"), (0.24, "overlap"), (0.1, "Both streams together do not beat: rgb alone")],
+)
+def test_two_streams_are_judged_against_each_alone(run, trained, sentence):
+    put(run, "linear-joint", scores(trained, "rgb alone"), **LINEAR, view="rgb + residual", fusion="mean of the two")
+    text = Words(write_report(run.path).read_text()).text
+    assert "Two streams together" in text
+    assert sentence in text
+
+
+def test_published_rows_stand_beside_ours_with_what_differs(run):
+    put(run, "linear", scores(0.5), **LINEAR)
+    page = Words(write_report(run.path).read_text())
+    assert not page.unbalanced
+    text = page.text
+    for words in ("Linear probe on UCF101, rgb", "70.2", "CoCLR README", "ten crops at the test, ours the centre"):
+        assert words in text
+    assert "epochs 500, ours 2" in text
+
+
+def test_data_that_no_paper_reports_gets_no_row_of_a_paper(run):
+    put(run, "linear", scores(0.5), **LINEAR, dataset=None)
+    text = Words(write_report(run.path).read_text()).text
+    assert "No published row is for this data (0123)" in text
+    assert "CoCLR" not in text
+
+
+def test_a_collapse_is_the_first_thing_the_page_says(run):
+    bad = {"rows": 9, "dim": 4, "rankme": 1.0, "std": 0.0, "uniformity": 0.0, "collapsed": True}
+    put(run, "knn", scores(0.5), neighbours=5, health=bad | {"verdict": "collapsed: all clips have nearly the same"})
+    text = write_report(run.path).read_text()
+    assert text.index("The embeddings have collapsed: all clips") < text.index("<h2>")
+    fill(run, 3)
+    (run.evaluation / "knn.json").unlink()
+    assert 'class="alarm"' not in write_report(run.path).read_text()
+
+
+def log(run, rows):
+    run.log.write_text("".join(json.dumps({"step": s, "epoch": 0, **row}) + "\n" for s, row in enumerate(rows)))
+
+
+def test_a_vicc_run_shows_its_prototypes_and_says_when_it_is_stuck(run):
+    words = ["method.name=vicc", "method.warmup_steps=0", "method.vicc.prototypes=48"]
+    run.recipe.write_text(load_recipe("cpr-tiny", words).to_yaml())
+    rows = [{"loss": 3.87, "prototypes/used": 0.5, "prototypes/entropy": 0.9, "vicc/ln_p_gap": 0.0}] * 900
+    log(run, rows)
+    text = write_report(run.path).read_text()
+    assert text.index("Prototypes stuck: the loss has stayed") < text.index("<h2>")
+    assert "Prototypes in use</figcaption>" in text
+    assert "Below ln P</figcaption>" in text
+    assert "90.0 % of ln P" in text
+    assert "ViCC assigns clips to prototypes" in Words(text).text
+    log(run, [{"loss": 2.0, "prototypes/used": 0.5, "prototypes/entropy": 0.9}] * 900)
+    healthy = write_report(run.path).read_text()
+    assert 'class="alarm"' not in healthy
+    assert "healthy: the loss 2.00 is below ln P = 3.87" in healthy
+
+
+def test_the_margin_of_iic_is_drawn_below_zero_too(run):
+    words = ["method.name=iic", "method.warmup_steps=0", "mining.where=off"]
+    run.recipe.write_text(load_recipe("cpr-tiny", words).to_yaml())
+    log(run, [{"loss": 1.0, "iic/intra_margin": m} for m in (-0.4, -0.1, 0.3)])
+    text = write_report(run.path).read_text()
+    after = text[text.index("Margin over its own broken clip") :]
+    assert len(after[after.index('points="') + 8 :].split('"')[0].split()) == 3
+    assert "contrasted with its residual view" in text
+
+
+def test_a_run_that_was_taught_with_labels_says_so(run):
+    fill(run, 3)
+    run.recipe.write_text(load_recipe("cpr-tiny", ["method.name=ubernce", "method.warmup_steps=0"]).to_yaml())
+    text = Words(write_report(run.path).read_text()).text
+    assert "No label was used in training" not in text
+    assert "upper bound, no self-supervised result" in text
+
+
+def test_a_card_has_a_report_too(tmp_path):
+    from vidssl.card import Facts, card_of, export
+    from vidssl.encoder import build_encoder
+
+    recipe = load_recipe("cpr-tiny")
+    card = card_of(recipe, "rgb", Facts(method="cpr", source="some run, step 7"))
+    export(tmp_path / "card", build_encoder(recipe.model).state_dict(), card)
+    text = Words(write_report(tmp_path / "card").read_text()).text
+    assert "taken from some run, step 7" in text
+    assert "This run does not mine" in text
