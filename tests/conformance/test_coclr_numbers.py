@@ -30,19 +30,6 @@ def named_rows(name, *shape):
     return torch.from_numpy(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
 
 
-def named_weight(key, shape):
-    rng = generator(key)
-    if key.endswith("num_batches_tracked"):
-        return torch.zeros(shape, dtype=torch.int64)
-    if key.endswith("running_mean") or (len(shape) == 1 and not key.endswith(("weight", "running_var"))):
-        values = 0.1 * rng.standard_normal(shape)
-    elif len(shape) == 1:
-        values = rng.uniform(0.5, 1.5, shape)
-    else:
-        values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-    return torch.from_numpy(np.asarray(values, np.float32))
-
-
 def assert_same(ours, theirs):
     ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else np.asarray(ours)
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * float(np.abs(theirs).max()))
