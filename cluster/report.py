@@ -66,6 +66,7 @@ def write_report(run_dir: str | Path, data: str | Path | None = None) -> Path:
         ]
     alarms = [f"The embeddings have {health['verdict']}."] if health and health.get("collapsed") else []
     alarms += [f"Prototypes {prototypes.verdict}."] if prototypes and prototypes.alarm else []
+    alarms += _mixed(found, run)
     shown = [part for part in sections if part is not None]
     text = page(folder.path.name, _subtitle(recipe, facts, retrieval), shown, alarms)
     aside = folder.report.with_suffix(f".tmp-{os.getpid()}")
@@ -90,6 +91,18 @@ def _opened(path: str | Path) -> tuple[RunFolder, Recipe, dict[str, Any]]:
 def _health(found: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     """Of the embeddings, from whichever evaluation measured it."""
     return next((result["health"] for result in found.values() if result.get("health")), None)
+
+
+def _mixed(found: dict[str, dict[str, Any]], run: str) -> list[str]:
+    """A sentence where the page shows results of several checkpoints."""
+    by: dict[str, list[str]] = {}
+    for name, result in found.items():
+        if "checkpoint_sha256" in result["protocol"]:
+            by.setdefault(result["protocol"]["checkpoint_sha256"], []).append(name)
+    if len(by) < 2:
+        return []
+    told = "; ".join(f"{', '.join(names)} of {mark}" for mark, names in by.items())
+    return [f"This page shows results of different checkpoints ({told}): type vidssl evaluate {run} what=all."]
 
 
 def _taught(recipe: Recipe) -> str | None:

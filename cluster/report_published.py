@@ -37,13 +37,22 @@ def published_part(results: Mapping[str, Json]) -> Section:
     parts: list[str] = []
     for name, task in _shown(results):
         own, found = _ours(task, results[name]), results[name]
-        facts = {key: about[key] for key in ("dataset", "split", "pretrained")}
-        protocol = facts | found["protocol"] | {"stream": found["protocol"].get("stream", found["protocol"]["view"])}
-        rows = beside(task, protocol, list(own))
+        rows = beside(task, _facts(found["protocol"], about), list(own))
         if rows:
-            heading = f"{_TITLES[task]} on {NAMES[about['dataset']]}, {found['protocol']['view']}"
+            scratch = ", from random weights" if found["protocol"].get("init") == "scratch" else ""
+            heading = f"{_TITLES[task]} on {NAMES[about['dataset']]}, {found['protocol']['view']}{scratch}"
             parts.append(f"<h3>{escape(heading)}</h3>" + _table(found["protocol"]["run"], own, rows))
     return Section(title, lead, "".join(parts) or '<p class="missing">Nothing that the papers report was measured.</p>')
+
+
+def _facts(protocol: Json, about: Json) -> dict[str, Any]:
+    """What `beside` compares; the data set and its split are those of the other evaluations of this page."""
+    facts = {key: about[key] for key in ("dataset", "split", "pretrained")} | dict(protocol)
+    if protocol.get("init") == "scratch":
+        facts["pretrained"] = "none"
+    if "end to end" in str(protocol["id"]):
+        facts["id"] = "clips"
+    return facts | {"stream": protocol.get("stream", protocol["view"])}
 
 
 def _shown(results: Mapping[str, Json]) -> list[tuple[str, Task]]:
@@ -52,7 +61,9 @@ def _shown(results: Mapping[str, Json]) -> list[tuple[str, Task]]:
         ("retrieval-joint", "retrieval"),
         ("linear", "linear"),
         ("linear-joint", "linear"),
+        ("finetune-linear", "linear"),
         ("finetune", "finetune"),
+        ("finetune-scratch", "finetune"),
     )
     return [(name, task) for name, task in tasks if name in results and results[name]["results"] is not None]
 
@@ -60,7 +71,7 @@ def _shown(results: Mapping[str, Json]) -> list[tuple[str, Task]]:
 def _ours(task: Task, found: Json) -> dict[str, float]:
     if task == "retrieval":
         return {k: 100 * value for k, value in found["results"]["trained"]["recall"].items()}
-    row = found["results"]["chosen" if task == "finetune" else "trained"]
+    row = found["results"]["chosen" if "chosen" in found["results"] else "trained"]
     return {"accuracy": 100 * row["accuracy"]}
 
 

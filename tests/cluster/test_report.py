@@ -323,3 +323,28 @@ def test_a_card_has_a_report_too(tmp_path):
     text = Words(write_report(tmp_path / "card").read_text()).text
     assert "taken from some run, step 7" in text
     assert "This run does not mine" in text
+
+
+def test_results_of_different_checkpoints_are_not_mixed_in_silence(run):
+    put(run, "knn", scores(0.5), neighbours=5, checkpoint_sha256="aaaa")
+    put(run, "linear", scores(0.5), **LINEAR, checkpoint_sha256="aaaa")
+    assert "different checkpoints" not in write_report(run.path).read_text()
+    put(run, "linear", scores(0.5), **LINEAR, checkpoint_sha256="bbbb")
+    text = Words(write_report(run.path).read_text()).text
+    assert "results of different checkpoints (knn of aaaa; linear of bbbb)" in text
+    assert f"vidssl evaluate {run.path} what=all" in text
+
+
+def test_a_fine_tuning_stands_beside_fine_tunings_and_scratch_beside_scratch(run):
+    put(run, "linear", scores(0.5), **LINEAR)
+    one = {"epoch": 3, "accuracy": 0.7, "interval95": [0.6, 0.8]}
+    own = {"init": "pretrained", "crops": "ten", "checkpoint_rule": "best on held-out groups"}
+    put(run, "finetune", {"chosen": one, "last": one, "largest_class": 0.1}, **own, id="fine-tuning (P4)")
+    own["init"] = "scratch"
+    put(run, "finetune-scratch", {"chosen": one, "last": one, "largest_class": 0.1}, **own, id="fine-tuning (P4)")
+    page = Words(write_report(run.path).read_text())
+    assert not page.unbalanced
+    assert "chosen epoch (3)" in page.text
+    after = page.text[page.text.index("Fine-tuning on UCF101, rgb, from random weights") :]
+    assert "supervised from random weights" in after[:400]
+    assert "pre-trained on nothing" not in after[:400]

@@ -64,3 +64,23 @@ def test_videos_that_never_came_are_left_out_and_named():
 def test_no_readable_video_at_all_is_refused():
     with pytest.raises(DataError, match="none of 3 videos could be read"):
         describe_videos([], [values], np.arange(3))
+
+
+def test_maps_and_probabilities_are_averaged_as_they_come_and_windows_are_counted():
+    clips = torch.tensor([[10.0, 0, 0], [0, 2, 0], [3, 4, 0]])[:, :, None, None, None]
+    names = ("trained/map/rgb", "trained/probability/rgb", "trained/feature/rgb")
+    look = lambda some: dict.fromkeys(names, some["rgb"][:, :, 0, 0, 0])  # noqa: E731
+    found = describe_videos(batches_of(clips, np.array([7, 7, 2]), 2), [look], np.array([7, 2]))
+    for name in names[:2]:
+        np.testing.assert_allclose(found.rows[name], [[5, 1, 0], [3, 4, 0]])
+    np.testing.assert_allclose(found.rows[names[2]], [[0.5, 0.5, 0], [0.6, 0.8, 0]], atol=1e-7)
+    assert found.seen.tolist() == [2, 1]
+
+
+def test_the_histogram_reads_colours_by_the_recipes_normalisation():
+    from vidssl.evaluation.histogram import IMAGENET_MEAN, IMAGENET_STD
+
+    colours = torch.rand(2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    plain = histogram_reader({"rgb": colours}, normalize="unit")["histogram"]
+    torch.testing.assert_close(histogram_reader({"rgb": (colours - mean) / std})["histogram"], plain)
