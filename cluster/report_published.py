@@ -39,8 +39,8 @@ def published_part(results: Mapping[str, Json]) -> Section:
         own, found = _ours(task, results[name]), results[name]
         rows = beside(task, _facts(found["protocol"], about), list(own))
         if rows:
-            scratch = ", from random weights" if found["protocol"].get("init") == "scratch" else ""
-            heading = f"{_TITLES[task]} on {NAMES[about['dataset']]}, {found['protocol']['view']}{scratch}"
+            kind = {"finetune-linear": ", trained on clips", "finetune-scratch": ", from random weights"}.get(name, "")
+            heading = f"{_TITLES[task]} on {NAMES[about['dataset']]}, {found['protocol']['view']}{kind}"
             parts.append(f"<h3>{escape(heading)}</h3>" + _table(found["protocol"]["run"], own, rows))
     return Section(title, lead, "".join(parts) or '<p class="missing">Nothing that the papers report was measured.</p>')
 
@@ -83,7 +83,8 @@ def _table(run: str, own: Mapping[str, float], rows: list[Beside]) -> str:
 
     def line(one: Beside) -> list[str]:
         row = one.row
-        facts = ", ".join(str(word) for word in (row.backbone, row.stream) if word)
+        epochs = f"{row.epochs} epochs" if row.epochs else None
+        facts = ", ".join(word for word in (row.backbone, row.stream, epochs) if word)
         name = row.what if row.what.startswith(row.paper) else f"{row.paper}: {row.what}"
         values = [bare(row.values[key] / 100) if key in row.values else "–" for key in keys]
         return [f"{name} ({facts})" if facts else name, *values, row.source, "; ".join(one.differences)]
