@@ -58,3 +58,7 @@ def test_videos_without_a_label_do_not_vote():
 
 def test_an_even_vote_shares_its_chance_and_unlabelled_rows_do_not_count():
     assert accuracy(np.array([[0.5, 0.5], [0.2, 0.8], [1.0, 0.0]]), np.array([0, 1, -1])) == 0.75
+
+
+def test_a_diverged_answer_is_wrong_and_not_missing():
+    assert accuracy(np.array([[np.nan, np.nan], [0.2, 0.8]]), np.array([0, 1])) == 0.5

@@ -96,6 +96,15 @@ def test_the_chosen_setting_is_trained_again_on_all_training_videos(monkeypatch)
     assert sizes == [90 - found.held_out, 90 - found.held_out, 90]
 
 
+def test_a_rate_that_diverges_is_never_chosen():
+    rows, label = blobs(6)
+    found = linear_probe(
+        rows, label, np.arange(90), rows, classes=3, rates=(1e30, 0.3), decays=(1e-3,), epochs=5, held_out=0.2
+    )
+    assert found.chosen.lr == 0.3
+    assert np.isfinite(found.probability).all()
+
+
 def test_a_single_setting_needs_no_choice_and_no_groups():
     rows, label = blobs(4)
     found = linear_probe(

@@ -92,7 +92,7 @@ def mean_interval(values: list[float]) -> tuple[float, float]:
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return mean, mean
-    half = (_STUDENT[n - 2] if n - 2 < len(_STUDENT) else 1.96) * float(np.std(values, ddof=1)) / np.sqrt(n)
+    half = (_STUDENT[n - 2] if n - 2 < len(_STUDENT) else 1.96) * float(np.std(values, ddof=1)) / n**0.5
     return max(0.0, mean - half), min(1.0, mean + half)
 
 

@@ -71,11 +71,14 @@ def knn(
 
 
 def accuracy(probability: NDArray[np.floating], label: NDArray[np.int64]) -> float:
-    """Share of labelled rows whose highest entry of [N, C] is their class; equal highest entries share their chance."""
+    """Share of labelled rows whose highest entry of [N, C] is their class; equal highest entries share their chance.
+
+    A row of NaN (a classifier that diverged) is a wrong answer.
+    """
     known = label >= 0
     rows, right = np.asarray(probability, np.float64)[known], label[known]
     best = rows.max(1)
-    ties = (rows == best[:, None]).sum(1)
+    ties = np.maximum((rows == best[:, None]).sum(1), 1)
     return float(np.mean((rows[np.arange(len(rows)), right] == best) / ties))
 
 
