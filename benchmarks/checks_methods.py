@@ -54,7 +54,7 @@ def switches(setting: Setting, note: Note) -> None:
 
     frames, size, batch = (8, 32, 2) if setting.small else (32, 128, 32)
     for words in _SWITCHES[: 3 if setting.small else 4]:
-        encoder = build_encoder(Model(backbone="s3d", **words)).to(setting.device).train()
+        encoder = build_encoder(Model(backbone="s3d").model_copy(update=words)).to(setting.device).train()
         clips = torch.randn(batch, 3, frames, size, size, device=setting.device)
         if setting.on_gpu:
             torch.cuda.reset_peak_memory_stats()

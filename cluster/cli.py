@@ -256,7 +256,12 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     ).add_argument("--out", default=None, help="folder for sweep.csv and the plot")
     run_or_card = ("run_dir", "a run folder or a card folder")
     verb("embed", _embed, "embeddings of all videos as a zarr store", run_or_card)
-    verb("evaluate", _evaluate, "retrieval R@k and mining quality, with their protocol", run_or_card)
+    verb(
+        "evaluate",
+        _evaluate,
+        "retrieval R@k and mining quality; what=knn,linear,fewshot or all; view=joint for two streams together",
+        run_or_card,
+    )
     verb(
         "finetune",
         _finetune,

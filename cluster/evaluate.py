@@ -27,7 +27,6 @@ from cluster.evaluate_text import results_table
 from cluster.subject import Subject, open_subject, take_word
 from vidssl.embeddings import save_embeddings
 from vidssl.errors import DataError, RecipeError
-from vidssl.evaluation.tables import dataset_of
 
 __all__ = ["WHAT", "evaluate_run", "results_table"]
 
@@ -114,14 +113,10 @@ def _measured(what: str, subject: Subject, seen: Features) -> dict[str, Any]:
 
 def _protocol(subject: Subject, seen: Features) -> dict[str, Any]:
     """Everything that a number of this evaluation has to carry."""
-    chosen, manifest = subject.recipe.evaluation, subject.manifest
-    dataset, split = dataset_of(manifest.source, manifest.classes)
+    chosen = subject.recipe.evaluation
     about = {
         "view": " + ".join(seen.views),
         "stream": " + ".join(seen.views),
-        "dataset": dataset,
-        "split": split,
-        "pretrained": dataset if subject.own_data else None,
         "unreadable": len(seen.store.protocol["unreadable"]),
     }
     return subject.protocol() | about | retrieval_protocol(seen.store, chosen.protocol, seen.views)

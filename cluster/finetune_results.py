@@ -94,6 +94,7 @@ def _protocol(task: Task, scores: ClassScores) -> dict[str, Any]:
         "id": "linear probe, end to end (P3)" if linear else "fine-tuning (P4)",
         "init": "scratch" if task.scratch else "pretrained",
         "view": task.view,
+        "stream": task.view,
         "sides": task.sides,
         "videos": {"train": len(task.train), "held_out": len(task.held), "test": len(task.test)},
         "unreadable": len(task.test) - len(scores.label),

@@ -19,6 +19,7 @@ from vidssl.card import Card, build_from, is_card, read_card, read_weights
 from vidssl.checkpoint import Meta, checkpoint_path, load_method, read_checkpoint
 from vidssl.encoder import Encoder, build_encoder
 from vidssl.errors import CheckpointError, DataError, DeviceError, RecipeError
+from vidssl.evaluation.tables import dataset_of
 from vidssl.recipe import Recipe, recipe_from_file
 from vidssl.run_folder import RunFolder, open_run
 
@@ -133,7 +134,11 @@ class Subject:
         from pipelines.decode import resolve_decode
 
         clips, (rule, crops) = self.recipe.clips, self.window_rule
+        dataset, split = dataset_of(self.manifest.source, self.manifest.classes)
         return self._origin() | {
+            "dataset": dataset,
+            "split": split,
+            "pretrained": dataset if self.own_data else None,
             "data_hash": self.manifest.hash,
             "trained_on": self.meta.data,
             "T": clips.frames,

@@ -7,7 +7,7 @@ runs/NAME/
   bank/              snap-100/ … zarr, one per checkpoint kept
   tensorboard/       loss/ mining/ bank/ data/ health/
   log.jsonl          one line per logged step
-  eval/              retrieval.json, mining.json
+  eval/              one JSON per evaluation, embeddings.zarr
   report.html
 """
 

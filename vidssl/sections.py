@@ -274,7 +274,9 @@ class Trainer(Section):
         default="auto", description="auto: cuda where every worker can have a GPU"
     )
     cpus_per_worker: Positive = Field(default=1, description="cores (and torch threads) of one worker")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="autocast of the encoder; losses stay fp32; on a CPU the backbone does too")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="autocast of the encoder; losses stay fp32; on a CPU the backbone does too"
+    )
     log_every_steps: Positive = Field(default=10, description="a live line and a log row")
     checkpoint_every_steps: Positive = Field(default=100, description="besides the last step")
     keep: Positive = Field(default=2, description="checkpoints and bank snapshots kept")
