@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from vidssl.checkpoint import artifact
-from vidssl.errors import DataError, RecipeError
+from vidssl.checkpoint import encoder_state
+from vidssl.encoder import build_encoder, check_fit
+from vidssl.errors import CheckpointError, DataError, RecipeError
 from vidssl.methods import mining_of
 from vidssl.mining.plan import plan_from
 from vidssl.recipe import Recipe
@@ -86,12 +88,12 @@ def _steps_per_epoch(recipe: Recipe, manifest: Manifest) -> int:
 def _check_sources(recipe: Recipe, later: Collection[str]) -> None:
     method = recipe.method
     if method.first_from is not None:
-        artifact(method.first_from, method.view)
+        _check_encoder(recipe, method.first_from, method.view)
     needs_second = method.name in LEARNS_FROM_TWO or (method.name == "vicc" and method.vicc.streams == "cross")
     if not needs_second or "second" in later:
         return
     if method.second_from is not None:
-        artifact(method.second_from, method.second_view)
+        _check_encoder(recipe, method.second_from, method.second_view)
         return
     if method.name == "vicc":
         raise RecipeError(
@@ -103,6 +105,16 @@ def _check_sources(recipe: Recipe, later: Collection[str]) -> None:
             f"{method.name} mines with the {method.second_view} stream, which would have random weights; "
             "type method.warmup_steps=N to train it first, or method.second_from=RUN"
         )
+
+
+def _check_encoder(recipe: Recipe, source: str, view: str) -> None:
+    """The weights exist and are of this recipe's network: known before a cluster starts."""
+    with torch.random.fork_rng(devices=[]):
+        encoder = build_encoder(recipe.model, view)
+    try:
+        check_fit(encoder, encoder_state(source, view))
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}" if source not in str(error) else str(error)) from error
 
 
 def _check_labels(recipe: Recipe, manifest: Manifest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vidssl.backbones import build_backbone
-from vidssl.errors import RecipeError
+from vidssl.errors import CheckpointError, RecipeError
 from vidssl.sections import Model
 from vidssl.views import channels_of
 
-__all__ = ["Encoder", "build_encoder", "follow", "momentum_twin", "unit_rows"]
+__all__ = ["Encoder", "build_encoder", "check_fit", "follow", "momentum_twin", "unit_rows"]
 
 
 class Encoder(nn.Module):
@@ -62,6 +63,24 @@ def build_encoder(model: Model, view: str = "rgb") -> Encoder:
         RecipeError: unknown backbone or view; no head and another dim than the backbone's width.
     """
     return Encoder(build_backbone(model, channels_of(view, model.flow_channels)), model.dim, model.head)
+
+
+def check_fit(encoder: Encoder, state: Mapping[str, Tensor]) -> None:
+    """Refuse weights of another network, in one sentence.
+
+    Raises:
+        CheckpointError: keys or shapes that are not those of `encoder`.
+    """
+    own = encoder.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    other = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
+    if missing or unknown or other:
+        first = (other + unknown + missing)[0]
+        raise CheckpointError(
+            f"these weights are of another encoder: {len(missing)} layers of ours are missing in them, {len(unknown)} are "
+            f"unknown, {len(other)} have another shape (first: {first}); set model.backbone, model.dim, model.width and "
+            "model.head to what they were trained with"
+        )
 
 
 def unit_rows(rows: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vidssl.distributed import copy_buffers_from_first, on_shuffled_rows
-from vidssl.encoder import Encoder, build_encoder, follow, momentum_twin, unit_rows
-from vidssl.errors import CheckpointError
+from vidssl.encoder import Encoder, build_encoder, check_fit, follow, momentum_twin, unit_rows
 from vidssl.recipe import Model
 
 __all__ = ["Stream"]
@@ -71,10 +70,7 @@ class Stream(nn.Module):
         Raises:
             CheckpointError: keys or shapes that are not those of this encoder.
         """
-        try:
-            self.query.load_state_dict(dict(state))
-            if self.key is not None:
-                self.key.load_state_dict(dict(state))
-        except RuntimeError as error:
-            lines = str(error).splitlines()
-            raise CheckpointError(f"these weights are not of this encoder: {lines[-1].strip()}") from error
+        check_fit(self.query, state)
+        self.query.load_state_dict(dict(state))
+        if self.key is not None:
+            self.key.load_state_dict(dict(state))
