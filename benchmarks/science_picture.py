@@ -1,0 +1,90 @@
+"""How does an experiment look at one glance? One panel per measure, one line per arm, a dot for every seed, a bar for the mean."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+__all__ = ["draw", "panels"]
+
+TITLES = {
+    "a": "CPR: whose positives show the same class?",
+    "b": "IIC with and without intra-negatives, equal number of negatives",
+    "c": "ViCC: across streams against one stream continued",
+}
+DOT, MARKED, BAR = "#7d8fa3", "#c4501b", "#1b2733"
+ACROSS = 2
+CLAIMED = ("cascade", "repeat", "rgb, stage 2 cross", "stage 2 cross")
+PAIRED, PAIRS = "differences in each seed", 6
+
+Values = dict[str, list[float]]
+
+
+def panels(entry: Mapping[str, Any]) -> dict[str, Values]:
+    """Measure → arm → value of every seed, in the order of the run."""
+    found: dict[str, Values] = {}
+    for one in entry["seeds"].values():
+        for column, value in one["values"].items():
+            panel, arm = column.split(" | ")
+            found.setdefault(panel, {}).setdefault(arm, []).append(value)
+    return found
+
+
+def draw(name: str, entry: Mapping[str, Any], folder: Path) -> Path:
+    """Write `folder/science-NAME.svg`; the arms of the primary claim are coloured."""
+    tables = {panel: arms for panel, arms in panels(entry).items() if not (name == "b" and panel == "loss")}
+    if "summary" in entry:
+        tables[PAIRED] = {what: row["values"] for what, row in list(entry["summary"]["differences"].items())[:PAIRS]}
+    down = -(-len(tables) // ACROSS)
+    most = max(len(arms) for arms in tables.values())
+    plt.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "svg.hashsalt": name})
+    figure, axes = plt.subplots(
+        down, ACROSS, figsize=(5.2 * ACROSS, down * (0.8 + 0.21 * most)), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[len(tables) :]:
+        axis.set_visible(False)
+    for axis, (panel, arms) in zip(axes.flat, tables.items(), strict=False):
+        _panel(axis, panel, arms)
+    seeds = ", ".join(entry["seeds"])
+    figure.suptitle(f"{TITLES[name]}\ngenerated videos; dots: seeds {seeds}; bar: mean", fontsize=10)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"science-{name}.svg"
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+    return path
+
+
+def _panel(axis: Axes, panel: str, arms: Values) -> None:
+    chance = arms.get("random")  # so far from the rest that the rest would become one point
+    arms = {arm: values for arm, values in arms.items() if arm != "random"}
+    for row, (arm, values) in enumerate(arms.items()):
+        colour = MARKED if panel == PAIRED or arm.startswith(CLAIMED) else DOT
+        axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.65, markersize=5, markeredgewidth=0)
+        middle = statistics.mean(values)
+        axis.plot([middle, middle], [row - 0.32, row + 0.32], color=BAR, linewidth=2)
+        axis.annotate(
+            f"{middle:+.3f}" if panel == PAIRED else f"{middle:.3f}",
+            (1.01, row),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8,
+            color=BAR,
+        )
+    axis.set_yticks(range(len(arms)), list(arms))
+    axis.set_ylim(len(arms) - 0.5, -0.5)
+    axis.set_title(f"{panel} (random {statistics.mean(chance):.3f})" if chance else panel, fontsize=9.5, loc="left")
+    if panel == PAIRED:
+        axis.axvline(0, color=BAR, linewidth=0.8)
+    axis.grid(axis="x", color="#e3e7ea", linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.tick_params(length=0)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)

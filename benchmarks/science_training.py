@@ -1,0 +1,111 @@
+"""How are the arms of a science check trained and asked? The product's methods, losses and optimizer, one process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.science_data import Clips
+from vidssl.encoder import Encoder
+from vidssl.evaluation.encode import describe_videos, encoder_reader
+from vidssl.evaluation.retrieval import Side, retrieve
+from vidssl.methods import Method, build_method
+from vidssl.optimizers import build_optimizer
+from vidssl.recipe import Recipe, load_recipe
+from vidssl.schedule import learning_rate
+
+__all__ = ["Rows", "Training", "describe", "method_of", "recall", "train"]
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how fast; the same for every arm that is compared."""
+
+    steps: int
+    batch: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Features and embeddings of training and test videos under one view; means over three windows."""
+
+    train: Floats
+    test: Floats
+    embedding: Floats
+
+    def joined(self, other: Rows) -> Rows:
+        """Both views side by side (each row's two features have about length one)."""
+        pairs = ((self.train, other.train), (self.test, other.test), (self.embedding, other.embedding))
+        return Rows(*(np.concatenate(pair, axis=1) for pair in pairs))
+
+
+def method_of(words: Sequence[str], seed: int, instances: int) -> Method:
+    """The product's method of a recipe in words, with fresh weights."""
+    return build_method(recipe_of(words), seed, instances)
+
+
+def recipe_of(words: Sequence[str]) -> Recipe:
+    """`cpr-tiny` with words."""
+    return load_recipe("cpr-tiny", list(words))
+
+
+def train(
+    method: Method, clips: Clips, views: Sequence[str], training: Training, seed: int, per_video: int = 2
+) -> list[float]:
+    """Every `steps` is one optimizer step; returns the loss of each.
+
+    Order and augmentation depend on (seed, step) alone: arms of one seed see the same clips.
+    """
+    optim = recipe_of([f"optim.lr={training.lr}", "optim.schedule=cosine", f"optim.min_lr={training.lr / 20}"]).optim
+    optimizer = build_optimizer(optim, [one for one in method.parameters() if one.requires_grad])
+    method.train()
+    losses = []
+    for step in range(training.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(optim, step, training.steps)
+        batch = clips.batch(_rows(len(clips), training.batch, seed, step), views, seed, step, per_video)
+        out = method(batch, None)
+        if not out.update:
+            raise RuntimeError(f"step {step} made no update; all arms must make the same number")
+        optimizer.zero_grad(set_to_none=True)
+        out.loss.backward()
+        method.before_update(batch)
+        optimizer.step()
+        losses.append(float(out.loss.detach()))
+    method.eval()
+    return losses
+
+
+def describe(encoder: Encoder, view: str, train_clips: Clips, test_clips: Clips) -> Rows:
+    """What the product's evaluation makes of the encoder: pooled backbone features, and the head's unit rows."""
+    encoder.eval()
+    reader = encoder_reader(encoder, view)
+    seen, asked = (
+        describe_videos(clips.windows((view,)), [reader], np.arange(len(clips))).rows
+        for clips in (train_clips, test_clips)
+    )
+    embedding = seen[f"embedding/{view}"]
+    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    return Rows(seen[f"feature/{view}"], asked[f"feature/{view}"], unit)
+
+
+def recall(rows: Rows, train_clips: Clips, test_clips: Clips) -> float:
+    """R@1 of the test videos among the training videos (p1_strict)."""
+    sides = [
+        Side(feature, clips.label, clips.group, np.arange(len(clips)))
+        for feature, clips in ((rows.test, test_clips), (rows.train, train_clips))
+    ]
+    return retrieve(sides[0], sides[1], protocol="p1_strict", ks=(1,)).at[1]
+
+
+def _rows(videos: int, batch: int, seed: int, step: int) -> NDArray[np.int64]:
+    """Videos of a step: epochs in random order, the rest of an epoch is dropped."""
+    per_epoch = videos // batch
+    order = np.random.default_rng((seed, step // per_epoch, 11)).permutation(videos)
+    return order[(step % per_epoch) * batch :][:batch]
