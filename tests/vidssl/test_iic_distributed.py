@@ -1,21 +1,19 @@
 """IIC on two gloo ranks is IIC in one process with the doubled batch: loss, gradients, memories, mined positives."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from tests.vidssl.two_ranks import WORLD, as_one_rank, found_by_ranks
 from vidssl.batch import ClipBatch
 from vidssl.distributed import gather_rows, rank, world
 from vidssl.methods import build_method
 from vidssl.recipe import Recipe
 from vidssl.views import make_views
 
-WORLD, ROWS, STEPS, DIM, VIDEOS = 2, 3, 7, 8, 20
+ROWS, STEPS, DIM, VIDEOS = 3, 7, 8, 20
 
 CASES = {
     "inter": {"iic": {"intra": "none"}},
@@ -78,26 +76,14 @@ def train(case):
     return {"losses": losses, "mined": mined, "gradients": gradients, "state": method.state_dict()}
 
 
-def on_one_rank(folder, me):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=me, world_size=WORLD)
-    torch.save({case: train(case) for case in CASES}, f"{folder}/rank-{me}.pt")
-    dist.destroy_process_group()
+def on_one_rank(me):
+    return {case: train(case) for case in CASES}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What two gloo ranks found: this very file, run as a script by two processes."""
-    folder = tmp_path_factory.mktemp("gloo")
-    command = [sys.executable, __file__, str(folder)]
-    started = [subprocess.Popen([*command, str(me)], stderr=subprocess.PIPE, text=True) for me in range(WORLD)]
-    try:
-        complaints = [process.communicate(timeout=300)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * WORLD, complaints
-    return [torch.load(folder / f"rank-{me}.pt", weights_only=True) for me in range(WORLD)]
+    """What two gloo ranks found: this very file, run by two processes."""
+    return found_by_ranks(__file__, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -125,4 +111,4 @@ def test_memories_and_z_of_all_ranks_are_bit_equal(ranks, case):
 
 
 if __name__ == "__main__":
-    on_one_rank(sys.argv[1], int(sys.argv[2]))
+    as_one_rank(on_one_rank)

@@ -194,7 +194,7 @@ def test_second_view_from_a_trained_encoder_needs_no_warm_up():
 
 def test_weights_of_another_encoder_are_refused():
     wide = build_method(Recipe.model_validate({"model": {"dim": DIM, "width": 3}, "method": {"name": "infonce"}}))
-    with pytest.raises(CheckpointError, match="these weights are of another encoder: .* have another shape"):
+    with pytest.raises(CheckpointError, match=r"these weights are of another encoder: .* have another shape"):
         build_method(a_recipe()).load_second(wide.encoder("rgb").state_dict())
 
 

@@ -1,22 +1,20 @@
 """Two gloo ranks are one process with the doubled batch; shuffled keys come home; what ranks must agree on, they do."""
 
 import itertools
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from tests.vidssl.two_ranks import WORLD, as_one_rank, found_by_ranks
 from vidssl.batch import ClipBatch, Positives
 from vidssl.distributed import copy_buffers_from_first, gather_rows, on_shuffled_rows, rank, world
 from vidssl.methods import build_method
 from vidssl.recipe import Recipe
 from vidssl.views import make_views
 
-WORLD, ROWS, STEPS, DIM = 2, 3, 8, 8
+ROWS, STEPS, DIM = 3, 8, 8
 
 
 CASES = {
@@ -121,28 +119,16 @@ def check_rows_and_buffers():
     }
 
 
-def on_one_rank(folder, me):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=me, world_size=WORLD)
+def on_one_rank(me):
     found = {case: train(case, lambda batch: share_of(batch, me)) for case in CASES}
     found["normed"] = train("actor", lambda batch: share_of(batch, me), statistics=True, steps=4)
-    torch.save({**found, "small": check_rows_and_buffers()}, f"{folder}/rank-{me}.pt")
-    dist.destroy_process_group()
+    return {**found, "small": check_rows_and_buffers()}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What two gloo ranks found: this very file, run as a script by two processes."""
-    folder = tmp_path_factory.mktemp("gloo")
-    command = [sys.executable, __file__, str(folder)]
-    started = [subprocess.Popen([*command, str(me)], stderr=subprocess.PIPE, text=True) for me in range(WORLD)]
-    try:
-        complaints = [process.communicate(timeout=300)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * WORLD, complaints
-    return [torch.load(folder / f"rank-{me}.pt", weights_only=True) for me in range(WORLD)]
+    """What two gloo ranks found: this very file, run by two processes."""
+    return found_by_ranks(__file__, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -210,4 +196,4 @@ def test_alone_nothing_is_sent_or_moved():
 
 
 if __name__ == "__main__":
-    on_one_rank(sys.argv[1], int(sys.argv[2]))
+    as_one_rank(on_one_rank)

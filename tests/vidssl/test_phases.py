@@ -76,7 +76,9 @@ def test_phases_that_cannot_follow_each_other_are_refused(tmp_path, before, afte
 
 
 def test_a_word_for_a_phase_that_is_not_there_is_refused(cycle):
-    with pytest.raises(RecipeError, match=r"'third:trainer.steps' names no phase; there are first-0, second-0, first-1"):
+    with pytest.raises(
+        RecipeError, match=r"'third:trainer.steps' names no phase; there are first-0, second-0, first-1"
+    ):
         cycle("third:trainer.steps=2")
 
 
@@ -84,7 +86,9 @@ def test_states_follow_from_what_lies_in_the_folder(cycle, tmp_path):
     recipe = cycle()
     first, second, third = recipe.phases
     assert [state_of(phase, tmp_path) for phase in recipe.phases] == ["waiting"] * 3
-    with pytest.raises(CheckpointError, match=r"phase 'first-1' takes its start stream from 'first-0', which is not fin"):
+    with pytest.raises(
+        CheckpointError, match=r"phase 'first-1' takes its start stream from 'first-0', which is not fin"
+    ):
         check_sources(third, recipe, tmp_path)
     for phase, weights in ((first, b"one"), (second, b"two")):
         pretend_trained(tmp_path, phase.name, weights)

@@ -23,7 +23,10 @@ def test_every_shipped_recipe_reads_and_opens_with_its_command(name):
         (["workers=2"], r"unknown key 'workers'; did you mean 'trainer.workers'\?"),
         (["mining.stages=0"], r"mining.stages=0: input should be greater than or equal to 1"),
         (["trainer.batch=many"], r"trainer.batch='many': input should be a valid integer"),
-        (["method.name=byol"], r"method.name='byol': input should be 'infonce', 'ubernce', 'coclr', 'cpr', 'vicc' or 'iic'"),
+        (
+            ["method.name=byol"],
+            r"method.name='byol': input should be 'infonce', 'ubernce', 'coclr', 'cpr', 'vicc' or 'iic'",
+        ),
         (["mining.ratio=0.5", "mining.pool=20"], r"mining.ratio and mining.pool are two names of one choice"),
         (
             ["method.view=residual", "method.second_view=residual"],

@@ -1,14 +1,12 @@
 """ViCC on two gloo ranks is ViCC in one process with the doubled batch: assignments, loss, gradients, queue."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from tests.vidssl.two_ranks import WORLD, as_one_rank, found_by_ranks
 from vidssl.batch import ClipBatch
 from vidssl.distributed import gather_rows, rank, world
 from vidssl.methods import build_method
@@ -18,7 +16,7 @@ from vidssl.recipe import Recipe
 from vidssl.sinkhorn import sinkhorn
 from vidssl.views import make_views
 
-WORLD, ROWS, STEPS, DIM, P = 2, 3, 6, 8, 7
+ROWS, STEPS, DIM, P = 3, 6, 8, 7
 CASES = {
     f"{streams}-{'queue' if queue else 'noqueue'}-{'both' if both else 'one'}": (streams, queue, both)
     for streams, queue, both in (
@@ -130,28 +128,16 @@ def rows_encoded_at_home(shuffle):
     return found
 
 
-def on_one_rank(folder, me):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=me, world_size=WORLD)
+def on_one_rank(me):
     found = {case: train(case, lambda batch: share_of(batch, me)) for case in CASES}
     found["home"] = {shuffle: rows_encoded_at_home(shuffle) for shuffle in (True, False)}
-    torch.save({**found, "small": assigned_share()}, f"{folder}/rank-{me}.pt")
-    dist.destroy_process_group()
+    return {**found, "small": assigned_share()}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What two gloo ranks found: this very file, run as a script by two processes."""
-    folder = tmp_path_factory.mktemp("gloo")
-    command = [sys.executable, __file__, str(folder)]
-    started = [subprocess.Popen([*command, str(me)], stderr=subprocess.PIPE, text=True) for me in range(WORLD)]
-    try:
-        complaints = [process.communicate(timeout=300)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * WORLD, complaints
-    return [torch.load(folder / f"rank-{me}.pt", weights_only=True) for me in range(WORLD)]
+    """What two gloo ranks found: this very file, run by two processes."""
+    return found_by_ranks(__file__, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -197,4 +183,4 @@ def test_shares_of_the_queue_are_disjoint_and_whole(ranks):
 
 
 if __name__ == "__main__":
-    on_one_rank(sys.argv[1], int(sys.argv[2]))
+    as_one_rank(on_one_rank)
