@@ -42,7 +42,8 @@ def draw(name: str, entry: Mapping[str, Any], folder: Path) -> Path:
     """Write `folder/science-NAME.svg`; the arms of the primary claim are coloured."""
     tables = {panel: arms for panel, arms in panels(entry).items() if not (name == "b" and panel == "loss")}
     if "summary" in entry:
-        tables[PAIRED] = {what: row["values"] for what, row in list(entry["summary"]["differences"].items())[:PAIRS]}
+        pairs = [pair for pair in entry["summary"]["differences"].items() if not pair[0].startswith("condition")]
+        tables[PAIRED] = {what: row["values"] for what, row in pairs[:PAIRS]}
     down = -(-len(tables) // ACROSS)
     most = max(len(arms) for arms in tables.values())
     plt.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "svg.hashsalt": name})
