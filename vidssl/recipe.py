@@ -248,10 +248,11 @@ def _check_roles(recipe: Recipe, phase: Phase) -> None:
     for role, source, wanted in (("start", phase.start, own.view), ("second", phase.second, own.second_view)):
         if source is None:
             continue
-        trained = phase_recipe(recipe, by_name[source]).method.view
-        if trained != wanted:
+        other = phase_recipe(recipe, by_name[source])
+        trained = other.views if other.method.name == "iic" else (other.method.view,)  # one network for all its views
+        if wanted not in trained:
             raise RecipeError(
-                f"phase '{phase.name}' wants a {wanted} stream from {role}={source}, which trains {trained}; "
+                f"phase '{phase.name}' wants a {wanted} stream from {role}={source}, which trains {' and '.join(trained)}; "
                 "name a phase that trains it, or change method.view"
             )
 
