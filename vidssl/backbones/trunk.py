@@ -11,6 +11,7 @@ seen with torch 2.13 on a processor with avx512_bf16. A 16-frame clip has two fr
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -24,7 +25,7 @@ __all__ = ["Stage", "Trunk", "statistics_at_rest"]
 Stage = Callable[[Tensor], Tensor]
 
 
-class Trunk(nn.Module):
+class Trunk(nn.Module, ABC):
     """A backbone [B, C, T, H, W] → [B, F, t, h, w] without pooling at the end and without classifier.
 
     Attributes:
@@ -37,9 +38,9 @@ class Trunk(nn.Module):
     channels_last: bool = False
     checkpointing: bool = False
 
+    @abstractmethod
     def stages(self) -> Sequence[Stage]:
         """The network as functions to be applied one after another; what lies between two is kept by checkpointing."""
-        raise NotImplementedError
 
     def to_channels_last(self) -> Trunk:
         """Switch `channels_last` on and convert the weights."""
