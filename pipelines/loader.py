@@ -273,14 +273,16 @@ class EvalLoader:
             lambda: stream.batches(self._plans(feed)), self.spec.loader.prefetch, "vidssl-windows"
         )
         before = time.perf_counter()
-        for made in ahead:
-            self.meter.wait_s += time.perf_counter() - before
-            self.meter.batches += 1
-            self.meter.bad.extend(made.bad)
-            yield self._batch(made)
-            before = time.perf_counter()
-        self.meter.bad = list(stream.bad)
-        ahead.close()
+        try:
+            for made in ahead:
+                self.meter.wait_s += time.perf_counter() - before
+                self.meter.batches += 1
+                self.meter.bad.extend(made.bad)
+                yield self._batch(made)
+                before = time.perf_counter()
+            self.meter.bad = list(stream.bad)
+        finally:  # also when the caller drops the iterator half way
+            ahead.close()
 
     def close(self) -> None:
         """End the background thread."""

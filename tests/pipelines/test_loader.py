@@ -324,9 +324,12 @@ def test_evaluation_leaves_bad_videos_out_and_names_them(packs, tmp_path, codec,
     assert [bad.instance for bad in loader.meter.bad] == [2, 7]
 
 
-def test_an_evaluation_that_is_left_half_way_ends_its_thread(pack):
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "dropped"])
+def test_an_evaluation_that_is_left_half_way_ends_its_thread(pack, closed):
     loader = EvalLoader(pack, spec(batch=1), windows=4, device=CPU)
     for _ in loader:
-        break
-    loader.close()
+        assert "vidssl-windows" in [thread.name for thread in threading.enumerate()]
+        break  # the iterator is dropped here, and with it its thread ends
+    if closed:
+        loader.close()
     assert "vidssl-windows" not in [thread.name for thread in threading.enumerate()]
