@@ -61,8 +61,8 @@ def bank_push(setting: Setting, note: Note) -> None:
     """What a step pays for its push: device → host as worker.py does it, through pinned memory, and the write itself."""
     import torch
 
-    from vidssl.bank import EmbeddingBank
     from vidssl.batch import Embeddings
+    from vidssl.mining.bank import EmbeddingBank
 
     rows = 8 if setting.small else 64
     bank = EmbeddingBank(1000 if setting.small else 240_000, DIM, ("rgb", "residual"))

@@ -71,8 +71,8 @@ def _step_ms(setting: Setting, batch: int) -> float:
 
 
 def _packed(folder: Path, codec: str, videos: int, setting: Setting) -> Any:
-    from pipelines.options import pack_options
     from pipelines.pack import pack
+    from pipelines.packing.options import pack_options
     from pipelines.synthetic import make_motion_set
 
     source = folder / "videos"

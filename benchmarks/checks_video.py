@@ -150,7 +150,7 @@ def decode_many_sizes(setting: Setting, note: Note) -> None:
 
 def decode_python(setting: Setting, note: Note) -> None:
     """Clips/s of the `py` decoder by threads: what NVDEC has to beat with this machine's cores."""
-    from pipelines.decode import decode_clips
+    from pipelines.loading.decode import decode_clips
 
     window = Window()
     for codec in ("h264", "vp9"):

@@ -19,12 +19,12 @@ from typing import Literal
 
 import torch
 
-from pipelines.decode import DALI_CPU_CODECS, Decode
-from pipelines.engine import ClipGraph
-from pipelines.feed import Fed, Feed
+from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.loader import LoaderSpec, TrainLoader
-from pipelines.manifest import Manifest, load_manifest
-from pipelines.order import Order
+from pipelines.loading.decode import DALI_CPU_CODECS, Decode
+from pipelines.loading.engine import ClipGraph
+from pipelines.loading.feed import Fed, Feed
+from pipelines.loading.order import Order
 from vidssl.recipe import Augment, Clips, Loader
 
 Preset = Literal["none", "light", "paper"]

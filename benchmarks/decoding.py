@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.checking import Setting
-from pipelines.encode import ClipEncoder
-from pipelines.fmp4 import fragment_table
+from pipelines.dataset.fmp4 import fragment_table
+from pipelines.packing.encode import ClipEncoder
 from pipelines.synthetic import render, scene_of
 
 __all__ = ["Packed", "Window", "decode_graph", "decoded_alone", "packed_video"]
@@ -81,7 +81,7 @@ def decode_graph(
     """
     dali: Any = importlib.import_module("nvidia.dali")
     fn, pipeline_def = dali.fn, dali.pipeline_def
-    from pipelines.graph import window_bytes
+    from pipelines.loading.graph import window_bytes
 
     def batch_of(these: Sequence[Packed]) -> list[Any]:
         return [[one.data for one in these], [one.table for one in these], [np.int32(start) for start in starts]]

@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
-from pipelines.augment import MEAN, STD
+from pipelines.dataset.manifest import Manifest
 from pipelines.loader import EvalLoader, LoaderSpec
-from pipelines.manifest import Manifest
-from pipelines.options import pack_options
+from pipelines.loading.augment import MEAN, STD
 from pipelines.pack import pack
+from pipelines.packing.options import pack_options
 from pipelines.synthetic import MOTIONS, Scene, render, scene_of
 from vidssl.batch import ClipBatch
 from vidssl.recipe import Augment, Loader

@@ -76,8 +76,8 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from cluster.phases import check_phase_words, prepare_phases, train_phases
-    from cluster.train import prepare, resume, train
+    from cluster.training.driver import prepare, resume, train
+    from cluster.training.phases import check_phase_words, prepare_phases, train_phases
 
     words = list(args.words)
     if args.resume:
@@ -108,7 +108,7 @@ def _train(args: argparse.Namespace) -> int:
         return 130
     _say(f"trained {outcome.steps} steps in {outcome.seconds:.0f} s")
     if recipe.phases:
-        from cluster.phases import phase_table
+        from cluster.training.phases import phase_table
 
         _say(phase_table(recipe, folder.path))
     elif not args.no_evaluation:
@@ -117,7 +117,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from vidssl.card import is_card
+    from vidssl.saved.card import is_card
 
     if is_card(args.run_dir):  # a card has no training to report on
         return _evaluate_card(args.run_dir, args.words)
@@ -125,7 +125,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _evaluate_card(card: str, words: Sequence[str]) -> int:
-    from cluster.evaluate import evaluate_run, results_table
+    from cluster.evaluation.evaluate import evaluate_run, results_table
 
     _say(results_table(evaluate_run(card, words)))
     _say(f"results: {Path(card) / 'eval'}")
@@ -133,8 +133,8 @@ def _evaluate_card(card: str, words: Sequence[str]) -> int:
 
 
 def _evaluate_and_report(run: Path, words: Sequence[str]) -> int:
-    from cluster.evaluate import evaluate_run, results_table
-    from cluster.report import write_report
+    from cluster.evaluation.evaluate import evaluate_run, results_table
+    from cluster.report.write import write_report
 
     _say(results_table(evaluate_run(run, words)))
     _say(f"report: {write_report(run)}")
@@ -165,7 +165,7 @@ def _embed(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from cluster.report import write_report
+    from cluster.report.write import write_report
     from cluster.subject import take_word
 
     data, unknown = take_word(args.words, "data")
@@ -176,7 +176,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from cluster.tune import run_sweep
+    from cluster.sweep.trials import run_sweep
 
     _say(run_sweep(args.recipe, args.words, out=args.out))
     return 0
@@ -190,7 +190,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _finetune(args: argparse.Namespace) -> int:
-    from cluster.finetune import finetune_run, finetune_table
+    from cluster.finetune.run import finetune_run, finetune_table
 
     _say(finetune_table(finetune_run(Path(args.run_dir), args.words, _say)))
     return 0

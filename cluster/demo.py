@@ -20,7 +20,7 @@ from typing import Any
 
 from vidssl.errors import DataError
 from vidssl.recipe import load_recipe
-from vidssl.run_folder import RunFolder
+from vidssl.saved.run_folder import RunFolder
 
 __all__ = ["run_demo"]
 
@@ -42,10 +42,10 @@ def run_demo(out: Path, words: Sequence[str], seed: int, say: Say) -> dict[str, 
     Raises:
         DataError: `out` holds something else.
     """
-    from cluster.evaluate import evaluate_run
+    from cluster.evaluation.evaluate import evaluate_run
     from cluster.launch import ray_session
-    from cluster.report import write_report
-    from cluster.train import prepare, train
+    from cluster.report.write import write_report
+    from cluster.training.driver import prepare, train
 
     began = time.monotonic()
     out = _own_folder(out)

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.subject import Subject, open_subject, take_word
-from vidssl.embeddings import Embedded, save_embeddings
 from vidssl.errors import RecipeError
 from vidssl.evaluation.retrieval import unit_rows
+from vidssl.saved.embeddings import Embedded, save_embeddings
 
 if TYPE_CHECKING:
-    from pipelines.crops import Crops
+    from pipelines.loading.crops import Crops
     from vidssl.evaluation.encode import Described, Reader
 
 __all__ = ["describe", "embed_run", "embedded", "views_of"]

@@ -12,8 +12,8 @@ from vidssl.errors import CheckpointError, RecipeError
 from vidssl.recipe import Recipe
 
 if TYPE_CHECKING:
-    from vidssl.card import Facts
-    from vidssl.published import Published
+    from vidssl.saved.card import Facts
+    from vidssl.saved.published import Published
 
 __all__ = ["ENCODERS", "SOURCES", "export_card", "import_file"]
 
@@ -56,7 +56,7 @@ def import_file(path: str | Path, source: str | None, out: str | None = None, wo
             exists.
         RecipeError: another source or encoder, a word that is not allowed here, a stream of other channels.
     """
-    from vidssl.card import card_of, export
+    from vidssl.saved.card import card_of, export
 
     encoder, words = take_word(words, "encoder")
     _check(source, encoder, words)
@@ -87,8 +87,8 @@ def export_card(run: str | Path, out: str, words: Sequence[str] = ()) -> Path:
         CheckpointError: no run or checkpoint, no such view, or `out` exists.
         RecipeError: another word.
     """
-    from vidssl.card import export
-    from vidssl.pretrained import read_encoder
+    from vidssl.saved.card import export
+    from vidssl.saved.pretrained import read_encoder
 
     view, unknown = take_word(words, "view")
     if unknown:
@@ -112,7 +112,7 @@ def _check(source: str | None, encoder: str | None, words: Sequence[str]) -> Non
 
 
 def _read(path: str | Path, source: str, encoder: str) -> Published:
-    from vidssl.published import import_published
+    from vidssl.saved.published import import_published
 
     file = Path(path).expanduser()
     if file.is_dir():
@@ -145,7 +145,7 @@ def _recipe(source: str, published: Published, words: Sequence[str]) -> tuple[Re
 
 
 def _facts(path: Path, origin: str, recipe: Recipe, assumed: tuple[str, ...]) -> Facts:
-    from vidssl.card import Facts
+    from vidssl.saved.card import Facts
 
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()

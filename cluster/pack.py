@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, TextIO
 from vidssl.errors import DataError
 
 if TYPE_CHECKING:
-    from pipelines.manifest import Manifest
+    from pipelines.dataset.manifest import Manifest
     from pipelines.pack import Job, Work
-    from pipelines.staging import Staged
-    from pipelines.verdict import Verdict
+    from pipelines.packing.staging import Staged
+    from pipelines.packing.verdict import Verdict
 
 __all__ = ["PackBar", "in_ray", "run_pack"]
 
@@ -165,7 +165,7 @@ def _batches(jobs: Sequence[Job], workers: int) -> list[list[Job]]:
 def _batch(jobs: Sequence[Job], work: Work) -> list[Staged] | Exception:
     """Body of a task. An error of ours comes back as a value: raised in Ray it would be a page of traceback."""
     from pipelines.pack import stage_one
-    from pipelines.probe import Guard
+    from pipelines.packing.guard import Guard
 
     try:
         with Guard(work.target, work.timeout) as guard:

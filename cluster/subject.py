@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from omegaconf import OmegaConf
 
-from vidssl.card import Card, build_from, is_card, read_card, read_weights
-from vidssl.checkpoint import Meta, checkpoint_path, load_method, read_checkpoint
 from vidssl.encoder import Encoder, build_encoder
 from vidssl.errors import CheckpointError, DataError, DeviceError, RecipeError
 from vidssl.evaluation.tables import dataset_of
 from vidssl.recipe import Recipe, recipe_from_file
-from vidssl.run_folder import RunFolder, open_run
+from vidssl.saved.card import Card, build_from, is_card, read_card, read_weights
+from vidssl.saved.checkpoint import Meta, checkpoint_path, load_method, read_checkpoint
+from vidssl.saved.run_folder import RunFolder, open_run
 
 if TYPE_CHECKING:
-    from pipelines.crops import Crops
-    from pipelines.manifest import Manifest
-    from pipelines.windows import Rule
+    from pipelines.dataset.manifest import Manifest
+    from pipelines.loading.crops import Crops
+    from pipelines.loading.windows import Rule
     from vidssl.methods import Method
 
 __all__ = ["Subject", "open_subject", "recipe_from_tree", "take_word"]
@@ -131,7 +131,7 @@ class Subject:
 
     def protocol(self) -> dict[str, Any]:
         """What every number made from this subject has to carry (plain JSON values)."""
-        from pipelines.decode import resolve_decode
+        from pipelines.loading.decode import resolve_decode
 
         clips, (rule, crops) = self.recipe.clips, self.window_rule
         dataset, split = dataset_of(self.manifest.source, self.manifest.classes)
@@ -259,7 +259,7 @@ def take_word(words: Sequence[str], key: str) -> tuple[str | None, list[str]]:
 
 
 def _data_of(recipe: Recipe, trained_on: str | None, named: bool) -> Manifest:
-    from pipelines.manifest import load_manifest
+    from pipelines.dataset.manifest import load_manifest
 
     if recipe.data is None:
         raise DataError("this run names no data; type data=FOLDER, a folder that `vidssl pack` wrote")

@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.ahead import Ahead
-from pipelines.crops import Crops, crops_of_window
-from pipelines.decode import resolve_decode
-from pipelines.feed import Feed, Plan
-from pipelines.manifest import Manifest
-from pipelines.order import Order
-from pipelines.stream import BadSample, ClipStream, Made
-from pipelines.windows import Rule, padded_in_front, window_starts
+from pipelines.dataset.manifest import Manifest
+from pipelines.loading.crops import Crops, crops_of_window
+from pipelines.loading.decode import resolve_decode
+from pipelines.loading.feed import Feed, Plan
+from pipelines.loading.order import Order
+from pipelines.loading.prefetch import Ahead
+from pipelines.loading.stream import BadSample, ClipStream, Made
+from pipelines.loading.windows import Rule, padded_in_front, window_starts
 from vidssl.batch import ClipBatch
 from vidssl.errors import CheckpointError, DeviceError
 from vidssl.recipe import Augment, Clips, Loader
@@ -212,8 +212,8 @@ class EvalLoader:
         spec: Kind of batches; preset and clips per video are not read. `batch` counts rows; a batch holds one window at least.
         instances: int64, the videos, in the order wanted; None: all.
         windows: The most windows of a video; 0 or None: no limit.
-        rule: Which windows: `spread`, `p1` or `p2`, see `pipelines.windows`.
-        crops: Which part of the frame: `centre`, `inner` or `ten`, see `pipelines.crops`. Under `p2` the centre is `inner`,
+        rule: Which windows: `spread`, `p1` or `p2`, see `pipelines.loading.windows`.
+        crops: Which part of the frame: `centre`, `inner` or `ten`, see `pipelines.loading.crops`. Under `p2` the centre is `inner`,
             as published.
         device: Where the clips go.
 

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipelines.assembly import assemble
-from pipelines.catalog import read_catalog
-from pipelines.listing import Catalog
-from pipelines.manifest import Manifest
-from pipelines.options import PackOptions, pack_options
-from pipelines.pack_plan import alone, begin, finished, make_plan, refuse_overlap
-from pipelines.probe import Guard
-from pipelines.staging import Staged, Staging
-from pipelines.verdict import Target, Verdict
+from pipelines.dataset.manifest import Manifest
+from pipelines.packing.assembly import assemble
+from pipelines.packing.catalog import read_catalog
+from pipelines.packing.guard import Guard
+from pipelines.packing.listing import Catalog
+from pipelines.packing.options import PackOptions, pack_options
+from pipelines.packing.plan import alone, begin, finished, make_plan, refuse_overlap
+from pipelines.packing.staging import Staged, Staging
+from pipelines.packing.verdict import Target, Verdict
 from vidssl.errors import DataError
 
 __all__ = ["Job", "Mapper", "PackOptions", "Silent", "Watch", "Work", "in_threads", "pack", "pack_options", "stage_one"]

@@ -44,15 +44,37 @@ def test_importing_a_package_loads_neither_dali_nor_ray_nor_faiss(statement):
     assert done.stdout.strip() == "[]"
 
 
-def test_every_module_has_a_line_in_the_readme():
-    readme = (ROOT / "README.md").read_text()
-    missing = [
-        path.name
+def tree_of_the_readme() -> tuple[list[str], set[str]]:
+    """The lines of the README's tree, and the modules it names as `folder/name.py`."""
+    text = (ROOT / "README.md").read_text()
+    lines = text[text.index("## The tree") :].split("```")[1].strip("\n").splitlines()
+    folders: list[str] = []
+    named: set[str] = set()
+    for line in lines:
+        level = (len(line) - len(line.lstrip())) // 2
+        words = line.split()
+        del folders[level:]
+        if words[0].endswith("/"):
+            folders.append(words[0])
+            continue
+        for word in words:
+            if not word.endswith(".py"):
+                break
+            named.add("".join(folders) + word)
+    return lines, named
+
+
+def test_the_tree_of_the_readme_names_every_module_in_its_folder_and_no_other():
+    there = {
+        str(path.relative_to(ROOT))
         for layer in FORBIDDEN
         for path in (ROOT / layer).rglob("*.py")
-        if path.name not in ("__init__.py", "__main__.py") and path.name not in readme
-    ]
-    assert not missing
+        if path.name not in ("__init__.py", "__main__.py")
+    }
+    lines, named = tree_of_the_readme()
+    assert {name for name in named if not name.startswith("benchmarks/")} == there
+    assert all((ROOT / name).is_file() for name in named)
+    assert len(lines) <= 90
 
 
 def test_no_module_is_longer_than_400_lines():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vidssl.pretrained import load_encoder
+    from vidssl.saved.pretrained import load_encoder
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_encoder"]
@@ -17,7 +17,7 @@ __all__ = ["__version__", "load_encoder"]
 def __getattr__(name: str) -> Any:
     # torch is imported with the first encoder, not with the package
     if name == "load_encoder":
-        from vidssl.pretrained import load_encoder
+        from vidssl.saved.pretrained import load_encoder
 
         return load_encoder
     raise AttributeError(f"module 'vidssl' has no attribute '{name}'")

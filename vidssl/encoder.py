@@ -22,7 +22,7 @@ __all__ = ["Encoder", "build_encoder", "check_fit", "follow", "momentum_twin", "
 class Encoder(nn.Module):
     """Backbone → mean over T, H, W → linear F→F, ReLU, linear F→D (the head of CoCLR and CPR; no batch norm in it).
 
-    The published heads are 1×1×1 convolutions on the pooled map, which is the same arithmetic; `vidssl.published`
+    The published heads are 1×1×1 convolutions on the pooled map, which is the same arithmetic; `vidssl.saved.published`
     renames `encoder_q.0.*` to `backbone.*`, `encoder_q.2.*` to `head.0.*` and `encoder_q.4.*` to `head.2.*`.
 
     Args:

@@ -14,14 +14,14 @@ from cluster.cli import main
 from pipelines.pack import pack
 from pipelines.synthetic import make_motion_set
 from tests.conformance.rebuilt import array, assert_same, checkpoint, load
-from vidssl.card import read_card, read_weights
-from vidssl.checkpoint import Meta, artifact, save_checkpoint
-from vidssl.embeddings import load_embeddings
 from vidssl.encoder import build_encoder
 from vidssl.methods import build_method
-from vidssl.published import to_coclr
 from vidssl.recipe import Model, Recipe
-from vidssl.run_folder import RunFolder
+from vidssl.saved.card import read_card, read_weights
+from vidssl.saved.checkpoint import Meta, artifact, save_checkpoint
+from vidssl.saved.embeddings import load_embeddings
+from vidssl.saved.published import to_coclr
+from vidssl.saved.run_folder import RunFolder
 
 VIDEOS = 20
 

@@ -7,10 +7,10 @@ import pytest
 
 from cluster import pack as cluster_pack
 from cluster.pack import PackBar, in_ray, run_pack
+from pipelines.dataset.shards import file_sha256
 from pipelines.pack import PackOptions, pack
-from pipelines.shards import file_sha256
+from pipelines.packing.verdict import Verdict
 from pipelines.synthetic import make_motion_set
-from pipelines.verdict import Verdict
 from vidssl.errors import DataError, RecipeError
 
 VIDEOS = 30

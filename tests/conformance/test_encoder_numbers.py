@@ -11,7 +11,7 @@ import torch
 
 from tests.conformance.rebuilt import array, assert_same, checkpoint, load
 from vidssl.encoder import build_encoder, unit_rows
-from vidssl.published import import_published
+from vidssl.saved.published import import_published
 
 CASES = {
     "coclr_s3d": ("coclr", "s3d", {"encoder_k", "queue", "queue_ptr"}),

@@ -12,9 +12,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipelines.fmp4 import fragment_table
-from pipelines.manifest import Manifest, Samples, Shard, load_manifest, write_manifest
-from pipelines.shards import StoredSample, read_index, write_shard
+from pipelines.dataset.fmp4 import fragment_table
+from pipelines.dataset.manifest import Manifest, Samples, Shard, load_manifest, write_manifest
+from pipelines.dataset.shards import StoredSample, read_index, write_shard
 
 GOP = 16
 ENCODERS = {

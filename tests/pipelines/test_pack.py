@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.fmp4 import fragment_table
-from pipelines.manifest import Manifest, load_manifest
+from pipelines.dataset.fmp4 import fragment_table
+from pipelines.dataset.manifest import Manifest, load_manifest
+from pipelines.dataset.shards import file_sha256, read_index
 from pipelines.pack import PackOptions, Silent, in_threads, pack
-from pipelines.shards import file_sha256, read_index
 from tests.pipelines.footage import numbers_of, write_video
 from vidssl.errors import DataError
 

@@ -1,7 +1,7 @@
 """What do two streams see together? Sums of similarities for retrieval, means of probabilities for classification.
 
 CoCLR, CPR and ViCC add the two similarity matrices of the videos that both streams have; a classifier of two streams answers
-with the mean of their probability vectors. IIC's way for retrieval is `vidssl.evaluation.p2.joint`.
+with the mean of their probability vectors. IIC's way for retrieval is `vidssl.evaluation.iic_retrieval.joint`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Protocols:
     p1_strict: windows over the whole video; query and gallery are centred by the *gallery* (training) mean.
     p1_ref: the same windows; query and gallery are each centred by their own mean, as in the papers' code (transductive).
     centre: one window in the middle of the video, centred as p1_strict.
-    p2: the mean of ten windows' last maps (`vidssl.evaluation.p2`), compared by cosine, not centred.
+    p2: the mean of ten windows' last maps (`vidssl.evaluation.iic_retrieval`), compared by cosine, not centred.
 """
 
 from __future__ import annotations

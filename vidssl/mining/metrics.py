@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from vidssl.bank import EmbeddingBank
+from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.cascade import Backend, mine
 from vidssl.mining.plan import CascadePlan, Strategy
 

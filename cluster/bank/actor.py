@@ -1,0 +1,113 @@
+"""The bank as a Ray actor: a thin face of `BankServer`.
+
+It holds no CPU in Ray's books, only a custom resource where one is asked for: Train's elastic sizes count a node's whole
+CPUs and would never fit beside it. Groups of threads keep pushes from queuing behind long waits. A killed bank comes
+back by itself with the newest snapshot; construction never fails, because that would be final.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import RayError
+
+from cluster.bank.server import BankServer
+from cluster.bank.spec import BankSpec, Push, Verdict
+from vidssl.batch import Positives
+from vidssl.errors import BankError
+
+__all__ = ["BankActor", "start_bank"]
+
+START_S = 120.0
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class BankActor:
+    """See `BankServer`; methods differ only in the group of threads that runs them."""
+
+    def __init__(self, spec: BankSpec, group: NDArray[np.int64] | None, label: NDArray[np.int64] | None) -> None:
+        with warnings.catch_warnings(action="ignore"):  # Ray's own use of what it deprecates
+            restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        _settle_threads(spec.threads)
+        self._server = BankServer(spec, group, label, restarted)
+
+    @ray.method(concurrency_group="io")
+    def serve(self, message: Push) -> tuple[Verdict, Positives | None]:
+        """As `BankServer.serve`."""
+        return self._server.serve(message)
+
+    @ray.method(concurrency_group="mine")
+    def wait(self, attempt: int, rank: int, step: int) -> Positives | None:
+        """As `BankServer.wait`."""
+        return self._server.wait(attempt, rank, step)
+
+    @ray.method(concurrency_group="ctl")
+    def stats(self) -> dict[str, float | str]:
+        """As `BankServer.stats`."""
+        return self._server.stats()
+
+    @ray.method(concurrency_group="ctl", max_task_retries=-1)
+    def reset(self, snapshot: str | None, world: int, start_step: int) -> int:
+        """As `BankServer.reset`."""
+        return self._server.reset(snapshot, world, start_step)
+
+    @ray.method(concurrency_group="ctl", max_task_retries=-1)
+    def save(self, root: str, step: int) -> str:
+        """As `BankServer.save`."""
+        return self._server.save(root, step)
+
+    @ray.method(concurrency_group="ctl", max_task_retries=-1)
+    def process_id(self) -> int:
+        """As `BankServer.process_id`."""
+        return self._server.process_id()
+
+
+def start_bank(
+    spec: BankSpec,
+    group: NDArray[np.int64] | None = None,
+    label: NDArray[np.int64] | None = None,
+    resource: str | None = None,
+) -> Any:
+    """Start the bank of a run; it lives as long as the driver that called this.
+
+    Args:
+        spec: The run's bank.
+        group: int64 [N], videos cut from one source share a number.
+        label: int64 [N], for mining precision in the log; never read by the miner.
+        resource: Custom resource of the node it must run on (`ray start --resources='{"bank": 1}'`).
+
+    Returns:
+        The actor's handle; give it to the workers and wrap it in a `RayLink`.
+
+    Raises:
+        BankError: no node has the resource, or the process did not come up.
+    """
+    if resource is not None and resource not in ray.cluster_resources():
+        raise BankError(f"no node of this cluster has the resource '{resource}'; start one with --resources")
+    waiting = max(8, spec.world * (spec.lookahead + 2))  # a push is answered when its look-ahead rows are mined
+    options: dict[str, Any] = {
+        "num_cpus": 0,
+        "resources": {resource: 1e-3} if resource else {},
+        "max_restarts": -1,
+        "max_task_retries": 0,  # a push that failed is old by then; the client counts it and goes on
+        "concurrency_groups": {"io": waiting, "mine": max(4, spec.world), "ctl": 2},
+        "runtime_env": {"env_vars": dict.fromkeys(_THREAD_VARIABLES, str(spec.threads))},
+    }
+    handle = ray.remote(**options)(BankActor).remote(spec, group, label)
+    try:
+        ray.get(handle.process_id.remote(), timeout=START_S)
+    except (RayError, TimeoutError) as error:
+        raise BankError(f"the bank did not start within {START_S:g} s ({type(error).__name__})") from error
+    return handle
+
+
+def _settle_threads(threads: int) -> None:
+    import faiss
+    import torch
+
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)

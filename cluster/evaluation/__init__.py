@@ -1,0 +1,1 @@
+"""What `vidssl evaluate` measures of a trained encoder, and how it prints it."""

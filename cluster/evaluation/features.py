@@ -1,0 +1,113 @@
+"""What is a video to an evaluation? The features of the trained encoder and of what it has to beat, read in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.embed import describe, embedded
+from cluster.subject import Subject
+from vidssl.errors import RecipeError
+from vidssl.health import alignment_of_windows, examine
+from vidssl.saved.embeddings import Embedded
+
+if TYPE_CHECKING:
+    from vidssl.encoder import Encoder
+    from vidssl.evaluation.encode import Described, Reader
+
+__all__ = ["JOINT", "Features", "features_of", "views_asked"]
+
+JOINT: Final = ("joint", "fusion")
+"""Words for both streams together."""
+
+Rows = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Videos as the evaluation sees them.
+
+    Attributes:
+        views: The streams looked at.
+        search: Name (trained, untrained, histogram, and each stream alone) → one matrix [N, F] for each stream: what the
+            protocol's neighbours are searched with.
+        pooled: The same names → the pooled features, which classifiers are trained on.
+        encoders: Name → view → network, where a name has one.
+        store: Who the rows are, with the pooled features and embeddings of the trained encoders.
+        health: Of the first view's embeddings, plain JSON values.
+    """
+
+    views: tuple[str, ...]
+    search: Mapping[str, Sequence[Rows]]
+    pooled: Mapping[str, Sequence[Rows]]
+    encoders: Mapping[str, Mapping[str, Encoder]]
+    store: Embedded
+    health: Mapping[str, Any]
+
+
+def views_asked(subject: Subject, word: str | None) -> tuple[str, ...]:
+    """Streams to look at: the trained one, the asked one, or both with `view=joint`.
+
+    Raises:
+        RecipeError: a view without an encoder, or `joint` where there is one stream only.
+    """
+    have = subject.views
+    if word is None:
+        return (subject.trained_view,)
+    if word in JOINT:
+        if len(have) < 2:
+            raise RecipeError(
+                f"view={word} needs two streams, {subject.home.name} has an encoder of {subject.trained_view} only"
+            )
+        return have[:2]
+    if word == "all":
+        raise RecipeError(f"an evaluation looks at one view; type view= one of {', '.join(have)}, joint")
+    if word not in have:
+        raise RecipeError(
+            f"{subject.home.name} has no encoder of view={word}; type view= one of {', '.join(have)}, joint"
+        )
+    return (word,)
+
+
+def features_of(subject: Subject, views: tuple[str, ...], untrained: bool) -> Features:
+    """Look at all videos of the data once and name what was seen."""
+    from vidssl.evaluation.encode import encoder_reader, histogram_reader
+    from vidssl.evaluation.iic_retrieval import joint, map_reader
+
+    maps = subject.recipe.evaluation.protocol == "p2"
+    encoders = {"trained": {view: subject.encoder(view) for view in views}}
+    if untrained:
+        encoders["untrained"] = {view: subject.untrained(view) for view in views}
+    reader = map_reader if maps else encoder_reader
+    readers: list[Reader] = [
+        reader(encoder, view, prefix=f"{name}/") for name, those in encoders.items() for view, encoder in those.items()
+    ]
+    readers.append(partial(histogram_reader, normalize=subject.recipe.augment.normalize))
+    found = describe(subject, readers, tuple(dict.fromkeys((*views, "rgb"))), subject.manifest.rows())
+
+    def named(kind: str) -> dict[str, Sequence[Rows]]:
+        rows = {name: [found.rows[f"{name}/{kind}/{view}"] for view in views] for name in encoders}
+        rows |= {f"{view} alone": [found.rows[f"trained/{kind}/{view}"]] for view in views if len(views) > 1}
+        return {**rows, "histogram": [found.rows["histogram"]]}
+
+    search, pooled = named("map" if maps else "feature"), named("feature")
+    if maps and len(views) == 2:
+        search |= {name: [joint(*search[name])] for name in encoders}  # pyright: ignore[reportAssignmentType]
+    return Features(views, search, pooled, encoders, _store(subject, found, views), _health(found, views[0]))
+
+
+def _store(subject: Subject, found: Described, views: Sequence[str]) -> Embedded:
+    plain = {name.removeprefix("trained/"): rows for name, rows in found.rows.items() if name.startswith("trained/")}
+    return embedded(subject, replace(found, rows=plain), views)
+
+
+def _health(found: Described, view: str) -> dict[str, Any]:
+    mean = found.rows[f"trained/embedding/{view}"]
+    told = asdict(examine(mean, near=alignment_of_windows(mean, found.seen)))
+    # JSON has no NaN
+    return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in told.items()}

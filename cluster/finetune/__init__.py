@@ -1,0 +1,1 @@
+"""Supervised training from a pre-trained encoder."""

@@ -1,0 +1,138 @@
+"""What exactly is fine-tuned? The words of `vidssl finetune`, settled into one task before anything starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.subject import Subject, open_subject, recipe_from_tree, take_word
+from vidssl.errors import DataError, RecipeError
+from vidssl.evaluation.class_scores import AVERAGES, Average
+from vidssl.evaluation.heldout import classification_sides, hold_out
+from vidssl.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pipelines.loader import LoaderSpec
+    from pipelines.loading.crops import Crops
+    from pipelines.loading.windows import Rule
+
+__all__ = ["Task", "settings_of", "settle", "spec_of"]
+
+_OWN: Final = ("augment.", "clips.", "trainer.precision=", "seed=")
+"""Words that a finished run cannot take, but a new supervised training of its encoder can."""
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One fine-tuning, settled before it starts.
+
+    Attributes:
+        subject: Whose encoder, and where results go.
+        recipe: The subject's, with the words of this training.
+        view: Stream.
+        scratch: Fresh weights instead of the trained ones.
+        average: How a video's rows become one answer.
+        train: Videos that train.
+        held: Videos that choose the epoch.
+        test: Videos that are asked at the end.
+        sides: How training and test were told apart.
+    """
+
+    subject: Subject
+    recipe: Recipe
+    view: str
+    scratch: bool
+    average: Average
+    train: Rows
+    held: Rows
+    test: Rows
+    sides: str
+
+    @property
+    def name(self) -> str:
+        """Of the files."""
+        parts = ("-linear", self.recipe.finetune.backbone_lr == 0), ("-scratch", self.scratch)
+        other = f"-{self.view}" if self.view != self.subject.trained_view else ""
+        return "finetune" + "".join(word for word, chosen in parts if chosen) + other
+
+    @property
+    def rows(self) -> tuple[Rule, Crops]:
+        """Windows and crops of the test: the protocol's, or its windows with ten crops."""
+        rule, usual = self.subject.window_rule
+        return rule, "ten" if self.recipe.evaluation.crops == "ten" else usual
+
+
+def settle(path: str | Path, words: Sequence[str]) -> Task:
+    """The task that words describe; see `cluster.finetune.run.finetune_run`."""
+    view, words = take_word(words, "view")
+    init, words = take_word(words, "init")
+    average, words = take_word(words, "average")
+    if init not in (None, "pretrained", "scratch"):
+        raise RecipeError(f"init={init} is unknown; type init=pretrained or init=scratch")
+    subject = open_subject(path, [word for word in words if not word.startswith(_OWN)])
+    recipe = recipe_from_tree(subject.recipe.model_dump(mode="json"), [word for word in words if word.startswith(_OWN)])
+    if average is None:
+        average = "logit" if recipe.evaluation.protocol == "p2" else "probability"
+    if average not in AVERAGES:
+        raise RecipeError(f"average={average} is unknown; type average= one of {', '.join(AVERAGES)}")
+    view = subject.trained_view if view is None else view
+    train, held, test, sides = _videos(subject, recipe)
+    if len(train) < recipe.finetune.batch:
+        raise RecipeError(
+            f"finetune.batch={recipe.finetune.batch} is more than the {len(train)} videos that train; type finetune.batch={len(train)}"
+        )
+    return Task(subject, recipe, view, init == "scratch", cast(Average, average), train, held, test, sides)
+
+
+def _videos(subject: Subject, recipe: Recipe) -> tuple[Rows, Rows, Rows, str]:
+    """Videos that train, that choose the epoch, and that are asked; held out by group, never from the test."""
+    manifest, share = subject.manifest, recipe.evaluation.held_out
+    if len(manifest.classes) < 2:
+        raise DataError(
+            f"a classifier needs two classes, the data has {len(manifest.classes)}; pack one folder per class"
+        )
+    samples = manifest.samples
+    label, group = samples.label.astype(np.int64), samples.group.astype(np.int64)
+    sides = classification_sides(label, group, np.array(manifest.splits)[samples.split], share, recipe.seed)
+    train, test = np.flatnonzero(sides.train), np.flatnonzero(sides.test)
+    try:
+        out = hold_out(label[train], group[train], share, recipe.seed)
+    except DataError:  # one group per class: the last epoch is taken, and the protocol says so
+        out = np.zeros(len(train), bool)
+    return train[~out], train[out], test, sides.rule
+
+
+def spec_of(task: Task, batch: int) -> LoaderSpec:
+    """One clip per video of the task's view."""
+    from pipelines.loader import LoaderSpec
+
+    recipe = task.recipe
+    clips = recipe.clips.model_copy(update={"per_video": 1})
+    return LoaderSpec(clips, recipe.augment, recipe.loader, (task.view,), batch, recipe.seed)
+
+
+def settings_of(task: Task) -> str:
+    """Everything that decides the training; a state of other settings is not gone on with."""
+    recipe = task.recipe
+    kept = {key: getattr(recipe, key).model_dump(mode="json") for key in ("finetune", "clips", "augment", "model")}
+    return json.dumps(
+        kept
+        | {
+            "seed": recipe.seed,
+            "precision": recipe.trainer.precision,
+            "decode": recipe.loader.decode,
+            "held_out": recipe.evaluation.held_out,
+            "view": task.view,
+            "weights": "scratch" if task.scratch else task.subject.checkpoint_hash,
+            "data": task.subject.manifest.hash,
+        },
+        sort_keys=True,
+    )

@@ -1,0 +1,1 @@
+"""Searches over stages, pool and top-k."""

@@ -1,0 +1,155 @@
+"""`vidssl sweep`: stages × last pool × top-k on the bank of a run, by Ray Tune, seconds per point.
+
+Every trial mines offline and reports once, so nothing is scheduled, stopped or checkpointed: Tune spreads the trials over
+the cluster's cores. `sweep.csv` grows as they end; the same command run again does only what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster.launch import ray_session
+from cluster.sweep.ledger import Ledger
+from cluster.sweep.measure import Row, Study, load_study, measure
+from cluster.sweep.result import live_line, write_results
+from cluster.sweep.space import Point, Space, read_space, search_points
+from vidssl.errors import BankError, RecipeError
+from vidssl.recipe import Recipe, load_recipe, recipe_from_file
+from vidssl.saved.run_folder import RunFolder, open_run
+
+__all__ = ["run_sweep"]
+
+Say = Callable[[str], None]
+
+
+def run_sweep(recipe_or_run: str, words: Sequence[str], out: str | None = None, say: Say | None = None) -> str:
+    """Search a run's mining and return what to print.
+
+    Writes sweep.csv, sweep.json (what the rows were measured on), sweep.png and best.yaml.
+
+    Args:
+        recipe_or_run: A run folder, or a recipe together with `run=RUN`.
+        words: `stages=[…] pools=[…] topk=[…] trials=N metric=… queries=N run=… data=…` and `mining.KEY=…`.
+        out: Folder for the results; none: RUN/sweep.
+        say: Takes one line per finished point; none: they go to standard error.
+
+    Raises:
+        RecipeError: an unknown word, no run, or no point that could be tried.
+        BankError: no snapshot that fits.
+        DataError: labels or results cannot be read or written.
+    """
+    say = say or _to_stderr
+    folder, recipe, space = _target(recipe_or_run, words)
+    study = load_study(folder, recipe, space)
+    points = search_points(space, study.n_filled, recipe.mining)
+    ledger = Ledger((Path(out).expanduser() if out else folder.path / "sweep").resolve(), study)
+    if ledger.set_aside:
+        say(f"sweep.csv held rows of another bank or other queries; they are in {ledger.set_aside} now")
+    missing = ledger.missing(points)
+    say(
+        f"{len(points)} points on {study.n_filled} rows of {study.snapshot}; {len(points) - len(missing)} are done already"
+    )
+    if missing:
+        _run_points(missing, study, ledger, say)
+    return write_results(ledger, study, space, recipe)
+
+
+def _target(recipe_or_run: str, words: Sequence[str]) -> tuple[RunFolder, Recipe, Space]:
+    if "=" in recipe_or_run:  # `vidssl sweep run=RUN`
+        recipe_or_run, words = "", [recipe_or_run, *words]
+    space, of_recipe = read_space(words)
+    if recipe_or_run and Path(recipe_or_run).is_dir():
+        folder = open_run(recipe_or_run)
+        if space.run is not None and open_run(space.run) != folder:
+            raise RecipeError(f"two runs were given, {recipe_or_run} and run={space.run}; a sweep searches one")
+        return folder, recipe_from_file(folder.recipe, of_recipe), space
+    if space.run is None:
+        if recipe_or_run:
+            load_recipe(recipe_or_run, of_recipe)  # a misspelt name is said first
+        raise RecipeError(
+            f"a sweep mines on the bank of a trained run; type vidssl sweep {recipe_or_run or 'RECIPE'} run=RUN"
+        )
+    folder = open_run(space.run)
+    recipe = load_recipe(recipe_or_run, of_recipe) if recipe_or_run else recipe_from_file(folder.recipe, of_recipe)
+    return folder, recipe if recipe.data else recipe.model_copy(update={"data": folder.read_recipe().data}), space
+
+
+def _run_points(points: Sequence[Point], study: Study, ledger: Ledger, say: Say) -> None:
+    with _quiet_tune(), ray_session(max(os.cpu_count() or 1, 1)):
+        import ray
+        from ray import tune
+
+        cores = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        files = ledger.folder / ".tune"
+        shutil.rmtree(files, ignore_errors=True)  # of a sweep that was killed: its finished rows are in the ledger
+        results = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_trial, study=study), {"CPU": 1}),
+            param_space={"point": tune.grid_search([dataclasses.asdict(point) for point in points])},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=cores, reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id
+            ),
+            run_config=tune.RunConfig(
+                name="sweep", storage_path=str(files), verbose=0, callbacks=[_row_keeper(ledger, say, len(points))]
+            ),
+        ).fit()
+        shutil.rmtree(files, ignore_errors=True)
+    if results.errors:
+        last = str(results.errors[0]).strip().splitlines()[-1]
+        said = f"{len(results.errors)} of {len(points)} points failed, the others are in {ledger.path}"
+        raise BankError(f"{said}; the first said: {last}")
+    if ledger.missing(points):
+        raise KeyboardInterrupt  # Tune caught the signal; what is finished is kept
+
+
+@contextmanager
+def _quiet_tune() -> Iterator[None]:
+    """Our line per point is the progress; Tune's own tables, per-trial logs and the complaint about their absence are not."""
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    logger = logging.getLogger("ray.tune")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _trial(config: dict[str, Any], study: Study) -> None:
+    """One Tune trial: a function that reports its row and ends."""
+    from ray import tune
+
+    tune.report(dataclasses.asdict(measure(study, Point(**config["point"]))))
+
+
+def _row_keeper(ledger: Ledger, say: Say, number: int) -> Any:
+    from ray import tune
+
+    class RowKeeper(tune.Callback):
+        """Writes and says each row in the driver, as soon as its trial has reported it."""
+
+        def __init__(self) -> None:
+            self.done = 0
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            self.done += 1
+            row = Row(**{field.name: result[field.name] for field in dataclasses.fields(Row)})
+            ledger.add(row)
+            say(live_line(self.done, number, row))
+
+    return RowKeeper()
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

@@ -1,0 +1,1 @@
+"""One training: the driver, its workers, what they log."""

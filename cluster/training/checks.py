@@ -1,0 +1,136 @@
+"""Can this recipe train on this data? Everything that would stop a run later is refused here, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vidssl.encoder import build_encoder, check_fit
+from vidssl.errors import CheckpointError, DataError, RecipeError
+from vidssl.methods import mining_of
+from vidssl.mining.plan import plan_from
+from vidssl.recipe import Recipe
+from vidssl.saved.checkpoint import encoder_state
+
+if TYPE_CHECKING:
+    from pipelines.dataset.manifest import Manifest
+
+__all__ = ["check_recipe", "steps_of", "training_rows"]
+
+LEARNS_FROM_TWO = ("coclr", "cpr")
+"""Methods whose second stream can be trained in a warm-up."""
+
+
+def check_recipe(recipe: Recipe, later: Collection[str] = ()) -> Manifest:
+    """Open the data of a recipe and hold the recipe against it.
+
+    Args:
+        recipe: One training.
+        later: Sources (`start`, `second`) that another phase will have made by then: they are not looked for.
+
+    Raises:
+        RecipeError: no data named; a second stream with random weights; an infeasible cascade.
+        DataError: not packed, damaged, fewer videos than a step takes, no labels where they are needed.
+        CheckpointError: a source that cannot be read.
+    """
+    from pipelines.dataset.manifest import load_manifest
+
+    if recipe.data is None:
+        raise RecipeError("no data given; type data=FOLDER, a folder that `vidssl pack` wrote")
+    manifest = load_manifest(Path(recipe.data).expanduser().resolve())
+    _steps_per_epoch(recipe, manifest)
+    if recipe.phases:
+        return manifest
+    if recipe.method.name == "vicc":
+        from vidssl.methods.vicc import check_vicc
+
+        check_vicc(recipe)
+    _check_sources(recipe, later)
+    _check_labels(recipe, manifest)
+    _check_flow(recipe)
+    if recipe.mines:
+        inline = recipe.mining.where == "inline" and recipe.method.name != "iic"
+        plan_from(mining_of(recipe), recipe.method.queue if inline else len(training_rows(manifest)))
+    return manifest
+
+
+def training_rows(manifest: Manifest) -> NDArray[np.int64]:
+    """Instances that are trained on: the training split, or all where there is none."""
+    return manifest.rows("train" if "train" in manifest.splits else None)
+
+
+def steps_of(recipe: Recipe) -> int:
+    """Optimizer steps of the whole run.
+
+    Raises:
+        VidsslError: as `check_recipe`.
+    """
+    return recipe.trainer.steps or recipe.trainer.epochs * _steps_per_epoch(recipe, check_recipe(recipe))
+
+
+def _steps_per_epoch(recipe: Recipe, manifest: Manifest) -> int:
+    trainer = recipe.trainer
+    rows = len(training_rows(manifest))
+    together = trainer.batch * trainer.workers
+    if rows < together:
+        raise DataError(
+            f"{recipe.data} has {rows} training videos and one step takes {together} (trainer.batch={trainer.batch} x trainer.workers={trainer.workers}); "
+            f"type trainer.batch={max(1, rows // trainer.workers)} or pack more videos"
+        )
+    return rows // together
+
+
+def _check_sources(recipe: Recipe, later: Collection[str]) -> None:
+    method = recipe.method
+    if method.first_from is not None:
+        _check_encoder(recipe, method.first_from, method.view)
+    needs_second = method.name in LEARNS_FROM_TWO or (method.name == "vicc" and method.vicc.streams == "cross")
+    if not needs_second or "second" in later:
+        return
+    if method.second_from is not None:
+        _check_encoder(recipe, method.second_from, method.second_view)
+        return
+    if method.name == "vicc":
+        raise RecipeError(
+            f"vicc's second stream ({method.second_view}) would have random weights; type method.second_from=RUN, "
+            "or method.vicc.streams=single"
+        )
+    if method.warmup_steps == 0:
+        raise RecipeError(
+            f"{method.name} mines with the {method.second_view} stream, which would have random weights; "
+            "type method.warmup_steps=N to train it first, or method.second_from=RUN"
+        )
+
+
+def _check_encoder(recipe: Recipe, source: str, view: str) -> None:
+    """The weights exist and are of this recipe's network: known before a cluster starts."""
+    with torch.random.fork_rng(devices=[]):
+        encoder = build_encoder(recipe.model, view)
+    try:
+        check_fit(encoder, encoder_state(source, view))
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}" if source not in str(error) else str(error)) from error
+
+
+def _check_labels(recipe: Recipe, manifest: Manifest) -> None:
+    reads = "method.name=ubernce" if recipe.method.name == "ubernce" else ""
+    if recipe.mines and recipe.mining.strategy == "oracle":
+        reads = "mining.strategy=oracle"
+    if reads and not (manifest.samples.label[training_rows(manifest)] >= 0).any():
+        raise DataError(
+            f"{reads} learns from labels and {recipe.data} has none; pack a folder with one sub-folder per class, or choose another method"
+        )
+
+
+def _check_flow(recipe: Recipe) -> None:
+    wanted = [view for view in recipe.views if view in ("flow", "u", "v")]
+    if wanted:
+        raise DataError(
+            f"{recipe.data} holds no optical flow, which the view '{wanted[0]}' is made of; "
+            "type method.second_view=residual (or method.view=rgb), which need none"
+        )

@@ -1,0 +1,109 @@
+"""Does anything wait? Times of steps and waits, gathered between two log rows and averaged over ranks."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import zlib
+from collections import defaultdict, deque
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cluster.training.agree import mean_over_ranks
+from vidssl.batch import ClipBatch
+from vidssl.distributed import world
+from vidssl.errors import VidsslError
+from vidssl.health import examine
+
+if TYPE_CHECKING:
+    from cluster.bank.client import BankClient
+    from pipelines.loader import TrainLoader
+    from vidssl.methods import StepOutput
+
+__all__ = ["StepMeter"]
+
+HEALTH_STEPS = 16
+"""Health is read from the trained view's embeddings of the last steps, at most this many."""
+
+
+class StepMeter:
+    """Measures one rank's steps; `read` is a collective and must be called by all ranks at the same step."""
+
+    def __init__(
+        self, loader: TrainLoader, bank: BankClient | None, view: str, clips_per_step: int, device: torch.device
+    ) -> None:
+        self._loader, self._bank, self._device = loader, bank, device
+        self._view, self._clips = view, clips_per_step
+        self._clear()
+
+    def timed_next(self) -> ClipBatch:
+        """The next batch; the time it was not ready counts as waiting."""
+        before = time.perf_counter()
+        batch = next(self._loader)
+        self._wait_s += time.perf_counter() - before
+        seen = torch.stack([batch.instance.cpu(), batch.start[:, 0].cpu()]).numpy().tobytes()
+        self._seen = zlib.crc32(seen, self._seen)
+        return batch
+
+    def step_done(self, out: StepOutput) -> None:
+        """Note one finished step."""
+        now = time.perf_counter()
+        self._steps_s.append(now - self._last)
+        self._last = now
+        self._losses.append(out.loss.detach())
+        self._rows.append(out.embeddings[self._view].detach())
+        for name, value in out.metrics.items():
+            self._metrics[name].append(value)
+
+    def skip_interval(self) -> None:
+        """Time since the last step was not training (a checkpoint)."""
+        self._last = time.perf_counter()
+
+    def read(self, step: int, epoch: int, rate: float) -> dict[str, float]:
+        """The row of this interval, averaged over ranks, and a fresh start.
+
+        Raises:
+            VidsslError: the loss is not a finite number.
+        """
+        seconds = sum(self._steps_s)
+        own: dict[str, float] = {
+            "loss": float(torch.stack(self._losses).mean()),
+            "step_ms": statistics.median(self._steps_s) * 1e3,
+            "wait_ratio": self._wait_s / max(seconds, 1e-9),
+            "clips_per_rank_second": self._clips * len(self._steps_s) / max(seconds, 1e-9),
+        }
+        own |= {name: _mean(values) for name, values in sorted(self._metrics.items()) if name != "loss/total"}
+        own["data/seen"] = float(self._seen & 0xFFFFFF)  # two runs that saw the same windows show the same number
+        own["data/bad_samples"] = float(len(self._loader.meter.bad))
+        own |= self._health()
+        own |= {} if self._bank is None else self._bank.read()
+        row = dict(zip(own, mean_over_ranks(list(own.values()), self._device), strict=True))
+        row["clips_per_second"] = row.pop("clips_per_rank_second") * world()
+        self._clear()
+        if row["loss"] != row["loss"]:
+            raise VidsslError(
+                f"the loss is not a number at step {step + 1}; lower optim.lr or set trainer.precision=fp32 and go on from the last checkpoint with --resume"
+            )
+        return {"step": step, "epoch": epoch, "lr": rate} | row
+
+    def _health(self) -> dict[str, float]:
+        found = examine(torch.cat(list(self._rows)).float().cpu().numpy())
+        return {
+            "health/rankme": found.rankme,
+            "health/std": found.std,
+            "health/uniformity": found.uniformity,
+            "health/collapsed": float(found.collapsed),
+        }
+
+    def _clear(self) -> None:
+        self._steps_s: list[float] = []
+        self._losses: list[torch.Tensor] = []
+        self._rows: deque[torch.Tensor] = deque(maxlen=HEALTH_STEPS)
+        self._metrics: dict[str, list[Any]] = defaultdict(list)
+        self._wait_s, self._seen = 0.0, 0
+        self._last = time.perf_counter()
+
+
+def _mean(values: list[Any]) -> float:
+    return sum(float(value) for value in values) / len(values)

@@ -1,0 +1,163 @@
+"""`vidssl train` on a recipe with phases: one training after the other, each a run of its own, each started once its sources are finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.launch import ray_session
+from cluster.training.checks import check_recipe
+from cluster.training.driver import Outcome, Say, prepare, resume, run_folder_of, train
+from vidssl.errors import CheckpointError, RecipeError
+from vidssl.recipe import Recipe, phase_recipe
+from vidssl.saved.checkpoint import latest_step
+from vidssl.saved.phases import check_sources, finish_phase, forget_phase, phase_folder, sources_of, state_of
+from vidssl.saved.run_folder import RunFolder
+from vidssl.sections import Phase
+
+__all__ = ["check_phase_words", "phase_table", "prepare_phases", "train_phases"]
+
+After = Callable[[Path], Any]
+"""What is done with the run folder of a finished phase (evaluation and report)."""
+
+
+def prepare_phases(recipe: Recipe, fresh: bool = False, argv: Sequence[str] = ()) -> RunFolder:
+    """Check every phase as far as that can be done before the first one runs, and make the folder of the whole.
+
+    Raises:
+        VidsslError: anything that would stop one of them later.
+    """
+    for phase in recipe.phases:
+        check_recipe(phase_recipe(recipe, phase), later=sources_of(phase))
+    return prepare(recipe, fresh=fresh, argv=argv)
+
+
+def train_phases(
+    recipe: Recipe,
+    folder: RunFolder,
+    say: Say,
+    *,
+    only: str | None = None,
+    after: After = lambda path: None,
+    argv: Sequence[str] = (),
+) -> Outcome:
+    """Train what is not finished; a stopped phase is resumed exactly where it stands.
+
+    Args:
+        recipe: With phases.
+        folder: Of the whole run.
+        say: Prints a line.
+        only: Train this phase again, alone, from its finished sources.
+        after: Called with the folder of each phase that is finished here.
+        argv: The command, for the facts of each phase.
+
+    Returns:
+        Steps and seconds over all phases trained now; `stopped` when a phase was asked to stop.
+
+    Raises:
+        RecipeError: `only` names no phase.
+        CheckpointError: a source is not finished.
+        VidsslError: as `cluster.training.driver.train`.
+    """
+    wanted = _wanted(recipe, only)
+    with ray_session(max(os.cpu_count() or 1, 1)):
+        return _train_in_turn(recipe, folder, wanted, say, only is not None, after, argv)
+
+
+def _train_in_turn(
+    recipe: Recipe,
+    folder: RunFolder,
+    wanted: Sequence[Phase],
+    say: Say,
+    again: bool,
+    after: After,
+    argv: Sequence[str],
+) -> Outcome:
+    began, steps, total = time.monotonic(), 0, 0
+    root = folder.path
+    for phase in wanted:
+        state = state_of(phase, root)
+        if again:
+            check_sources(phase, recipe, root)
+            forget_phase(phase.name, root)
+            state = "waiting"
+        if state == "done":
+            say(f"phase {phase.name}: finished before, kept")
+            continue
+        if state == "stale":
+            say(
+                f"phase {phase.name}: kept, although a phase it came from was trained again since; "
+                f"to make it again: vidssl train --resume {root} --phase {phase.name}"
+            )
+            continue
+        check_sources(phase, recipe, root)
+        outcome = _train_one(recipe, phase, root, say, again=again, argv=argv)
+        steps, total = steps + outcome.steps, total + outcome.total_steps
+        if outcome.stopped:
+            return Outcome(folder, steps, total, time.monotonic() - began, True)
+        finish_phase(phase, phase_folder(root, phase.name).read_recipe(), root)
+        say(f"phase {phase.name}: finished after {outcome.steps} steps")
+        after(outcome.folder.path)
+    return Outcome(folder, steps, total, time.monotonic() - began, False)
+
+
+def _train_one(recipe: Recipe, phase: Phase, root: Path, say: Say, *, again: bool, argv: Sequence[str]) -> Outcome:
+    own = phase_recipe(recipe, phase, root)
+    folder = run_folder_of(own)
+    if not again and folder.recipe.is_file() and latest_step(folder) is not None:
+        folder, own = resume(folder.path)
+    else:
+        folder = prepare(own, fresh=True, argv=argv)
+        own = folder.read_recipe()
+    return train(own, folder, say)
+
+
+def _wanted(recipe: Recipe, only: str | None) -> tuple[Phase, ...]:
+    if only is None:
+        return recipe.phases
+    found = tuple(phase for phase in recipe.phases if phase.name == only)
+    if not found:
+        names = ", ".join(phase.name for phase in recipe.phases) or "none"
+        raise RecipeError(f"no phase '{only}' in this recipe; there are {names}")
+    return found
+
+
+def phase_table(recipe: Recipe, root: Path) -> str:
+    """A line per phase: its state, what it trains from what, and R@1 where it has been evaluated."""
+    lines = [f"  {'phase':14}{'state':9}{'trains':26}{'from':30}{'R@1':>6}"]
+    for phase in recipe.phases:
+        own = phase_recipe(recipe, phase)
+        trains = f"{own.method.name} {own.method.view}" + (f" | {own.method.second_view}" if phase.second else "")
+        source = ", ".join(
+            f"{role} {name}" for role, name in (("start", phase.start), ("second", phase.second)) if name
+        )
+        lines.append(
+            f"  {phase.name:14}{state_of(phase, root):9}{trains:26}{source or 'fresh weights':30}{_recall(root, phase):>6}"
+        )
+    return "\n".join(lines)
+
+
+def _recall(root: Path, phase: Phase) -> str:
+    path = phase_folder(root, phase.name).evaluation / "retrieval.json"
+    if not path.is_file():
+        return ""
+    results = json.loads(path.read_text()).get("results")
+    return f"{100 * results['trained']['recall']['1']:.1f}" if results else ""
+
+
+def check_phase_words(recipe: Recipe, only: str | None) -> None:
+    """Refuse `--phase` where it means nothing.
+
+    Raises:
+        CheckpointError: the run has no phases.
+        RecipeError: no phase of that name.
+    """
+    if only is None:
+        return
+    if not recipe.phases:
+        raise CheckpointError("this run is one training and has no phases; type it without --phase")
+    _wanted(recipe, only)

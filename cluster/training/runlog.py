@@ -1,0 +1,72 @@
+"""What does a run say while it runs? One row per logged step, to log.jsonl and TensorBoard, with fixed names.
+
+Tags: `loss/ mining/ bank/ data/ health/ optim/`. Only rank 0 writes; numbers are means over ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TextIO
+
+from vidssl.saved.run_folder import RunFolder
+
+__all__ = ["RunLog", "live_line"]
+
+_TOP = {
+    "loss": "loss/total",
+    "clips_per_second": "data/clips_per_second",
+    "wait_ratio": "data/wait_ratio",
+    "bank_age_steps": "bank/age_steps",
+    "lr": "optim/lr",
+    "step_ms": "data/step_ms",
+}
+
+
+class RunLog:
+    """Writer of log.jsonl and TensorBoard for one attempt of a run; steps from `start` on are written anew."""
+
+    def __init__(self, folder: RunFolder, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.forget_log_after(start) if folder.log.is_file() else folder.log.touch()
+        self._file: TextIO = folder.log.open("a", buffering=1)
+        self._board = SummaryWriter(str(folder.tensorboard), purge_step=start)
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """One logged step; `row` holds `step`, `epoch`, the columns of the live line and `tag/name` numbers."""
+        self._file.write(json.dumps({key: _short(value) for key, value in row.items()}) + "\n")
+        for key, value in row.items():
+            tag = _TOP.get(key, key)
+            if "/" in tag:
+                self._board.add_scalar(tag, value, int(row["step"]))
+
+    def close(self) -> None:
+        """Flush both."""
+        self._file.close()
+        self._board.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def live_line(row: Mapping[str, float], total: int) -> str:
+    """The columns that every run shows: step, loss, clips/s, wait %, bank age."""
+    age = row.get("bank_age_steps", -1.0)
+    # Fresh weights give nearly equal embeddings, so the first epoch says nothing.
+    collapsed = row["epoch"] >= 1 and row.get("health/collapsed", 0.0) > 0.5
+    alarm = "  COLLAPSED: all clips look alike to the encoder" if collapsed else ""
+    return (
+        f"step {int(row['step']) + 1:>6}/{total}  loss {row['loss']:7.4f}  {row['clips_per_second']:7.1f} clips/s  "
+        f"wait {100 * row['wait_ratio']:4.1f} %  bank age {f'{age:.1f} steps' if age >= 0 else '-'}{alarm}"
+    )
+
+
+def _short(value: float) -> float:
+    return value if isinstance(value, int) else float(f"{value:.9g}")

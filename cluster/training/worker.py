@@ -1,0 +1,261 @@
+"""One page: batch → step → push → positives → log. What every Ray Train worker does, and nothing else trains here.
+
+The training thread makes no Ray call: the loader decodes on its own thread and the bank client talks on its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from cluster.bank.spec import BankSpec
+from cluster.training.agree import barrier, from_first_rank, max_over_ranks
+from cluster.training.checks import training_rows
+from cluster.training.meter import StepMeter
+from cluster.training.runlog import RunLog
+from pipelines.dataset.manifest import Manifest, load_manifest
+from pipelines.loader import LoaderSpec, TrainLoader
+from vidssl.batch import Embeddings, Positives
+from vidssl.errors import CheckpointError, VidsslError
+from vidssl.methods import Method, StepOutput, build_method
+from vidssl.mining.snapshots import snapshot_at
+from vidssl.optimizers import build_optimizer
+from vidssl.recipe import Recipe
+from vidssl.saved.checkpoint import (
+    Meta,
+    artifact,
+    encoder_state,
+    latest_step,
+    random_state,
+    read_checkpoint,
+    restore_random_state,
+    save_checkpoint,
+)
+from vidssl.saved.run_folder import RunFolder
+from vidssl.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from cluster.bank.client import BankClient
+
+__all__ = ["Job", "worker_loop"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands to every worker.
+
+    Attributes:
+        recipe: The run's recipe.
+        folder: The run's folder, absolute and shared by all nodes.
+        data: The packed data, absolute and shared by all nodes.
+        total_steps: Optimizer steps of the whole run.
+        bank: Handle of the bank actor, or None.
+        bank_spec: What the bank was started with, or None.
+    """
+
+    recipe: Recipe
+    folder: Path
+    data: Path
+    total_steps: int
+    bank: Any = None
+    bank_spec: BankSpec | None = None
+
+
+def worker_loop(config: dict[str, Any]) -> dict[str, Any]:
+    """Entry of one Ray Train worker: `config["job"]` is a `Job`; returns rank 0's summary."""
+    job: Job = config["job"]
+    folder = RunFolder(job.folder)
+    if folder.failure.is_file():  # an attempt before met a user's mistake: meeting it again helps nobody
+        return {"failed": True}
+    try:
+        with Worker(job) as worker:
+            return worker.train()
+    except VidsslError as error:
+        folder.write_failure(error)
+        raise
+
+
+class Worker:
+    """One rank of one attempt: everything that is opened is closed, whatever happens."""
+
+    def __init__(self, job: Job) -> None:
+        import ray.train
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        self.job, self.recipe, self.folder = job, job.recipe, RunFolder(job.folder)
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.open = contextlib.ExitStack()
+        self._settle_numerics()
+        self.manifest = load_manifest(job.data)
+        self.start = latest_step(self.folder) or 0
+        rows = training_rows(self.manifest)
+        self.method = build_method(self.recipe, self.recipe.seed, len(self.manifest), rows).to(self.device)
+        self.optimizer = build_optimizer(self.recipe.optim, [p for p in self.method.parameters() if p.requires_grad])
+        self.loader = _loader(self.recipe, self.manifest, self.rank, self.world, self.device)
+        self.open.callback(self.loader.close)
+        self.bank = self._bank_client()
+        if self.start:
+            self._resume()
+        else:
+            self._start_from_others()
+        self.ddp = _distributed(self.method, self.world, self.device)
+        self.meter = StepMeter(
+            self.loader,
+            self.bank,
+            self.method.trained_view,
+            self.recipe.trainer.batch * self.recipe.clips.per_video,
+            self.device,
+        )
+        self.log = self.open.enter_context(RunLog(self.folder, self.start)) if self.rank == 0 else None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.open.close()
+
+    def train(self) -> dict[str, Any]:
+        """The loop: from the last checkpoint to the last step, or to the step at which the run is asked to stop."""
+        trainer, step = self.recipe.trainer, self.start
+        self.method.train()
+        for step in range(self.start, self.job.total_steps):
+            batch = self.meter.timed_next()
+            positives = self._positives(step, batch.instance)
+            self._set_rate(step)
+            with self._autocast():
+                out: StepOutput = self.ddp(batch, positives)
+            self.optimizer.zero_grad(set_to_none=True)
+            out.loss.backward()
+            self.method.before_update(batch)
+            if out.update:
+                self.optimizer.step()
+            self._push(out, batch.instance, step)
+            self.meter.step_done(out)
+            if (step + 1) % trainer.log_every_steps == 0 or step == self.start:
+                self._log(step, batch.epoch)
+            stop = self._asked_to_stop(step)
+            if (step + 1) % trainer.checkpoint_every_steps == 0 or step + 1 == self.job.total_steps or stop:
+                self._checkpoint(step + 1, batch.epoch)
+            if stop:
+                return {"step": step + 1, "stopped": True}
+        return {"step": self.job.total_steps, "stopped": False}
+
+    def _positives(self, step: int, rows: torch.Tensor) -> Positives | None:
+        if self.bank is None or not self.method.needs_positives(step):
+            return None
+        return self.bank.take(step, rows.cpu())
+
+    def _push(self, out: StepOutput, instance: torch.Tensor, step: int) -> None:
+        if self.bank is None:
+            return
+        soon = step + self.recipe.mining.lookahead
+        wanted = self.loader.upcoming(soon - step) if self.method.needs_positives(soon) else None
+        views = {view: rows.to("cpu", torch.float32).numpy() for view, rows in out.embeddings.items()}
+        pushed = Embeddings(views=views, instance=instance.cpu().numpy(), step=step, rank=self.rank)
+        self.bank.push(pushed, wanted, soon)
+
+    def _log(self, step: int, epoch: int) -> None:
+        row = self.meter.read(step, epoch, self.optimizer.param_groups[0]["lr"])
+        if self.log is not None:
+            self.log.write(row)
+
+    def _asked_to_stop(self, step: int) -> bool:
+        # One number per few steps is shared, so that all ranks leave after the same step.
+        if step % 4:
+            return False
+        return max_over_ranks(float(self.rank == 0 and self.folder.stop_flag.exists()), self.device) > 0
+
+    def _checkpoint(self, done: int, epoch: int) -> None:
+        state: dict[str, Any] = {"loader": self.loader.state_dict(), "random": random_state()}
+        if self.bank is not None:
+            self.bank.drain()
+            state["bank"] = self.bank.state_dict()
+            barrier()
+            if self.rank == 0:
+                self.bank.save(str(self.folder.bank), done)
+        shared = (
+            {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict()} if self.rank == 0 else None
+        )
+        meta = Meta(done, self.recipe.fingerprint(), self.manifest.hash, self.world, epoch, len(self.manifest))
+        save_checkpoint(self.folder, meta, self.rank, state, shared, barrier, self.recipe.trainer.keep)
+        self.meter.skip_interval()
+
+    def _resume(self) -> None:
+        _, shared, own = read_checkpoint(self.folder, self.start, self.rank)
+        self.method.load_state_dict(shared["method"])
+        self.optimizer.load_state_dict(shared["optimizer"])
+        self.loader.load_state_dict(own["loader"])
+        restore_random_state(own["random"])
+        if self.bank is not None:
+            self.bank.load_state_dict(own["bank"])
+
+    def _start_from_others(self) -> None:
+        wanted = self.recipe.method
+        if wanted.first_from is not None:
+            self.method.start_from(artifact(wanted.first_from, wanted.view))
+        if wanted.second_from is not None and wanted.second_view in self.recipe.views:
+            self.method.load_encoder(wanted.second_view, encoder_state(wanted.second_from, wanted.second_view))
+
+    def _bank_client(self) -> BankClient | None:
+        if self.job.bank is None or self.job.bank_spec is None:
+            return None
+        from cluster.bank.client import BankClient
+        from cluster.bank.link import RayLink
+
+        client = BankClient(RayLink(self.job.bank), self.job.bank_spec, self.rank)
+        self.open.callback(client.close)
+        snapshot = snapshot_at(self.folder.bank, self.start) if self.start else None
+        if self.start and snapshot is None:
+            raise CheckpointError(
+                f"the bank of step {self.start} is missing in {self.folder.bank}; begin again with --fresh"
+            )
+        attempt = client.reset(str(snapshot) if snapshot else None, self.world, self.start) if self.rank == 0 else 0
+        client.join(from_first_rank(attempt, self.device))
+        return client
+
+    def _set_rate(self, step: int) -> None:
+        rate = learning_rate(self.recipe.optim, step, self.job.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.recipe.trainer.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _settle_numerics(self) -> None:
+        torch.set_num_threads(self.recipe.trainer.cpus_per_worker)
+        torch.manual_seed(self.recipe.seed)
+        if self.recipe.trainer.deterministic:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _loader(recipe: Recipe, manifest: Manifest, rank: int, world: int, device: torch.device) -> TrainLoader:
+    spec = LoaderSpec(
+        clips=recipe.clips,
+        augment=recipe.augment,
+        loader=recipe.loader,
+        views=recipe.views,
+        batch=recipe.trainer.batch,
+        seed=recipe.seed,
+    )
+    split = "train" if "train" in manifest.splits else None
+    return TrainLoader(manifest, spec, rank=rank, world=world, device=device, split=split)
+
+
+def _distributed(method: Method, world: int, device: torch.device) -> nn.Module:
+    if world == 1:
+        return method
+    return nn.parallel.DistributedDataParallel(
+        method,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,  # queues are equal on all ranks by construction
+        find_unused_parameters=method.unused_parameters,
+    )

@@ -1,0 +1,1 @@
+"""What lies in a packed folder, and how it is read."""

@@ -1,0 +1,176 @@
+"""How do samples lie in a tar? Reproducible WebDataset shards and DALI's index beside them.
+
+A sample is four members, in this order: `KEY.mp4`, `KEY.gop` (int32 fragment table), `KEY.idx` (int64 instance, group,
+label), `KEY.json`. Owner, mode and time of every member are fixed, so equal samples make equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidssl.errors import DataError
+from vidssl.files import written_aside
+
+__all__ = [
+    "COMPONENTS",
+    "ShardIndex",
+    "StoredSample",
+    "file_sha256",
+    "read_index",
+    "sample_key",
+    "write_index",
+    "write_shard",
+]
+
+COMPONENTS = ("mp4", "gop", "idx", "json")
+INDEX_VERSION = "v1.2"
+
+
+@dataclass(frozen=True)
+class StoredSample:
+    """One sample as bytes.
+
+    Attributes:
+        instance: Dense number over all shards; names the members.
+        mp4: Fragmented MP4.
+        gop: int32 [2·G + 5] fragment table.
+        idx: int64 [3]: instance, group, label.
+        json: UTF-8 JSON object.
+    """
+
+    instance: int
+    mp4: bytes
+    gop: NDArray[np.int32]
+    idx: NDArray[np.int64]
+    json: bytes
+
+    def component(self, name: str) -> bytes:
+        """The bytes of a member (little-endian for the two arrays)."""
+        match name:
+            case "mp4":
+                return self.mp4
+            case "gop":
+                return self.gop.astype("<i4").tobytes()
+            case "idx":
+                return self.idx.astype("<i8").tobytes()
+            case _:
+                return self.json
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """Where the members of a shard lie.
+
+    Attributes:
+        keys: Name of each of the n samples.
+        offset: component → int64 [n], first byte in the tar.
+        size: component → int64 [n], bytes.
+    """
+
+    keys: tuple[str, ...]
+    offset: Mapping[str, NDArray[np.int64]]
+    size: Mapping[str, NDArray[np.int64]]
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.keys)
+
+
+def sample_key(instance: int) -> str:
+    """Name of a sample: eight digits, no dots (a dot would start the extension)."""
+    return f"{instance:08d}"
+
+
+def write_shard(path: Path, samples: Iterable[StoredSample]) -> tuple[int, str]:
+    """Write a tar and its `.idx`, each aside and then renamed.
+
+    Returns:
+        Bytes and sha256 of the tar.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    from webdataset.writer import TarWriter
+
+    same = {"user": "", "group": "", "mode": 0o644, "mtime": 0}
+    with written_aside(path) as stream, TarWriter(stream, encoder=False, compress=False, **same) as tar:
+        # TarWriter sorts the members of one write(); one write per member keeps the order of COMPONENTS.
+        for sample in samples:
+            for name in COMPONENTS:
+                tar.write({"__key__": sample_key(sample.instance), name: sample.component(name)})
+    write_index(path)
+    return path.stat().st_size, file_sha256(path)
+
+
+def write_index(tar: Path) -> Path:
+    """Write DALI's index (v1.2, byte-equal to what `wds2idx` makes) beside a tar: `NAME.idx`.
+
+    Returns:
+        Path of the index.
+
+    Raises:
+        DataError: the tar is damaged or holds no samples.
+        OSError: the index cannot be written.
+    """
+    rows: list[list[str]] = []
+    last = None
+    try:
+        with tarfile.open(tar, "r:") as members:
+            for member in members:
+                key, _, extension = member.name.partition(".")
+                if not member.isfile() or not key:
+                    continue
+                if key != last:
+                    rows.append([])
+                    last = key
+                rows[-1].append(f"{extension} {member.offset_data} {member.size} {member.name}")
+    except tarfile.TarError as error:
+        raise DataError(f"{tar.name} is no readable tar ({error}); pack again") from error
+    if not rows:
+        raise DataError(f"{tar.name} holds no samples; pack again")
+    path = tar.with_suffix(".idx")
+    with written_aside(path) as stream:
+        stream.write(f"{INDEX_VERSION} {len(rows)}\n".encode())
+        stream.writelines(f"{' '.join(row)}\n".encode() for row in rows)
+    return path
+
+
+def read_index(tar: Path) -> ShardIndex:
+    """Offsets and sizes of a shard's members, from the `.idx` beside it.
+
+    Args:
+        tar: Path of the shard (or of its index).
+
+    Raises:
+        DataError: the index is missing, of another version, or a sample lacks a component.
+    """
+    path = tar.with_suffix(".idx")
+    if not path.is_file():
+        raise DataError(f"{path} is missing; pack again, or write it with `wds2idx {tar.name} {path.name}`")
+    head, *lines = path.read_text().splitlines()
+    if head != f"{INDEX_VERSION} {len(lines)}":
+        raise DataError(f"{path.name} starts with '{head}'; '{INDEX_VERSION} {len(lines)}' was expected: pack again")
+    words = [line.split(" ") for line in lines]
+    parts = [{row[i]: (int(row[i + 1]), int(row[i + 2])) for i in range(0, len(row), 4)} for row in words]
+    for row, part in zip(words, parts, strict=True):
+        if lacking := [name for name in COMPONENTS if name not in part]:
+            raise DataError(f"{path.name}: sample '{row[3]}' lacks {', '.join(lacking)}; pack again")
+    table = {name: np.array([part[name] for part in parts], np.int64).reshape(-1, 2) for name in COMPONENTS}
+    return ShardIndex(
+        keys=tuple(row[3].partition(".")[0] for row in words),
+        offset={name: value[:, 0] for name, value in table.items()},
+        size={name: value[:, 1] for name, value in table.items()},
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file as hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

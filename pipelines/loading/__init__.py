@@ -1,0 +1,1 @@
+"""From the seeded order to clips on the device."""

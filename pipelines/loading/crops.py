@@ -1,0 +1,69 @@
+"""Which part of the frame does evaluation look at? Fixed crops, no chance; rows of one window stay together.
+
+| crops | rows of a window | what they show |
+|---|---|---|
+| `centre` | 1 | the centre square of the whole short side |
+| `inner` | 1 | the centre square of 7/8 of the short side (IIC: 112 of 128; CoCLR: 224 of 256) |
+| `ten` | 10 | squares of 7/8 of the short side: top left, top right, bottom left, bottom right, centre, then the same five flipped |
+
+`ten` is CoCLR's ten-crop: corners of 224 in a frame of short side 256, resized to the clip's size. As there, the squares lie in
+the frame as it is packed: the corners of a long frame are far apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.loading.augment import INNER, Looks, centre_looks
+from vidssl.errors import RecipeError
+
+__all__ = ["Crops", "crop_looks", "crops_of_window"]
+
+Crops = Literal["centre", "inner", "ten"]
+
+_PLACES = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [0.5, 0.5]])
+"""(y, x) of the ten-crop's squares in units of the room that the frame leaves them."""
+
+
+def crops_of_window(crops: str) -> int:
+    """Rows of one window.
+
+    Raises:
+        RecipeError: an unknown word.
+    """
+    if crops not in get_args(Crops):
+        raise RecipeError(f"crops='{crops}' is unknown; use one of {', '.join(get_args(Crops))}")
+    return 10 if crops == "ten" else 1
+
+
+def crop_looks(sides: NDArray[np.integer], crops: str, normalize: str = "imagenet") -> Looks:
+    """The crops of each window.
+
+    Args:
+        sides: int [B, 2], height and width of each video.
+        crops: See the table of this module.
+        normalize: `imagenet` or `unit`.
+
+    Returns:
+        Looks of [B, 1] clips, or [B, 10].
+
+    Raises:
+        RecipeError: an unknown word.
+    """
+    looks = centre_looks(sides, crops_of_window(crops), normalize)
+    if crops == "centre":
+        return looks
+    place = np.tile(_PLACES, (2, 1)) if crops == "ten" else _PLACES[4:]
+    side = INNER * sides.min(axis=1).astype(float)[:, None, None]
+    frame = sides[:, None].astype(float)
+    start = place * (frame - side)
+    return replace(
+        looks,
+        roi_start=(start / frame).astype(np.float32),
+        roi_end=((start + side) / frame).astype(np.float32),
+        mirror=np.broadcast_to(np.arange(len(place)) >= 5, looks.mirror.shape).astype(np.int32),
+    )

@@ -1,0 +1,171 @@
+"""The DALI graph: encoded bytes and given numbers in, normalised clips out. Stateless and without chance.
+
+One row of the graph is one clip; the n clips of a video are neighbours. With several crops a row is one window, which is
+decoded once and cut as often as there are crops. On a GPU the same graph runs with two words
+changed: the device of the decoder (`mixed`) and `device_id`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from nvidia import dali
+from nvidia.dali.pipeline import Pipeline
+
+from pipelines.loading.augment import LUMA
+from vidssl.recipe import Clips
+
+__all__ = ["build_pipeline", "window_bytes"]
+
+Node = Any
+"""A DALI DataNode."""
+
+# DALI's stubs know neither its enumerations nor which of its functions give one node and which several.
+fn: Any = dali.fn
+math: Any = dali.math
+types: Any = dali.types
+pipeline_def: Any = dali.pipeline_def
+
+
+def window_bytes(video: Node, table: Node, start: Node, span: int) -> tuple[Node, Node]:
+    """Cut the fragments that hold a window out of a video, inside the graph.
+
+    Args:
+        video: uint8 [bytes].
+        table: int32 fragment table of `pipelines.dataset.fmp4`.
+        start: int32 scalar, first frame of the window.
+        span: Frames of the window.
+
+    Returns:
+        uint8 [fewer bytes], a decodable file, and int32 scalar, the window's first frame in it.
+    """
+    count = table[2]
+    offsets, first = _part(table, 3, count + 1), _part(table, 4 + count, count + 1)
+    begin = fn.reductions.sum(fn.cast(first <= start, dtype=types.INT32)) - 1
+    stop = math.min(fn.reductions.sum(fn.cast(first < start + span, dtype=types.INT32)), count)
+    offset = _one(offsets, begin)
+    body = _part(video, offset, _one(offsets, stop) - offset)
+    return fn.cat(_part(video, 0, table[1]), body, axis=0), fn.cast(start - _one(first, begin), dtype=types.INT32)
+
+
+def build_pipeline(
+    source: Callable[[], list[Any]],
+    decoder: Callable[..., Any] | None,
+    clips: Clips,
+    *,
+    rows: int,
+    threads: int,
+    device_id: int | None,
+    coloured: bool,
+    slicing: bool = True,
+    crops: int = 1,
+) -> Pipeline:
+    """The graph, constructed but not built.
+
+    Args:
+        source: Called once per batch; returns `inputs_of` a batch.
+        decoder: Python decoder of a whole batch; None: DALI's own, on the GPU where there is one.
+        clips: T, stride, size.
+        rows: The most clips of a batch.
+        threads: DALI's threads.
+        device_id: CUDA device; None: CPU.
+        coloured: Whether the graph holds colour and blur at all (preset `paper`).
+        slicing: Cut windows out of the bytes before DALI decodes them.
+        crops: Crops of one row; with more than one, crop, mirror, mean and std have an axis of crops in front (and
+            `coloured` is not read).
+
+    Returns:
+        Pipeline with outputs float [rows, 3, T, H, W] (several crops: [rows, crops, 3, T, H, W]) and uint8 fault texts, empty where a row is good.
+    """
+    options = {"batch_size": rows, "num_threads": threads, "device_id": device_id, "set_affinity": False}
+    # Two batches in flight overlap copies, decoding and augmentation on a GPU; on a CPU they would only hold memory.
+    depth = 1 if device_id is None else 2
+
+    @pipeline_def(**options, prefetch_queue_depth=depth, enable_conditionals=True)
+    def graph() -> tuple[Node, ...]:
+        given = fn.external_source(source=source, num_outputs=9 if coloured else 8, batch=True)
+        video, table, start, roi_start, roi_end, mirror, mean, std, *colour = given
+        if decoder is not None:
+            frames, faults = fn.python_function(
+                video, table, start, function=decoder, batch_processing=True, num_outputs=2, output_layouts=["FHWC", ""]
+            )
+            frames = frames if device_id is None else frames.gpu()
+        else:
+            frames = _native(video, table, start, clips, device_id, slicing)
+            faults = fn.slice(video, 0, 0, axes=[0], normalized_anchor=False, normalized_shape=False)
+        look = {"roi_start": roi_start, "roi_end": roi_end, "mirror": mirror, "mean": mean, "std": std}
+        if crops == 1:
+            return _augmented(frames, clips.size, *colour, **look), faults
+        cut = [_augmented(frames, clips.size, **{key: one[crop] for key, one in look.items()}) for crop in range(crops)]
+        return fn.stack(*cut), faults
+
+    return graph()
+
+
+def _native(video: Node, table: Node, start: Node, clips: Clips, device_id: int | None, slicing: bool) -> Node:
+    if slicing:
+        video, start = window_bytes(video, table, start, (clips.frames - 1) * clips.stride + 1)
+    return fn.decoders.video(
+        video,
+        device="cpu" if device_id is None else "mixed",
+        affine=False,  # pinned decoder threads of several workers would share cores
+        start_frame=start,
+        sequence_length=clips.frames,
+        stride=clips.stride,
+        pad_mode="edge",
+    )
+
+
+def _augmented(
+    frames: Node,
+    size: int,
+    colour: Node | None = None,
+    *,
+    roi_start: Node,
+    roi_end: Node,
+    mirror: Node,
+    mean: Node,
+    std: Node,
+) -> Node:
+    """Crop and resize in one pass, colour and blur of the rows that have them, flip and normalise in one pass."""
+    frames = fn.resize(
+        frames,
+        size=[size, size],
+        roi_start=roi_start,
+        roi_end=roi_end,
+        roi_relative=True,
+        interp_type=types.INTERP_LINEAR,
+        antialias=False,
+    )
+    if colour is not None:
+        frames = _blurred(_coloured(frames, colour), colour)
+    return fn.crop_mirror_normalize(frames, dtype=types.FLOAT, output_layout="CFHW", mirror=mirror, mean=mean, std=std)
+
+
+def _coloured(frames: Node, colour: Node) -> Node:
+    if colour[10] > 0.0:
+        pixel = fn.reductions.mean(frames, axes=[0, 1, 2], dtype=types.FLOAT)
+        luma = fn.reductions.sum(pixel * types.Constant(LUMA.astype(np.float32)), axes=[0], keep_dims=True)
+        lift = fn.cat(luma, luma, luma) * colour[9]
+        matrix = fn.reshape(_part(colour, 0, 9), shape=[3, 3])
+        # The lift comes from the pixels, and on a GPU `coord_transform` takes no argument from there: so it is added.
+        changed = fn.cast(fn.coord_transform(frames, M=matrix) + lift, dtype=types.UINT8)
+        frames = fn.reinterpret(changed, layout="FHWC")
+    return frames
+
+
+def _blurred(frames: Node, colour: Node) -> Node:
+    sigma = colour[11]
+    if sigma > 0.0:
+        frames = fn.gaussian_blur(frames, sigma=sigma)
+    return frames
+
+
+def _part(values: Node, begin: Node | int, length: Node | int) -> Node:
+    return fn.slice(values, begin, length, axes=[0], normalized_anchor=False, normalized_shape=False)
+
+
+def _one(values: Node, place: Node) -> Node:
+    return fn.squeeze(_part(values, fn.cast(place, dtype=types.INT32), 1), axes=[0])

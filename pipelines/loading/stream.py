@@ -1,0 +1,211 @@
+"""Plans in, clips out, whatever happens to single videos: the error budget lives here.
+
+A sample that cannot be read or decoded is named, counted, remembered (it is not tried again) and its row is given to the
+next good row of the batch, clips and instance alike; or left out, where rows must not be doubled (evaluation).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipelines.dataset.shards import sample_key
+from pipelines.loading.decode import Decode
+from pipelines.loading.engine import ClipGraph, last_line
+from pipelines.loading.feed import Fed, Feed, Plan, rows_to_take
+from vidssl.errors import DataError
+from vidssl.recipe import Loader
+
+__all__ = ["BadSample", "ClipStream", "Made"]
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that failed.
+
+    Attributes:
+        instance: Which; -1: a batch whose decoder failed although every sample of it decodes with PyAV.
+        key: Name of the sample in its shard.
+        reason: What went wrong, with the path of the original.
+    """
+
+    instance: int
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished batch.
+
+    Attributes:
+        plan: What its rows are, donors in place of bad rows.
+        clips: float32 [B, n_clips, 3, T, H, W].
+        bad: Samples found to be bad since the batch before.
+    """
+
+    plan: Plan
+    clips: Tensor
+    bad: tuple[BadSample, ...]
+
+
+class ClipStream:
+    """Runs a graph over plans.
+
+    Args:
+        feed: Reads what plans need.
+        decode: Decoder.
+        loader: Threads and error budget.
+        rows: The most videos of a batch.
+        per_video: Clips of a video.
+        together: The clips of a video are crops of one window, which is decoded once.
+        device: Where the clips go.
+        replace: Give bad rows to a donor; otherwise leave them out.
+        bad: Samples already known to be bad.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        decode: Decode,
+        loader: Loader,
+        *,
+        rows: int,
+        per_video: int,
+        device: torch.device,
+        replace: bool,
+        bad: Iterable[BadSample] = (),
+        together: bool = False,
+    ) -> None:
+        self._crops, self._clips = (per_video, 1) if together else (1, per_video)  # of one row, of one video
+        self.feed, self.loader, self.replace = feed, loader, replace
+        self.decode: Decode = decode
+        self.rows, self.per_video, self.device = rows, per_video, device
+        self.bad = list(bad)
+        self._told = len(self.bad)
+        self._flying: deque[Fed] = deque()
+        self._again: deque[Plan] = deque()
+        self._graphs: dict[str, ClipGraph] = {}
+
+    def batches(self, plans: Iterator[Plan]) -> Iterator[Made]:
+        """A finished batch for each plan (without `replace`: for each that has a good row).
+
+        Raises:
+            DataError: more bad samples than `loader.max_bad_samples`, or a batch of bad ones only.
+        """
+        self._plans = plans
+        try:
+            while (ran := self._ran()) is not None:
+                yield from self._finished(*ran)
+        finally:
+            for graph in self._graphs.values():
+                graph.close()
+            self._graphs.clear()
+            self.feed.reader.close()
+
+    def _ran(self) -> tuple[Fed, Tensor, list[str]] | None:
+        """One batch through the graph; None after the last."""
+        graph = self._graph(self.decode)
+        graph.start(self._next_fed)
+        try:
+            clips, faults = graph.run()
+        except StopIteration:
+            return None
+        except RuntimeError as error:
+            if self.decode == "py" or not self._flying:
+                raise
+            return self._decoded_singly(last_line(error))
+        return self._flying.popleft(), clips, faults
+
+    def _decoded_singly(self, reason: str) -> tuple[Fed, Tensor, list[str]]:
+        """DALI fails whole batches: take this one apart with PyAV, and begin anew with the one after it."""
+        fed = self._flying.popleft()
+        self._again.extend(later.plan for later in self._flying)
+        self._flying.clear()
+        self._graphs.pop(self.decode).close()
+        graph = self._graph("py")
+        graph.start(lambda: fed)
+        clips, faults = graph.run()
+        if not any(faults):
+            self._count(BadSample(-1, f"step {fed.plan.step}", f"{self.decode} failed, PyAV did not: {reason}"))
+        return fed, clips, faults
+
+    def _graph(self, decode: Decode) -> ClipGraph:
+        if decode not in self._graphs:
+            self._graphs[decode] = ClipGraph(
+                decode,
+                self.feed.clips,
+                group=self._clips,
+                rows=self.rows * self._clips,
+                crops=self._crops,
+                threads=self.loader.threads,
+                device=self.device,
+                coloured=self.feed.augment.preset == "paper",
+            )
+        return self._graphs[decode]
+
+    def _next_fed(self) -> Fed:
+        """What the graph asks for: the next batch that has a readable row; StopIteration after the last."""
+        while True:
+            plan = self._again.popleft() if self._again else next(self._plans)
+            fed, faults = self.feed.read(plan, {one.instance for one in self.bad}, self.replace)
+            for row, reason in faults.items():
+                self._name(int(plan.instance[row]), reason)
+            if fed.videos:
+                self._flying.append(fed)
+                return fed
+
+    def _finished(self, fed: Fed, clips: Tensor, texts: list[str]) -> Iterator[Made]:
+        clips = clips.reshape(-1, self.per_video, *clips.shape[-4:])
+        faults = _by_video(texts, self._clips)
+        for row, reason in faults.items():
+            self._name(int(fed.plan.instance[row]), reason)
+        plan, clips = fed.plan, _owned(clips)
+        if faults:
+            rows = rows_to_take(len(clips), faults, self.replace)
+            plan, clips = plan.taken(rows), clips[torch.from_numpy(rows).to(clips.device)]
+        if len(clips):
+            bad, self._told = tuple(self.bad[self._told :]), len(self.bad)
+            yield Made(plan, clips, bad)
+
+    def _name(self, instance: int, reason: str) -> None:
+        if all(one.instance != instance for one in self.bad):
+            name = self.feed.manifest.samples.name[instance]
+            self._count(BadSample(instance, sample_key(instance), f"{name}: {reason}"))
+
+    def _count(self, bad: BadSample) -> None:
+        self.bad.append(bad)
+        if len(self.bad) > self.loader.max_bad_samples:
+            raise DataError(
+                f"{len(self.bad)} samples could not be decoded, loader.max_bad_samples={self.loader.max_bad_samples} are "
+                f"allowed; the last one: {bad.key}, {bad.reason}; pack the data again or raise the limit"
+            )
+
+
+def _by_video(texts: list[str], per_video: int) -> dict[int, str]:
+    """{video: first fault of its clips}."""
+    faults: dict[int, str] = {}
+    for row, text in enumerate(texts):
+        if text:
+            faults.setdefault(row // per_video, text)
+    return faults
+
+
+def _owned(clips: Tensor) -> Tensor:
+    """Clips that may be let go while kernels still read them.
+
+    DALI knows nothing of torch's streams and would reuse a freed buffer at once; a copy made on a stream of its own does
+    not wait for the training step, and torch frees it in order.
+    """
+    if clips.device.type != "cuda":
+        return clips
+    beside = torch.cuda.Stream(clips.device)
+    with torch.cuda.stream(beside):
+        kept = clips.clone()
+    beside.synchronize()
+    kept.record_stream(torch.cuda.current_stream(clips.device))
+    return kept

@@ -1,0 +1,1 @@
+"""From foreign videos to verified shards."""

@@ -1,0 +1,161 @@
+"""Staged videos → shards, samples, verdicts, manifest. The same rows give the same bytes, whatever came before."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.dataset.fmp4 import fragment_table
+from pipelines.dataset.manifest import Manifest, Samples, Shard, write_manifest
+from pipelines.dataset.shards import StoredSample, sample_key, write_shard
+from pipelines.packing.listing import Catalog
+from pipelines.packing.options import PackOptions
+from pipelines.packing.staging import Staged, Staging
+from pipelines.packing.verdict import Verdict
+from vidssl.errors import DataError
+from vidssl.files import remove_parts, written_aside
+
+__all__ = ["assemble", "write_verdicts"]
+
+_ENOUGH_FOR_FOUR = 64
+"""From this many samples on there are four shards at least, so that a few ranks can read side by side."""
+
+
+def assemble(
+    out: Path, catalog: Catalog, staging: Staging, options: PackOptions, source: Mapping[str, str]
+) -> Manifest:
+    """Write everything a packed folder holds; the manifest comes last and makes it whole.
+
+    Args:
+        out: The folder.
+        catalog: All rows; each is staged.
+        staging: Verdicts and packed bytes.
+        options: Reads codec, size, fps, gop, seed, shard_mb.
+        source: What the manifest says of the origin.
+
+    Raises:
+        DataError: not one video was packed, or a staged video is damaged.
+        OSError: the disk is full.
+    """
+    remove_parts(out)
+    staged = [staging.load(row) for row in range(len(catalog.rows))]
+    write_verdicts(out / "verdicts.csv", [entry.verdict for entry in staged])
+    good = np.array([row for row, entry in enumerate(staged) if entry.bytes], np.int64)
+    if not len(good):
+        reason = staged[0].verdict.reason
+        raise DataError(f"none of {len(staged)} videos could be packed ({reason}, …); see {out / 'verdicts.csv'}")
+    stored = good[np.random.default_rng(options.seed).permutation(len(good))]
+    counts = _shard_counts([staged[row].bytes for row in stored], options.shard_mb * 1e6)
+    samples = _columns(catalog, staged, stored, counts)
+    shards, first = [], 0
+    for number, count in enumerate(counts):
+        rows = stored[first : first + count]
+        name = f"shard-{number:05d}.tar"
+        size, digest = write_shard(out / name, _samples_of(rows, first, samples, catalog, staging, staged))
+        shards.append(Shard(name, size, int(count), digest))
+        first += count
+    return write_manifest(
+        Manifest(
+            root=out,
+            hash="",
+            codec=options.codec,
+            short_side=options.size,
+            fps=options.fps,
+            gop=options.gop,
+            classes=catalog.classes,
+            splits=catalog.splits,
+            shards=tuple(shards),
+            samples=samples,
+            groups=int(samples.group.max()) + 1,
+            rejected=len(staged) - len(good),
+            source=source,
+        )
+    )
+
+
+def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
+    """Write the verdict table, one row per file of the source in catalogue order."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, [column.name for column in fields(Verdict)], lineterminator="\n")
+    table.writeheader()
+    table.writerows(asdict(verdict) for verdict in verdicts)
+    with written_aside(path) as stream:
+        stream.write(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _shard_counts(sizes: Sequence[int], target: float) -> NDArray[np.int64]:
+    """Samples of each shard: as equal as can be."""
+    shards = max(int(np.ceil(sum(sizes) / target)), 4 if len(sizes) >= _ENOUGH_FOR_FOUR else 1)
+    shards = min(shards, len(sizes))
+    return np.diff(np.arange(shards + 1) * len(sizes) // shards)
+
+
+def _columns(
+    catalog: Catalog, staged: Sequence[Staged], stored: NDArray[np.int64], counts: NDArray[np.int64]
+) -> Samples:
+    rows = [catalog.rows[row] for row in stored]
+    label_of = {name: number for number, name in enumerate(catalog.classes)}
+    group_of = {name: number for number, name in enumerate(sorted({row.group for row in rows}))}
+    return Samples(
+        shard=np.repeat(np.arange(len(counts)), counts).astype(np.int32),
+        label=np.array([label_of.get(row.label or "", -1) for row in rows], np.int32),
+        group=np.array([group_of[row.group] for row in rows], np.int32),
+        split=np.array([catalog.splits.index(row.split) for row in rows], np.int8),
+        frames=np.array([staged[row].frames for row in stored], np.int32),
+        width=np.array([staged[row].width for row in stored], np.int16),
+        height=np.array([staged[row].height for row in stored], np.int16),
+        name=np.array([row.path for row in rows], np.str_),
+    )
+
+
+def _samples_of(
+    rows: NDArray[np.int64],
+    first: int,
+    samples: Samples,
+    catalog: Catalog,
+    staging: Staging,
+    staged: Sequence[Staged],
+) -> Iterator[StoredSample]:
+    """Samples of one shard; `first` is the instance of its first row."""
+    for instance, row in enumerate(rows.tolist(), start=first):
+        mp4 = staging.video(row, staged[row])
+        yield StoredSample(
+            instance=instance,
+            mp4=mp4,
+            gop=fragment_table(mp4),
+            idx=np.array([instance, samples.group[instance], samples.label[instance]], np.int64),
+            json=_provenance(instance, staged[row], catalog.rows[row].split),
+        )
+
+
+def _provenance(instance: int, staged: Staged, split: str) -> bytes:
+    origin = staged.verdict
+    return json.dumps(
+        {
+            "key": sample_key(instance),
+            "split": split,
+            "frames": staged.frames,
+            "width": staged.width,
+            "height": staged.height,
+            "rotation_applied": origin.rotation,
+            "sha256": staged.sha256,
+            "origin": {
+                "path": origin.path,
+                "codec": origin.codec,
+                "width": origin.width,
+                "height": origin.height,
+                "fps": origin.fps,
+                "frames": origin.frames,
+                "seconds": origin.seconds,
+            },
+            "notes": origin.reason,
+        },
+        separators=(",", ":"),
+    ).encode()

@@ -1,0 +1,62 @@
+"""The process in which foreign bytes are decoded: it may hang or die, and takes nothing with it.
+
+Started by `pipelines.packing.guard.Guard` as `python -m pipelines.packing.child FD`; FD is one end of a socket pair that carries pickled
+messages: a `Target` first, then (path, name) per video; back go "ready", "alive" now and then, and an `Outcome`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+
+__all__ = ["main"]
+
+_BEAT_S = 0.2
+_PR_SET_PDEATHSIG = 1
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Serve one parent until it closes the connection or dies."""
+    _die_with(parent)
+    wire = Connection(descriptor)
+    from pipelines.packing.normalise import normalise  # brings PyAV; a failure here ends the process before "ready"
+
+    wire.send("ready")
+    target = wire.recv()
+    beat = _Beat(wire)
+    while True:
+        try:
+            path, name = wire.recv()
+        except EOFError:
+            return
+        wire.send(normalise(path, name, target, beat))
+
+
+class _Beat:
+    """Tells the parent that frames go on coming, a few times per second."""
+
+    def __init__(self, wire: Connection) -> None:
+        self._wire = wire
+        self._last = time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._last > _BEAT_S:
+            self._last = now
+            self._wire.send("alive")
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent is gone, even while a codec hangs (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it died before the call
+            os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,127 @@
+"""How is a data set packed? The `key=value` words of `vidssl pack`, typed and validated."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipelines.packing.verdict import Target
+from vidssl.errors import RecipeError
+
+__all__ = ["PackOptions", "pack_options"]
+
+_CRF = {"h264": 23, "vp9": 34}  # about the same quality and bytes at 128 pixels
+
+
+class PackOptions(BaseModel):
+    """Everything that can be chosen about a pack; frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    codec: Literal["h264", "vp9"] = Field(default="h264", description="vp9 is decoded by DALI on a CPU too")
+    fps: Annotated[float, Field(ge=1, le=120)] = Field(
+        default=25, description="constant frame rate; resampled by timestamps"
+    )
+    size: Annotated[int, Field(ge=128, le=1024, multiple_of=2)] = Field(default=128, description="short side, pixels")
+    crf: Annotated[int, Field(ge=0, le=63)] | None = Field(
+        default=None, description="quality; h264 23, vp9 34; lower is better"
+    )
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = Field(
+        default="veryfast", description="of x264: slower is smaller"
+    )
+    gop: Annotated[int, Field(ge=1, le=256)] = Field(default=16, description="frames per closed GOP and fragment")
+    min_frames: Annotated[int, Field(ge=1)] = Field(default=8, description="shorter videos are rejected")
+    min_side: Annotated[int, Field(ge=1)] = Field(
+        default=16, description="videos with a smaller side, pixels, are rejected"
+    )
+    max_aspect: Annotated[float, Field(ge=1, le=16)] = Field(
+        default=4, description="longer frames are cropped to this ratio"
+    )
+    keep_partial: bool = Field(
+        default=False, description="pack the frames before a decoding error instead of rejecting"
+    )
+    timeout: Annotated[float, Field(gt=0)] = Field(
+        default=30, description="seconds without a new frame that count as hung"
+    )
+    splits: str | None = Field(default=None, description="folder of the official split files (ucf101, hmdb51)")
+    fold: Literal[1, 2, 3] = Field(default=1, description="which official split")
+    group: str | None = Field(
+        default=None, description="regular expression; its first group, in the path, names the source"
+    )
+    test_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0, description="share of each class, by group, for test"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of the order in the shards and of test_share")
+    shard_mb: Annotated[float, Field(gt=0)] = Field(default=256, description="size of a shard, megabytes")
+    fresh: bool = Field(default=False, description="throw away what OUT holds if it was packed from something else")
+
+    @field_validator("fold", mode="before")
+    @classmethod
+    def _fold_from_word(cls, value: object) -> object:
+        return int(value) if isinstance(value, str) and value.isdigit() else value
+
+    @field_validator("group")
+    @classmethod
+    def _has_a_group(cls, value: str | None) -> str | None:
+        try:
+            if value is not None and not re.compile(value).groups:
+                raise ValueError(r"the expression has no (...) to take the group from, e.g. group='_(g\d+)_'")
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from error
+        return value
+
+    @model_validator(mode="after")
+    def _crf_of_x264(self) -> PackOptions:
+        if self.codec == "h264" and self.crf is not None and self.crf > 51:
+            raise ValueError(f"crf={self.crf}: h264 takes 0 to 51")
+        return self
+
+    def target(self) -> Target:
+        """The form of one packed video."""
+        same = ("size", "codec", "preset", "gop", "min_frames", "min_side", "max_aspect", "keep_partial")
+        return Target(
+            fps=_exact_rate(self.fps),
+            crf=_CRF[self.codec] if self.crf is None else self.crf,
+            **{name: getattr(self, name) for name in same},
+        )
+
+    def identity(self) -> str:
+        """What decides the packed bytes, as JSON (neither `fresh` nor `timeout` do)."""
+        return json.dumps(self.model_dump(mode="json", exclude={"fresh", "timeout"}), sort_keys=True)
+
+
+def _exact_rate(fps: float) -> Fraction:
+    """29.97 means 30000/1001, and so on."""
+    television = Fraction(round(fps) * 1000, 1001)
+    return television if abs(fps - television) < 0.005 else Fraction(fps).limit_denominator(1000)
+
+
+def pack_options(words: Sequence[str]) -> PackOptions:
+    """Options from `key=value` words.
+
+    Raises:
+        RecipeError: no `key=value`, an unknown key (with the nearest known one) or a value that is not allowed.
+    """
+    given = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign or not key:
+            raise RecipeError(f"'{word}' is no option; type key=value, e.g. size=160")
+        if key not in PackOptions.model_fields:
+            near = difflib.get_close_matches(key, PackOptions.model_fields, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(PackOptions.model_fields)}"
+            raise RecipeError(f"unknown option '{key}'; {hint}")
+        given[key] = value
+    try:
+        return PackOptions.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        message = first["msg"].removeprefix("Value error, ")
+        where = f"{first['loc'][0]}={first['input']}: " if first["loc"] else ""
+        raise RecipeError(f"{where}{message[0].lower() + message[1:]}") from error

@@ -1,0 +1,72 @@
+"""What was found out about one video, and what a packed video has to look like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+__all__ = ["Outcome", "Target", "Verdict"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Form of a packed video (see `pipelines.packing.options.PackOptions` for the meaning of each)."""
+
+    fps: Fraction = Fraction(25)
+    size: int = 128
+    codec: str = "h264"
+    crf: int = 23
+    preset: str = "veryfast"
+    gop: int = 16
+    min_frames: int = 8
+    min_side: int = 16
+    max_aspect: float = 4.0
+    keep_partial: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One row of `verdicts.csv`; the figures are those of the original.
+
+    Attributes:
+        path: Relative to the source.
+        verdict: "packed" or "rejected".
+        reason: Why it was rejected, or what was changed or is odd about it; plain words, may be empty when packed.
+        frames: Decoded until the verdict was clear (all of them when packed).
+        fps: Frames over seconds, by timestamps.
+        width: Of the decoded frames.
+        height: Of the decoded frames.
+        codec: FFmpeg's name.
+        rotation: Degrees counterclockwise, 0..359; applied when packed.
+        seconds: By timestamps.
+    """
+
+    path: str
+    verdict: str
+    reason: str
+    frames: int = 0
+    fps: float = 0.0
+    width: int = 0
+    height: int = 0
+    codec: str = ""
+    rotation: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A verdict and, when packed, the video.
+
+    Attributes:
+        verdict: What to tell the user.
+        mp4: Fragmented MP4; empty when rejected.
+        frames: Of the packed video.
+        width: Of the packed video.
+        height: Of the packed video.
+    """
+
+    verdict: Verdict
+    mp4: bytes = b""
+    frames: int = 0
+    width: int = 0
+    height: int = 0

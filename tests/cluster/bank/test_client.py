@@ -1,0 +1,230 @@
+"""A worker's side: it never waits unless the run is deterministic, and everything that is missing is counted."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.bank.client import BankClient, BankRestarted
+from cluster.bank.link import BankGone, LocalLink
+from cluster.bank.server import BankServer
+from tests.cluster.bank.bank_parts import BATCH, N, assert_same, batch_ids, rows, spec
+from vidssl.errors import BankError
+
+
+@pytest.fixture
+def connect():
+    opened = []
+
+    def start(link_of=LocalLink, server=None, rank=0, client_options=None, **changes):
+        here = BankServer(spec(**changes)) if server is None else server
+        client = BankClient(link_of(here), spec(**changes), rank, **(client_options or {}))
+        opened.extend([client, here])
+        return client
+
+    yield start
+    for part in opened:
+        part.close()
+
+
+class Silent(LocalLink):
+    """A bank that accepts calls and answers none."""
+
+    def finished(self, references):
+        return []
+
+
+class Dying(LocalLink):
+    """A bank whose process dies with everything on its way, `deaths` times."""
+
+    deaths = 1
+
+    def value(self, reference):
+        if self.deaths:
+            self.deaths -= 1
+            raise BankGone("killed")
+        return super().value(reference)
+
+
+class Counting(LocalLink):
+    """A bank that raises whatever is asked of it."""
+
+    def value(self, reference):
+        raise ValueError("a fault")
+
+
+def until(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "this never came"
+        time.sleep(0.01)
+
+
+def step_through(client, steps, rank=0, unhurried=False):
+    """Train: take, then push and ask two steps ahead; returns what was taken. Unhurried: the bank keeps up."""
+    taken = {}
+    for step in steps:
+        taken[step] = client.take(step, batch_ids(step, rank))
+        client.push(rows(step, rank), batch_ids(step + 2, rank), step + 2)
+        if unhurried:
+            client.drain()
+    return taken
+
+
+def test_positives_come_one_lookahead_later(connect):
+    client = connect()
+    step_through(client, range(3))
+    client.drain()
+    found = client.take(4, BATCH)
+    assert found.ids.shape == (BATCH, 3)
+    assert found.survivors.shape == (BATCH, 3)
+    expected = client._link._server._bank.mine(batch_ids(4), spec().plan, "residual", "rgb")
+    assert_same(found, expected)
+    assert found.ids.flags.writeable
+
+
+def test_a_client_whose_bank_is_silent_drops_counts_and_never_waits(connect):
+    client = connect(Silent)
+    began = time.monotonic()
+    taken = step_through(client, range(30))
+    assert time.monotonic() - began < 2
+    assert all((found.ids == -1).all() for found in taken.values())
+    row = client.read()
+    assert row["bank/dropped"] >= 30 - 9
+    assert row["bank/fallback_ratio"] == 1
+    assert row["bank_age_steps"] == -1
+    assert client.counts["fallback_rows"] == 30 * BATCH
+
+
+def test_a_dying_bank_is_counted_and_training_goes_on(connect):
+    client = connect(Dying)
+    step_through(client, range(2))
+    until(lambda: client.counts["errors"] == 1)
+    step_through(client, range(2, 4))
+    until(lambda: 5 in client._found)
+    assert (client.take(5, BATCH).ids >= 0).any()
+
+
+def test_faults_in_the_bank_do_not_kill_the_client(connect):
+    client = connect(Counting)
+    step_through(client, range(3))
+    until(lambda: client.counts["errors"] >= 3)
+    client.drain()
+    assert client._thread.is_alive()
+
+
+def test_rows_older_than_allowed_fall_back(connect):
+    client = connect(max_staleness_steps=1)
+    step_through(client, range(4), unhurried=True)
+    client.drain()
+    found = client.take(5, BATCH)
+    assert (found.ids == -1).all()
+    assert not found.vectors.any()
+    assert client.counts["stale_rows"] > 0
+
+
+def test_rows_mined_for_another_video_fall_back(connect):
+    client = connect()
+    step_through(client, range(8), unhurried=True)
+    client.drain()
+    ids = batch_ids(8).copy()
+    ids[2] = (ids[2] + 1) % N
+    found = client.take(8, torch.from_numpy(ids))
+    assert (found.ids[2] == -1).all()
+    assert client.counts["other_rows"] == 1
+    assert (found.ids[[0, 1, 3, 4, 5]] >= 0).any()
+
+
+def test_the_log_row_has_the_same_names_always(connect):
+    client = connect()
+    first = client.read()
+    step_through(client, range(6), unhurried=True)
+    client.drain()
+    client.take(6, BATCH)
+    second = client.read()
+    assert list(first) == list(second)
+    assert second["bank_age_steps"] <= 2
+    assert second["bank/push_ms"] < 50
+    assert second["mining/positives"] > 0
+
+
+def test_a_deterministic_run_gives_the_same_again(connect):
+    runs = [step_through(connect(deterministic=True), range(12)) for _ in range(2)]
+    for step in range(12):
+        assert_same(runs[0][step], runs[1][step])
+    assert (runs[0][11].ids >= 0).any()
+    assert all((runs[0][step].ids == -1).all() for step in (0, 1))
+
+
+def test_a_deterministic_run_that_is_resumed_equals_the_straight_one(connect, tmp_path):
+    straight = step_through(connect(deterministic=True), range(14))
+    first = connect(deterministic=True)
+    step_through(first, range(7))
+    first.drain()
+    path, saved = first.save(str(tmp_path), 7), io.BytesIO()
+    torch.save(first.state_dict(), saved)
+    second = connect(deterministic=True)
+    assert second.reset(path, 1, 7) == 1
+    saved.seek(0)
+    second.load_state_dict(torch.load(saved, weights_only=True))
+    for step, found in step_through(second, range(7, 14)).items():
+        assert_same(found, straight[step])
+
+
+def test_two_ranks_of_a_deterministic_run_wait_for_each_other_only(connect):
+    server = BankServer(spec(deterministic=True, world=2))
+    clients = [connect(server=server, rank=rank, deterministic=True, world=2) for rank in range(2)]
+    attempt = clients[0].reset(None, 2, 0)
+    clients[1].join(attempt)
+    for step in range(6):
+        for rank in (1, 0):
+            found = clients[rank].take(step, batch_ids(step, rank))
+            assert (found.mined_at <= max(step - 2, -1)).all()
+            clients[rank].push(rows(step, rank), batch_ids(step + 2, rank), step + 2)
+    assert (clients[0].take(6, BATCH).ids >= 0).any()
+
+
+def test_a_deterministic_take_that_waits_in_vain_says_so(connect):
+    client = connect(deterministic=True, world=2, client_options={"timeout_s": 0.5})
+    client.push(rows(0), batch_ids(2), 2)
+    with pytest.raises(BankError, match=r"positives of step 2 did not come within 0\.5 s: every rank must push"):
+        client.take(2, BATCH)
+    client.push(rows(1), batch_ids(3), 3)
+    with pytest.raises(BankError, match="the bank did not answer"):
+        client.drain()
+
+
+def test_a_deterministic_run_that_lost_its_bank_asks_for_a_restart(connect, tmp_path):
+    lost = BankServer(spec(deterministic=True, root=str(tmp_path)), restarted=True)
+    client = connect(server=lost, deterministic=True)
+    client.push(rows(5), batch_ids(7), 7)
+    with pytest.raises(BankRestarted, match="goes on from its last checkpoint"):
+        client.take(7, BATCH)
+    with pytest.raises(BankRestarted):
+        client.drain()
+    dying = connect(Dying, deterministic=True)
+    dying.push(rows(5), batch_ids(7), 7)
+    until(lambda: dying.counts["errors"])
+    with pytest.raises(BankRestarted, match="killed"):
+        dying.drain()
+
+
+def test_a_bank_that_cannot_be_reached_is_said(connect):
+    class Away(LocalLink):
+        def call(self, method, *args, timeout_s):
+            raise BankGone("no answer")
+
+    with pytest.raises(BankError, match=r"the bank cannot be reached \(no answer\); resume the run"):
+        connect(Away).stats()
+
+
+def test_half_precision_is_what_travels_to_a_half_precision_bank(connect):
+    client = connect(dtype="float16")
+    step_through(client, range(3))
+    client.drain()
+    assert client._link._server._bank.views["rgb"].dtype == np.float16
+    assert client.take(4, BATCH).vectors.dtype == np.float32

@@ -1,0 +1,249 @@
+"""What the bank does with pushes: at once or in order, newest request first, and never with a former attempt's rows."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.bank.server import BankServer
+from cluster.bank.spec import Push
+from tests.cluster.bank.bank_parts import BATCH, N, assert_same, batch_ids, push, rows, spec
+from vidssl.errors import BankError
+from vidssl.mining.bank import EmbeddingBank
+from vidssl.mining.snapshots import load_snapshot, save_snapshot
+
+STEPS, WORLD = 5, 3
+
+
+@pytest.fixture
+def open_server():
+    opened = []
+
+    def start(group=None, label=None, restarted=False, **changes):
+        opened.append(BankServer(spec(**changes), group, label, restarted))
+        return opened[-1]
+
+    yield start
+    for server in opened:
+        server.close()
+
+
+def by_hand():
+    """Rank order within a step, mining between steps: what a deterministic bank must do."""
+    wanted, bank = {}, EmbeddingBank(N, 8, ("residual", "rgb"))
+    for step in range(STEPS):
+        for rank in range(WORLD):
+            bank.push(rows(step, rank))
+        for rank in range(WORLD):
+            ids = batch_ids(step + 2, rank)
+            wanted[rank, step + 2] = bank.mine(ids, spec().plan, "residual", "rgb", backend="oracle")
+    return wanted
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_a_deterministic_bank_gives_the_same_for_any_arrival_order_of_ranks(data):
+    arrivals = data.draw(st.permutations([rank for rank in range(WORLD) for _ in range(STEPS)]))
+    server, next_step = BankServer(spec(deterministic=True, world=WORLD)), [0] * WORLD
+    try:
+        for rank in arrivals:
+            assert server.push(push(next_step[rank], rank)) == "ok"
+            next_step[rank] += 1
+        for (rank, step), expected in by_hand().items():
+            assert_same(server.wait(0, rank, step, 20), expected)
+    finally:
+        server.close()
+
+
+def test_a_deterministic_bank_holds_back_a_step_until_every_rank_has_pushed_it(open_server):
+    server = open_server(deterministic=True, world=2)
+    server.push(push(0, 0))
+    assert server.wait(0, 0, 2, 0.2) is None
+    server.push(push(0, 1))
+    assert server.wait(0, 0, 2, 20) is not None
+
+
+def test_the_same_push_twice_changes_nothing(open_server):
+    for deterministic in (False, True):
+        server = open_server(deterministic=deterministic)
+        for _ in range(2):
+            server.push(push(0))
+        first = server.wait(0, 0, 2, 20)
+        server.push(push(0))
+        assert_same(server.wait(0, 0, 2, 20), first)
+        assert server.stats()["filled"] == BATCH / N
+
+
+def test_a_later_push_is_in_what_is_mined_after_it(open_server):
+    server = open_server()
+    for step in range(4):
+        server.push(push(step))
+        found = server.wait(0, 0, step + 2, 20)
+        assert found is not None
+        assert set(found.mined_at) <= {step, -1}
+
+
+def test_the_newest_request_is_mined_first_and_those_whose_step_came_are_dropped(open_server, monkeypatch):
+    server, order, gate, begun = open_server(), [], threading.Event(), threading.Event()
+    mine = BankServer._mine
+
+    def slow(self, bank, ids):
+        begun.set()
+        gate.wait(20)
+        order.append(ids.tolist())
+        return mine(self, bank, ids)
+
+    monkeypatch.setattr(BankServer, "_mine", slow)
+    server.push(push(0))
+    assert begun.wait(20)
+    for step in (1, 2, 3):  # meanwhile the run goes on: of steps 3, 4, 5 the first has come
+        server.push(push(step))
+    gate.set()
+    assert server.wait(0, 0, 5, 20) is not None
+    assert server.wait(0, 0, 4, 20) is not None
+    assert order == [batch_ids(step).tolist() for step in (2, 5, 4)]
+    assert server.stats()["requests_dropped"] == 1
+    assert server.stats()["late"] == 1  # the result of step 2 was ready after step 3 had been pushed
+    assert server.wait(0, 0, 3, 0.1) is None
+
+
+def test_rows_that_do_not_fit_are_counted_and_named_and_the_run_goes_on(open_server):
+    for deterministic in (False, True):
+        server = open_server(deterministic=deterministic)
+        bad = rows(0)
+        bad.views["rgb"][1] = np.nan
+        server.push(Push(0, bad, batch_ids(2), 2))
+        server.push(push(1))
+        assert server.wait(0, 0, 3, 20) is not None
+        stats = server.stats()
+        assert stats["rejected"] == 1
+        assert "only finite unit rows are taken" in str(stats["note"])
+        assert stats["filled"] == BATCH / N
+
+
+def test_pushes_of_a_former_attempt_are_ignored(open_server):
+    server = open_server(deterministic=True)
+    server.push(push(0))
+    assert server.reset(None, 1, 4) == 1
+    assert server.push(push(0, attempt=0)) == "late"
+    assert server.push(push(1, attempt=1)) == "late"  # before the step it starts with
+    assert server.push(push(4, attempt=1)) == "ok"
+    assert server.wait(1, 0, 6, 20) is not None
+    assert server.wait(0, 0, 6, 20) is None
+    assert (server.stats()["late"], server.stats()["filled"]) == (2, BATCH / N)
+
+
+def test_a_reset_starts_from_the_snapshot_and_forgets_later_rows(open_server, tmp_path):
+    server = open_server(root=str(tmp_path), deterministic=True)
+    for step in range(3):
+        server.push(push(step))
+    path = server.save(str(tmp_path), 3)
+    before = load_snapshot(tmp_path / "snap-3")
+    server.push(push(3))
+    server.settle(4)
+    server.reset(path, 1, 3)
+    again = load_snapshot(tmp_path / "snap-3")
+    np.testing.assert_array_equal(server._bank.version, before.version)
+    np.testing.assert_array_equal(server._bank.views["rgb"], again.views["rgb"])
+    assert server.stats()["step"] == 2
+
+
+def test_a_deterministic_save_waits_for_all_steps_before_it(open_server, tmp_path):
+    server = open_server(deterministic=True)
+    for step in range(6):
+        server.push(push(step))
+    server.save(str(tmp_path), 6)
+    assert load_snapshot(tmp_path / "snap-6").step == 5
+
+
+def test_a_restarted_bank_has_the_newest_snapshot_and_goes_on_in_its_attempt(open_server, tmp_path):
+    first = open_server(root=str(tmp_path))
+    attempt = first.reset(None, 1, 0)
+    first.push(push(0, attempt=attempt))
+    first.save(str(tmp_path), 1)
+    second = open_server(root=str(tmp_path), restarted=True)
+    assert second.stats()["note"] == "restored from snap-1"
+    assert second.stats()["filled"] == BATCH / N
+    assert second.push(push(1, attempt=attempt)) == "ok"
+    assert second.reset(None, 1, 0) == attempt + 1
+
+
+def test_a_restarted_bank_with_a_spoilt_snapshot_starts_empty_and_says_so(open_server, tmp_path):
+    save_snapshot(EmbeddingBank(N + 1, 8, ("residual", "rgb")), tmp_path, 5)
+    server = open_server(root=str(tmp_path), restarted=True)
+    assert "started empty: " in str(server.stats()["note"])
+    assert "this run needs 48" in str(server.stats()["note"])
+    with pytest.raises(BankError, match="this run needs 48"):
+        server.reset(str(tmp_path / "snap-5"), 1, 5)
+
+
+def test_a_restarted_deterministic_bank_refuses_until_the_attempt_begins_again(open_server, tmp_path):
+    server = open_server(root=str(tmp_path), deterministic=True, restarted=True)
+    assert server.push(push(7)) == "lost"
+    assert server.wait(0, 0, 9, 20) is None
+    with pytest.raises(BankError, match="misses pushes before step 7"):
+        server.save(str(tmp_path), 7)
+    attempt = server.reset(None, 1, 0)
+    assert server.push(push(0, attempt=attempt)) == "ok"
+
+
+def test_a_miner_that_fails_says_so_and_keeps_serving(open_server, monkeypatch, caplog):
+    server, mine = open_server(), BankServer._mine
+
+    def fail_once(self, bank, ids):
+        monkeypatch.setattr(BankServer, "_mine", mine)
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(BankServer, "_mine", fail_once)
+    server.push(push(0))
+    assert server.wait(0, 0, 2, 0.5) is None
+    assert "mining failed: ValueError: a fault" in str(server.stats()["note"])
+    server.push(push(1))
+    assert server.wait(0, 0, 3, 20) is not None
+
+
+def test_extra_snapshots_are_written_beside_those_of_checkpoints(open_server, tmp_path):
+    server = open_server(root=str(tmp_path), deterministic=True, snapshot_every_steps=2)
+    for step in range(3):
+        server.push(push(step))
+    server.settle(3)
+    server.close()
+    assert load_snapshot(tmp_path / "live" / "snap-2").step == 1
+    restarted = open_server(root=str(tmp_path), restarted=True)
+    assert restarted.stats()["note"] == "restored from snap-2"
+
+
+@pytest.mark.parametrize("label", [np.arange(N) % 2, np.full(N, -1)], ids=["labels", "unknown"])
+def test_labels_make_mining_precision_and_nothing_else(open_server, label):
+    with_labels, without = open_server(label=label, deterministic=True), open_server(deterministic=True)
+    for server in (with_labels, without):
+        for step in range(8):
+            server.push(push(step))
+    for step in range(2, 10):
+        assert_same(with_labels.wait(0, 0, step, 20), without.wait(0, 0, step, 20))
+    assert float(with_labels.stats()["precision_at_k"]) <= 1
+    assert (float(with_labels.stats()["precision_at_k"]) >= 0) == (label[0] >= 0)
+    assert "precision_at_k" not in without.stats()
+
+
+def test_a_bank_of_one_stream_hands_out_keys_and_survives_a_snapshot(open_server, tmp_path):
+    server = open_server(main="rgb.query", aux="rgb", deterministic=True, root=str(tmp_path))
+    bank = EmbeddingBank(N, 8, ("rgb.query", "rgb"))
+    for step in range(6):
+        made = rows(step)
+        one_stream = replace(made, views={"rgb.query": made.views["residual"], "rgb": made.views["rgb"]})
+        bank.push(one_stream)
+        assert server.push(replace(push(step), rows=one_stream)) == "ok"
+        found = server.wait(0, 0, step + 2, 20)
+        assert_same(found, bank.mine(batch_ids(step + 2), spec().plan, "rgb.query", "rgb", backend="oracle"))
+        there = found.ids >= 0
+        np.testing.assert_array_equal(found.vectors[there], bank.views["rgb"][found.ids[there]])
+    again = load_snapshot(Path(server.save(str(tmp_path), 6)))
+    for view, table in bank.views.items():
+        np.testing.assert_array_equal(again.views[view], table)

@@ -1,0 +1,447 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cluster.embed import embed_run
+from cluster.evaluation.evaluate import evaluate_run, results_table
+from cluster.evaluation.probes import sides_of
+from cluster.evaluation.retrieval import retrieval_results
+from cluster.report.write import write_report
+from pipelines.dataset.manifest import load_manifest
+from pipelines.pack import pack
+from pipelines.synthetic import make_motion_set
+from vidssl.batch import Embeddings
+from vidssl.errors import CheckpointError, DataError, RecipeError
+from vidssl.methods import build_method
+from vidssl.mining.bank import EmbeddingBank
+from vidssl.mining.snapshots import save_snapshot
+from vidssl.recipe import Recipe
+from vidssl.saved.checkpoint import Meta, save_checkpoint
+from vidssl.saved.embeddings import Embedded, load_embeddings
+from vidssl.saved.run_folder import RunFolder
+
+VIDEOS = 30
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    table = make_motion_set(root / "videos", videos=VIDEOS, frames=20, size=64, seed=1)
+    pack("csv", table, root / "packed", workers=1)
+    return load_manifest(root / "packed")
+
+
+def make_run(path, packed, **method):
+    """A run folder as training leaves it, with random weights and a bank of random rows."""
+    recipe = Recipe.model_validate(
+        {
+            "name": path.name,
+            "data": str(packed.root),
+            "clips": {"frames": 4, "stride": 2, "size": 32},
+            "model": {"width": 4, "dim": 8},
+            "method": {"name": "cpr", "queue": 8, "warmup_steps": 1} | method,
+            "mining": {"pool": 6, "topk": 2},
+            "evaluation": {"windows": 2, "batch": 4},
+            "trainer": {"device": "cpu"},
+        }
+    )
+    folder = RunFolder(path)
+    path.mkdir(parents=True)
+    folder.recipe.write_text(recipe.to_yaml())
+    folder.facts.write_text(json.dumps({"data_hash": packed.hash, "command": "vidssl train x"}))
+    trained = build_method(recipe, seed=99)
+    meta = Meta(7, recipe.fingerprint(), packed.hash, 1, 0)
+    save_checkpoint(folder, meta, 0, {}, {"method": trained.state_dict(), "optimizer": {}}, lambda: None)
+    if recipe.method.name != "infonce":
+        bank = EmbeddingBank(len(packed), 8, recipe.views, packed.samples.group.astype(np.int64))
+        rng, train = np.random.default_rng(0), packed.rows("train")
+        rows = {view: rng.normal(size=(len(train), 8)) for view in recipe.views}
+        unit = {view: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for view, x in rows.items()}
+        bank.push(Embeddings(unit, train, 6, 0))
+        save_snapshot(bank, folder.bank, 7, extra={"data_hash": packed.hash})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(packed, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "one", packed)
+
+
+@pytest.fixture(scope="module")
+def results(run):
+    return evaluate_run(run.path)
+
+
+def test_embed_stores_unit_embeddings_features_and_the_protocol_of_every_video(run, packed, tmp_path):
+    store = load_embeddings(embed_run(run.path, ["view=all", f"out={tmp_path / 'e.zarr'}"]))
+    assert store.instance.tolist() == list(range(VIDEOS))
+    np.testing.assert_array_equal(store.label, packed.samples.label)
+    assert set(store.split) == {"train", "test"}
+    for view in ("rgb", "residual"):
+        assert store.feature[view].shape[0] == VIDEOS
+        np.testing.assert_allclose(np.linalg.norm(store.embedding[view], axis=1), 1, atol=1e-5)
+    needed = {
+        "run",
+        "steps",
+        "checkpoint_sha256",
+        "data_hash",
+        "T",
+        "stride",
+        "size",
+        "windows",
+        "crops",
+        "views",
+        "seed",
+    }
+    assert needed | {"versions"} <= set(store.protocol)
+
+
+def test_embeddings_equal_those_of_the_encoder_run_by_hand_on_the_same_windows(run, packed, tmp_path):
+    from pipelines.loader import EvalLoader, LoaderSpec
+    from vidssl.saved.checkpoint import load_method
+
+    store = load_embeddings(embed_run(run.path, [f"out={tmp_path / 'e.zarr'}"]))
+    method, recipe, _ = load_method(run)
+    spec = LoaderSpec(recipe.clips, recipe.augment, recipe.loader, ("rgb",), 1, 0)
+    rows = []
+    with torch.no_grad():
+        for batch in EvalLoader(packed, spec, windows=2, device=torch.device("cpu"), instances=np.array([5])):
+            rows.append(method.encoder("rgb").features(batch.clips["rgb"][:, 0])[0].numpy())
+    assert len(rows) == 2
+    expected = np.mean([row / np.linalg.norm(row) for row in rows], axis=0)
+    np.testing.assert_allclose(store.feature["rgb"][5], expected, atol=1e-5)
+
+
+def test_the_json_carries_its_protocol(results):
+    needed = {"data_hash", "query_split", "gallery_split", "T", "stride", "size", "view", "windows", "crops", "seed"}
+    assert needed | {"epochs", "steps", "checkpoint", "centring", "id"} <= set(results["retrieval"]["protocol"])
+    assert {"plan", "last_pool", "k", "bank_step", "data_hash"} <= set(results["mining"]["protocol"])
+    assert results["retrieval"]["protocol"]["checkpoint"] == "last"
+
+
+def test_trained_untrained_histogram_and_chance_are_reported_side_by_side(results):
+    table = results["retrieval"]["results"]
+    assert list(table) == ["trained", "untrained", "histogram", "chance"]
+    assert table["trained"]["queries"] == 10
+    assert table["trained"]["gallery"] == 20
+    assert table["chance"]["recall"]["1"] == pytest.approx(0.1)
+    assert table["trained"]["omitted_k"] == [20, 50]
+    lines = results_table(results)
+    assert "histogram" in lines
+    assert "cascade" in lines
+
+
+def test_the_files_hold_what_was_returned(run, results):
+    for name in ("retrieval", "mining"):
+        assert json.loads((run.evaluation / f"{name}.json").read_text()) == results[name]
+
+
+def test_two_evaluations_write_the_same_bytes_and_another_batch_the_same_numbers(run, results):
+    before = {p.name: p.read_bytes() for p in run.evaluation.glob("*.json")}
+    evaluate_run(run.path)
+    assert {p.name: p.read_bytes() for p in run.evaluation.glob("*.json")} == before
+    evaluate_run(run.path, ["evaluation.batch=7"])
+    for name in ("retrieval", "mining"):
+        again = json.loads((run.evaluation / f"{name}.json").read_text())
+        assert again["results"] == results[name]["results"]
+
+
+def test_the_untrained_rival_is_the_network_before_training(run, packed, tmp_path):
+    recipe = run.read_recipe()
+    fresh = make_run(tmp_path / "fresh", packed)
+    start = build_method(recipe, recipe.seed).state_dict()
+    meta = Meta(7, recipe.fingerprint(), packed.hash, 1, 0)
+    save_checkpoint(fresh, meta, 0, {}, {"method": start, "optimizer": {}}, lambda: None)
+    table = evaluate_run(fresh.path)["retrieval"]["results"]
+    assert table["trained"] == table["untrained"]
+
+
+def test_baseline_off_leaves_out_the_untrained_network(run, packed, tmp_path):
+    other = tmp_path / "copy"
+    shutil.copytree(run.path, other)
+    assert "untrained" not in evaluate_run(other, ["baseline=off"])["retrieval"]["results"]
+
+
+def test_the_funnel_starts_with_the_allowed_bank_and_ends_with_k(results):
+    stages = results["mining"]["stages"]
+    assert [stage["left"] for stage in stages] == [19.0, pytest.approx(10, abs=1), 6.0, 2.0]
+    assert stages[0]["purity"] == pytest.approx(1 / 19, abs=1e-6)  # 20 training videos, 2 of each class
+    assert {"cascade", "single", "sum", "random"} <= set(results["mining"]["results"])
+    assert stages[-1]["purity"] == pytest.approx(results["mining"]["results"]["cascade"]["precision"], abs=1e-6)
+
+
+def test_infonce_has_no_mining_to_measure_and_says_so(packed, tmp_path):
+    folder = make_run(tmp_path / "plain", packed, name="infonce", warmup_steps=0)
+    results = evaluate_run(folder.path, ["baseline=off"])
+    assert results["mining"]["results"] is None
+    assert results["mining"]["reason"] == "infonce does not mine"
+    assert "does not mine" in results_table(results)
+    assert "This run does not mine" in write_report(folder.path).read_text()
+
+
+def test_without_labels_there_are_no_numbers_but_embeddings(packed, tmp_path, monkeypatch):
+    import cluster.subject
+
+    folder = make_run(tmp_path / "blind", packed)
+    opened = cluster.subject.open_subject(folder.path, [])
+    monkeypatch.setattr("cluster.evaluation.evaluate.open_subject", lambda *_: opened)
+    opened.manifest.samples.label[:] = -1
+    results = evaluate_run(folder.path, ["baseline=off"])
+    assert results["retrieval"]["results"] is None
+    assert results["mining"]["reason"] == "the labels are unknown"
+    assert "labels are unknown" in results_table(results)
+    assert len(load_embeddings(folder.evaluation / "embeddings.zarr")) == VIDEOS
+    assert "No score: the labels are unknown" in write_report(folder.path).read_text()
+
+
+def test_data_without_splits_leaves_one_group_out():
+    n = 12
+    store = Embedded({}, {}, np.arange(n), np.arange(n) // 2, np.arange(n) // 4, np.full(n, "all"), np.full(n, "x"), {})
+    rows = np.eye(3)[store.label] + 0.01 * np.random.default_rng(0).normal(size=(n, 3))
+    assert sides_of([rows], store)[1] is None
+    results = retrieval_results({"trained": [rows]}, store, "p1_strict", (1, 2), ["a", "b", "c"])
+    assert results["results"]["trained"]["recall"]["1"] == 1.0
+    assert results["results"]["chance"]["recall"]["1"] == pytest.approx(2 / 10)
+    for example in results["examples"]:
+        assert all(i // 2 != example["query"] // 2 for i in example["neighbours"])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["evaluation.protocol=p9"],
+            "evaluation.protocol='p9': input should be 'p1_strict', 'p1_ref', 'p2' or 'centre'",
+        ),
+        (["clips.frames=8"], "'clips.frames=8' cannot be set for a run that is trained"),
+        (["baseline=random"], "unknown baseline=random; type baseline=untrained"),
+        (["view=flow"], "no encoder of view=flow; type view= one of rgb, residual"),
+    ],
+)
+def test_words_that_cannot_be_are_refused(run, words, sentence):
+    with pytest.raises(RecipeError, match=re.escape(sentence)):
+        evaluate_run(run.path, words)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="is no run folder"):
+        evaluate_run(tmp_path)
+
+
+def test_a_run_without_a_checkpoint_is_refused(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "young", ignore=shutil.ignore_patterns("step-*"))
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        evaluate_run(tmp_path / "young")
+
+
+def test_other_data_is_refused_unless_it_is_named(run, packed, tmp_path):
+    make_motion_set(tmp_path / "videos", videos=10, frames=12, size=64, seed=5)
+    other = pack("csv", tmp_path / "videos" / "videos.csv", tmp_path / "packed", workers=1)
+    moved = tmp_path / "moved"
+    shutil.copytree(run.path, moved)
+    recipe = (moved / "recipe.yaml").read_text().replace(str(packed.root), str(tmp_path / "packed"))
+    (moved / "recipe.yaml").write_text(recipe)
+    with pytest.raises(DataError, match=r"holds other data \(hash .*\) than this run was trained on .*type data="):
+        evaluate_run(moved)
+    found = evaluate_run(moved, [f"data={tmp_path / 'packed'}", "baseline=off"])
+    assert found["retrieval"]["protocol"]["data_hash"] == other.hash
+    assert found["retrieval"]["protocol"]["trained_on"] == packed.hash
+    assert found["mining"]["results"] is None
+
+
+def test_data_that_is_gone_is_named(run, packed, tmp_path):
+    shutil.copytree(run.path, tmp_path / "lost")
+    recipe = (tmp_path / "lost" / "recipe.yaml").read_text().replace(str(packed.root), str(tmp_path / "nowhere"))
+    (tmp_path / "lost" / "recipe.yaml").write_text(recipe)
+    with pytest.raises(DataError, match=r"is not at .*nowhere; if it has moved, type data=FOLDER"):
+        embed_run(tmp_path / "lost")
+
+
+@pytest.fixture(scope="module")
+def everything(packed, tmp_path_factory):
+    folder = make_run(tmp_path_factory.mktemp("runs") / "all", packed)
+    words = ["what=knn,linear,fewshot", "evaluation.probe_epochs=3", "evaluation.probe_lr=[0.3,1.0]"]
+    alone = evaluate_run(folder.path, [*words, "evaluation.neighbours=4"])
+    return folder, alone, evaluate_run(folder.path, ["what=retrieval,linear", "view=joint", *words[1:]])
+
+
+def test_only_what_was_asked_for_is_measured_and_written(everything, run, results):
+    folder, alone, both = everything
+    assert list(alone) == ["knn", "linear", "fewshot"]
+    assert list(both) == ["retrieval", "linear"]
+    assert {p.name for p in folder.evaluation.glob("*.json")} == {
+        "knn.json",
+        "linear.json",
+        "fewshot.json",
+        "retrieval-joint.json",
+        "linear-joint.json",
+    }
+    assert list(results) == ["retrieval", "mining"]  # the usual evaluation did not get longer
+    for name, result in alone.items():
+        assert json.loads((folder.evaluation / f"{name}.json").read_text()) == result
+
+
+def test_every_number_of_a_classifier_stands_beside_its_rivals_and_carries_its_protocol(everything):
+    _, alone, _ = everything
+    for name, own in (
+        ("knn", {"neighbours", "vote"}),
+        ("linear", {"probe", "probe_epochs", "chosen_on", "train_videos", "test_videos", "sides"}),
+        ("fewshot", {"draws", "classifier", "interval"}),
+    ):
+        assert list(alone[name]["results"]) == ["trained", "untrained", "histogram", "chance"]
+        assert own | {"data_hash", "T", "size", "view", "seed", "checkpoint", "crops"} <= set(alone[name]["protocol"])
+    assert alone["knn"]["protocol"]["neighbours"] == 4
+    linear = alone["linear"]["results"]["trained"]
+    assert linear["queries"] == 10
+    assert linear["streams"][0]["lr"] in (0.3, 1.0)
+    assert len(linear["streams"][0]["tried"]) == 4
+    assert 0 < linear["streams"][0]["held_out_videos"] < 20
+    assert len(alone["fewshot"]["results"]["trained"]["1"]["draws"]) == 10
+
+
+def test_the_knn_of_an_evaluation_equals_votes_counted_by_hand(everything):
+    folder, alone, _ = everything
+    store = load_embeddings(folder.evaluation / "embeddings.zarr")
+    rows = store.feature["rgb"].astype(np.float64)
+    train, test = store.split == "train", store.split == "test"
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    score = unit(rows[test] - rows[train].mean(0)) @ unit(rows[train] - rows[train].mean(0)).T
+    right = 0.0
+    for own, line in zip(store.label[test], score, strict=True):
+        near = np.argsort(-line)[:4]
+        votes = np.bincount(store.label[train][near], np.exp(line[near] / 0.07), minlength=10)
+        right += votes.argmax() == own
+    assert alone["knn"]["results"]["trained"]["accuracy"] == pytest.approx(right / test.sum(), abs=1e-6)
+
+
+def test_two_streams_are_shown_together_and_each_alone(everything):
+    _, _, both = everything
+    assert list(both["retrieval"]["results"]) == [
+        "trained",
+        "untrained",
+        "rgb alone",
+        "residual alone",
+        "histogram",
+        "chance",
+    ]
+    assert both["retrieval"]["protocol"]["view"] == "rgb + residual"
+    assert both["retrieval"]["protocol"]["fusion"] == "sum of the two similarity matrices"
+    assert both["linear"]["protocol"]["fusion"] == "mean of the two probability vectors"
+    assert len(both["linear"]["results"]["trained"]["streams"]) == 2
+
+
+def test_p2_looks_at_ten_clips_and_puts_the_streams_side_by_side(packed, tmp_path):
+    folder = make_run(tmp_path / "p2", packed)
+    words = ["what=retrieval", "evaluation.protocol=p2", "baseline=off", "view=joint"]
+    found = evaluate_run(folder.path, words)["retrieval"]
+    about = found["protocol"]
+    assert (about["id"], about["windows"], about["centring"]) == ("p2", 10, "none")
+    assert about["fusion"] == "features side by side"
+    assert about["crops"] == "centre, 7/8 of the short side"
+    assert {"rgb alone", "residual alone"} <= set(found["results"])
+
+
+def test_ten_crops_average_the_probabilities_of_all_windows_and_crops(packed, tmp_path):
+    from cluster.evaluation.features import features_of
+    from cluster.evaluation.probes import _ten_crops, linear_results
+    from cluster.subject import open_subject
+    from pipelines.loader import EvalLoader, LoaderSpec
+    from vidssl.evaluation.probe import linear_probe
+
+    folder = make_run(tmp_path / "ten", packed)
+    words = ["evaluation.crops=ten", "evaluation.probe_epochs=2", "evaluation.probe_lr=[0.3]"]
+    subject = open_subject(folder.path, [*words, "evaluation.probe_weight_decay=[0.001]"])
+    seen = features_of(subject, ("rgb",), untrained=False)
+    assert linear_results(subject, seen)[1]["crops"].startswith("ten")
+    rows, store, recipe = seen.pooled["trained"][0], seen.store, subject.recipe
+    options = {"classes": 10, "rates": (0.3,), "decays": (1e-3,), "epochs": 2, "held_out": 0.2}
+    probe = linear_probe(rows, store.label, store.group, rows, **options)
+    found = _ten_crops(subject, seen, {"trained": [probe]}, np.array([5]))["trained"][0]
+    spec = LoaderSpec(recipe.clips, recipe.augment, recipe.loader, ("rgb",), 20, 0)
+    loader = EvalLoader(packed, spec, windows=2, device=torch.device("cpu"), instances=np.array([5]), crops="ten")
+    with torch.no_grad():
+        clips = torch.cat([batch.clips["rgb"][:, 0] for batch in loader])
+        unit = torch.nn.functional.normalize(subject.encoder("rgb").features(clips))
+        expected = torch.softmax(probe.layer(unit), 1).mean(0)
+    assert len(clips) == 20
+    np.testing.assert_allclose(found[0], expected.numpy(), atol=1e-5)
+
+
+def test_a_card_is_evaluated_and_has_no_mining(run, packed, tmp_path):
+    from vidssl.saved.card import Facts, card_of, export
+    from vidssl.saved.checkpoint import load_method
+
+    method, recipe, step = load_method(run)
+    card = card_of(recipe, "rgb", Facts(method="cpr", source="a run", steps=step, seed=0))
+    export(tmp_path / "card", method.encoder("rgb").state_dict(), card)
+    found = evaluate_run(tmp_path / "card", [f"data={packed.root}", "baseline=off"])
+    assert found["mining"]["results"] is None
+    assert "a card has no bank" in results_table(found)
+    assert (tmp_path / "card" / "eval" / "retrieval.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["what=magic"], "what=magic is unknown; type what= some of retrieval,mining,knn,linear,fewshot, or what=all"),
+        (["what="], "what= is unknown"),
+        (["view=all"], "an evaluation looks at one view; type view= one of rgb, residual, joint"),
+    ],
+)
+def test_unknown_words_of_what_and_view_are_one_sentence(run, words, sentence):
+    with pytest.raises(RecipeError, match=re.escape(sentence)):
+        evaluate_run(run.path, words)
+
+
+def test_one_stream_cannot_be_joined(packed, tmp_path):
+    folder = make_run(tmp_path / "single", packed, name="infonce", warmup_steps=0)
+    with pytest.raises(RecipeError, match="view=joint needs two streams, single has an encoder of rgb only"):
+        evaluate_run(folder.path, ["view=joint"])
+
+
+def test_a_collapsed_encoder_raises_the_alarm_in_what_is_printed(packed, tmp_path):
+    folder = make_run(tmp_path / "flat", packed)
+    recipe = folder.read_recipe()
+    state = build_method(recipe, 99).state_dict()
+    state = {key: value * 0 if "head.2.weight" in key else value for key, value in state.items()}
+    meta = Meta(7, recipe.fingerprint(), packed.hash, 1, 0)
+    save_checkpoint(folder, meta, 0, {}, {"method": state, "optimizer": {}}, lambda: None)
+    found = evaluate_run(folder.path, ["what=knn", "baseline=off"])
+    assert "ALARM, embeddings collapsed: all clips have nearly the same embedding" in results_table(found)
+    assert found["knn"]["health"]["alignment"] == pytest.approx(0, abs=1e-5)
+
+
+class Loads(HTMLParser):
+    """Collects everything that a page would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "poster")]
+
+
+def test_the_report_shows_real_frames_and_loads_nothing(run, results):
+    text = write_report(run.path).read_text()
+    page = Loads()
+    page.feed(text)
+    assert all(target.startswith(("data:", "#")) for target in page.found)
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "@import" not in text
+    assert "url(" not in text
+    pictures = [target for target in page.found if target.startswith("data:image")]
+    assert len(pictures) == 8 * 6
+    for uri in pictures:
+        assert np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))).std() > 5

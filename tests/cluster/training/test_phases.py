@@ -1,0 +1,102 @@
+"""Real trainings in a row: each starts from finished ones, a killed one goes on, one can be made again alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from cluster.training.driver import resume
+from cluster.training.phases import phase_table, prepare_phases, train_phases
+from tests.cluster.training.test_driver import run_cli, wait_for_steps
+from vidssl.errors import CheckpointError, DataError, RecipeError
+from vidssl.recipe import load_recipe
+from vidssl.saved.checkpoint import encoder_state, read_checkpoint
+from vidssl.saved.phases import read_records, state_of
+
+CYCLE = """\
+name: cycle
+clips: {frames: 4, stride: 2, size: 32}
+augment: {flip: false}
+model: {backbone: tiny, dim: 16, width: 4}
+method: {name: cpr, view: rgb, second_view: residual, queue: 8, momentum: 0.9, hold_until_full: true}
+mining: {where: inline, stages: 3, ratio: 0.8, topk: 2}
+trainer: {workers: 1, batch: 4, steps: 6, checkpoint_every_steps: 3, log_every_steps: 1, deterministic: true}
+phases:
+  - name: first-0
+    words: {method.name: infonce, method.hold_until_full: false}
+  - name: second-0
+    words: {method.name: infonce, method.hold_until_full: false, method.view: "${method.second_view}", method.second_view: "${method.view}"}
+  - {name: first-1, start: first-0, second: second-0}
+"""
+
+
+def cycle(folder: Path, packed: Path, *words: str):
+    (folder / "cycle.yaml").write_text(CYCLE)
+    return load_recipe(str(folder / "cycle.yaml"), [f"data={packed}", f"trainer.storage={folder}", *words])
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data's own settings, read inside Ray Train
+def test_a_cycle_starts_from_finished_phases_and_one_can_be_made_again_alone(packed, tmp_path, ray_cluster):
+    recipe = cycle(tmp_path, packed)
+    folder = prepare_phases(recipe)
+    said: list[str] = []
+    outcome = train_phases(recipe, folder, said.append)
+    assert (outcome.steps, outcome.stopped) == (18, False)
+    root = folder.path
+    assert [state_of(phase, root) for phase in recipe.phases] == ["done"] * 3
+    records = read_records(root)
+    assert records["first-1"].inputs == {"start": records["first-0"].weights, "second": records["second-0"].weights}
+    _, state, _ = read_checkpoint(resume(root / "first-1")[0], 6)
+    frozen = {k.removeprefix("streams.residual.query."): v for k, v in state["method"].items() if "residual.query" in k}
+    trained = encoder_state(root / "second-0", "residual")
+    assert all(frozen[key].equal(value) for key, value in trained.items())
+    # Again: nothing to do. One alone: what came from it is said to be stale, and kept.
+    assert train_phases(recipe, folder, said.append).steps == 0
+    assert train_phases(recipe, folder, said.append, only="second-0").steps == 6
+    again = read_records(root)
+    assert again["second-0"].weights == records["second-0"].weights  # deterministic: the same training
+    assert [state_of(phase, root) for phase in recipe.phases] == ["done"] * 3
+    assert "start first-0, second second-0" in phase_table(recipe, root)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_phase_goes_on_where_it_stood(packed, tmp_path):
+    (tmp_path / "cycle.yaml").write_text(CYCLE)
+    words = ["train", "cycle.yaml", f"data={packed}", "second-0:trainer.steps=40", "--no-evaluation"]
+    process = run_cli(*words, cwd=tmp_path)
+    root = tmp_path / "runs" / "cycle"
+    wait_for_steps(root / "second-0", 8, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    first = read_records(root)["first-0"]
+    again = run_cli("train", "--resume", "runs/cycle", "--no-evaluation", cwd=tmp_path)
+    said, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, said
+    assert "phase first-0: finished before, kept" in said
+    assert "resumed at step" in said
+    assert read_records(root)["first-0"] == first
+    rows = [json.loads(line) for line in (root / "second-0" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(40))
+
+
+def test_every_phase_is_checked_before_the_first_one_runs(packed, tmp_path):
+    with pytest.raises(RecipeError, match=r"mining.stages=9 mining.ratio=0.1 leave 0 of 8 slots"):
+        prepare_phases(cycle(tmp_path, packed, "first-1:mining.stages=9", "first-1:mining.ratio=0.1"))
+    with pytest.raises(DataError, match=r"holds no optical flow.*type method.second_view=residual"):
+        prepare_phases(cycle(tmp_path, packed, "method.second_view=flow"))
+    assert not (tmp_path / "cycle").exists()
+
+
+def test_a_phase_is_not_started_from_an_unfinished_one(packed, tmp_path, ray_cluster):
+    recipe = cycle(tmp_path, packed)
+    folder = prepare_phases(recipe)
+    with pytest.raises(CheckpointError, match=r"phase 'first-1' takes its start stream from 'first-0', which is not"):
+        train_phases(recipe, folder, lambda line: None, only="first-1")
+    with pytest.raises(RecipeError, match=r"no phase 'third' in this recipe; there are first-0, second-0, first-1"):
+        train_phases(recipe, folder, lambda line: None, only="third")

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from pipelines.packing.guard import Guard
+from pipelines.packing.verdict import Target
+from tests.pipelines.footage import write_video
+from vidssl.errors import DataError
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone_within(pid: int, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not alive(pid)
+
+
+class Fragile(Guard):
+    """A guard whose child is killed as soon as it is ready, the first `deaths` times."""
+
+    deaths = 0
+
+    def _ready(self):
+        wire = super()._ready()
+        if self.deaths and self._process is not None:
+            self.deaths -= 1
+            self._process.kill()
+            self._process.wait()
+        return wire
+
+
+def test_one_child_does_many_videos(tmp_path):
+    good = write_video(tmp_path / "a.mp4")
+    (tmp_path / "b.mp4").write_bytes(b"nonsense")
+    with Guard(Target(), 30) as guard:
+        verdicts = [guard.run(str(path), path.name).verdict for path in (good, tmp_path / "b.mp4", good)]
+        child = guard._process
+        assert child is not None
+    assert [verdict.verdict for verdict in verdicts] == ["packed", "rejected", "packed"]
+    assert gone_within(child.pid, 5)
+
+
+def test_a_video_that_hangs_is_rejected_and_the_next_one_gets_a_new_child(tmp_path):
+    good = write_video(tmp_path / "a.mp4", frames=200)
+    with Guard(Target(), 30) as guard:
+        guard.run(str(good), "a.mp4")
+        first = guard._process
+        guard.timeout = 0.001  # no frame can come that fast: to the watchdog this is a hang
+        hung = guard.run(str(good), "a.mp4").verdict
+        guard.timeout = 30
+        assert guard.run(str(good), "a.mp4").verdict.verdict == "packed"
+        assert first is not None
+        assert not alive(first.pid)
+    assert (hung.verdict, hung.reason) == ("rejected", "decoding hung: no new frame within 0.001 s")
+
+
+def test_a_child_that_dies_once_is_given_a_second_try(tmp_path):
+    with Fragile(Target(), 30) as guard:
+        guard.deaths = 1
+        assert guard.run(str(write_video(tmp_path / "a.mp4")), "a.mp4").verdict.verdict == "packed"
+
+
+def test_a_child_that_dies_twice_is_a_verdict_and_the_next_video_goes_on(tmp_path):
+    good = str(write_video(tmp_path / "a.mp4"))
+    with Fragile(Target(), 30) as guard:
+        guard.deaths = 2
+        verdict = guard.run(good, "a.mp4").verdict
+        assert (verdict.verdict, verdict.reason) == ("rejected", "the decoder crashed (Killed)")
+        assert guard.run(good, "a.mp4").verdict.verdict == "packed"
+
+
+def test_a_child_that_never_starts_is_said_once_and_not_blamed_on_the_video(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with (
+        Guard(Target(), 30) as guard,
+        pytest.raises(DataError, match=r"does not start \(exit code 1\); try: /bin/false"),
+    ):
+        guard.run("a.mp4", "a.mp4")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only the Linux kernel ends children with their parent")
+def test_the_child_dies_with_a_killed_parent(tmp_path):
+    source = write_video(tmp_path / "a.mp4")
+    script = f"""
+        from pipelines.packing.guard import Guard
+        from pipelines.packing.verdict import Target
+        import time
+        guard = Guard(Target(), 30)
+        guard.run({str(source)!r}, "a")
+        print(guard._process.pid, flush=True)
+        time.sleep(60)
+    """
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, env=env) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert alive(child)
+        parent.send_signal(signal.SIGKILL)
+    assert gone_within(child, 5)

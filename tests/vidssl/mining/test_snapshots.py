@@ -1,0 +1,154 @@
+"""A snapshot is whole or absent, comes back bit for bit, and is refused where it does not belong."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from vidssl.batch import Embeddings
+from vidssl.errors import BankError
+from vidssl.mining.bank import EmbeddingBank
+from vidssl.mining.snapshots import latest_snapshot, load_snapshot, read_info, save_snapshot, snapshot_at, sweep
+
+
+def make_bank(n=50, dtype="float32", views=("rgb", "residual"), seed=0, dim=6):
+    rng = np.random.default_rng(seed)
+    bank = EmbeddingBank(n, dim, views, np.arange(n) // 2, dtype)
+    rows = rng.standard_normal((n - 5, dim))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    bank.push(Embeddings(dict.fromkeys(views, rows), np.arange(n - 5), 7, 0))
+    return bank
+
+
+def same(one, other):
+    return all(np.array_equal(values, other.state()[name]) for name, values in one.state().items())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_bank_comes_back_bit_for_bit(tmp_path, dtype):
+    bank = make_bank(dtype=dtype)
+    path = save_snapshot(bank, tmp_path, 9, extra={"data_hash": "abc", "stages": 3})
+    back = load_snapshot(path, bank, "abc")
+    assert same(back, bank)
+    assert (back.step, back.dtype) == (7, np.dtype(dtype))
+    info = read_info(path)
+    assert (info.step, info.bank_step, info.views, info.extra["stages"]) == (9, 7, ("rgb", "residual"), 3)
+
+
+def test_the_last_two_are_kept_and_found(tmp_path):
+    for step in (1, 2, 10):
+        save_snapshot(make_bank(), tmp_path, step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["snap-10", "snap-2"]
+    assert latest_snapshot(tmp_path) == tmp_path / "snap-10"
+    assert snapshot_at(tmp_path, 2) == tmp_path / "snap-2"
+    assert snapshot_at(tmp_path, 1) is None
+    assert latest_snapshot(tmp_path / "nowhere") is None
+
+
+def test_a_run_that_goes_back_replaces_what_an_attempt_left_and_keeps_its_own(tmp_path):
+    for step, seed in ((100, 1), (200, 2), (50, 3), (100, 4)):
+        save_snapshot(make_bank(seed=seed), tmp_path, step)
+    assert same(load_snapshot(tmp_path / "snap-100"), make_bank(seed=4))
+    assert {path.name for path in tmp_path.iterdir()} == {"snap-50", "snap-100", "snap-200"}
+
+
+def test_chunks_are_uncompressed_and_hold_whole_rows(tmp_path):
+    import zarr
+
+    group = zarr.open_group(str(save_snapshot(make_bank(), tmp_path, 1)), mode="r")
+    array = group["view-rgb"]
+    assert isinstance(array, zarr.Array)
+    assert (array.chunks, array.compressors) == ((50, 6), ())
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        (lambda: make_bank(52), "has slots 50, this run needs 52; start with an empty bank"),
+        (lambda: make_bank(dim=7), "has width 6, this run needs 7"),
+        (lambda: make_bank(views=("rgb", "flow")), "has views .*residual.* this run needs .*flow"),
+        (lambda: EmbeddingBank(50, 6, ("rgb", "residual")), "other groups of videos"),
+    ],
+)
+def test_another_run_s_snapshot_is_refused(tmp_path, other, sentence):
+    path = save_snapshot(make_bank(), tmp_path, 1)
+    with pytest.raises(BankError, match=sentence):
+        load_snapshot(path, other())
+
+
+def test_a_snapshot_of_other_data_is_refused(tmp_path):
+    path = save_snapshot(make_bank(), tmp_path, 1, extra={"data_hash": "abc"})
+    with pytest.raises(BankError, match="belongs to data abc, this run has xyz"):
+        load_snapshot(path, data_hash="xyz")
+
+
+def test_a_damaged_or_missing_snapshot_is_refused(tmp_path):
+    path = save_snapshot(make_bank(), tmp_path, 1)
+    with pytest.raises(BankError, match="is no readable bank snapshot"):
+        load_snapshot(tmp_path / "snap-3")
+    shutil.rmtree(path / "view-rgb" / "c")
+    with pytest.raises(BankError, match=r"is damaged \(rgb lacks rows\)"):
+        load_snapshot(path)
+    shutil.rmtree(path / "view-rgb")
+    with pytest.raises(BankError, match="is damaged"):
+        load_snapshot(path)
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BankError, match="cannot be written"):
+        save_snapshot(make_bank(), tmp_path / "file", 1)
+
+
+WRITER = """
+import pathlib, numpy as np
+from vidssl.mining.bank import EmbeddingBank
+from vidssl.batch import Embeddings
+from vidssl.mining.snapshots import save_snapshot
+bank, root = EmbeddingBank(20000, 16, ("a", "b")), pathlib.Path(ROOT)
+for step in range(FIRST, 10**6):
+    rows = np.zeros((20000, 16)); rows[:, step % 16] = 1
+    bank.push(Embeddings({"a": rows, "b": rows}, np.arange(20000), step, 0))
+    save_snapshot(bank, root, step)
+"""
+
+
+def test_kills_while_writing_leave_whole_snapshots_and_their_leftovers_are_swept(tmp_path):
+    forked = multiprocessing.get_context("forkserver")
+    forked.set_forkserver_preload(["vidssl.mining.snapshots", "zarr"])  # the imports are paid once
+    rng, first = np.random.default_rng(0), 1
+    for _ in range(6):
+        child = forked.Process(target=exec, args=(WRITER, {"ROOT": str(tmp_path), "FIRST": first}))
+        child.start()
+        before = first
+        deadline = time.monotonic() + 60
+        while first < before + 2 and time.monotonic() < deadline:  # at least two more were finished
+            time.sleep(0.01)
+            newest = latest_snapshot(tmp_path)
+            first = int(newest.name.split("-")[1]) + 1 if newest else 1
+        time.sleep(rng.uniform(0, 0.1))
+        child.kill()
+        child.join()
+        child.close()
+        found = [path for path in tmp_path.iterdir() if path.name.startswith("snap-") and "." not in path.name]
+        assert found
+        for path in found:
+            bank = load_snapshot(path)
+            step = int(path.name.split("-")[1])
+            assert bank.step == step
+            for table in bank.views.values():
+                assert (table[:, step % 16] == 1).all()
+        first = max(int(path.name.split("-")[1]) for path in found) + 1
+    sweep(tmp_path)
+    assert not [path for path in tmp_path.iterdir() if "." in path.name]
+
+
+def test_a_sweep_leaves_a_living_writer_alone(tmp_path):
+    (tmp_path / f"snap-3.tmp-{os.getpid()}-1").mkdir()
+    assert sweep(tmp_path) == 0
+    assert sweep(tmp_path / "nowhere") == 0

@@ -1,0 +1,142 @@
+"""Which training comes next? A recipe with `phases:` as a state machine whose state is what lies in the run's folder.
+
+A phase is a complete run of its own in RUN/PHASE. It starts only from finished phases: the trained stream from `start`,
+the frozen second stream from `second`; their checkpoints' hashes are recorded in RUN/phases.json when it is finished.
+
+| state | meaning |
+|---|---|
+| `waiting` | nothing of it exists |
+| `begun` | it has a folder and is not finished: it is resumed where it stands |
+| `done` | finished, from the phases as they are now |
+| `stale` | finished, but a phase that it came from was trained again since |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from vidssl.errors import CheckpointError
+from vidssl.recipe import Recipe
+from vidssl.saved.checkpoint import checkpoint_path, latest_step
+from vidssl.saved.run_folder import RunFolder
+from vidssl.sections import Phase
+
+__all__ = [
+    "PhaseRecord",
+    "PhaseState",
+    "check_sources",
+    "finish_phase",
+    "forget_phase",
+    "phase_folder",
+    "read_records",
+    "sources_of",
+    "state_of",
+]
+
+PhaseState = Literal["waiting", "begun", "done", "stale"]
+
+
+@dataclass(frozen=True)
+class PhaseRecord:
+    """What a finished phase was made of.
+
+    Attributes:
+        steps: Optimizer steps.
+        weights: sha256 of its last checkpoint's weights.
+        recipe: Fingerprint of its recipe.
+        inputs: role (`start`, `second`) → sha256 of the weights it began with.
+    """
+
+    steps: int
+    weights: str
+    recipe: str
+    inputs: Mapping[str, str]
+
+
+def phase_folder(root: Path, name: str) -> RunFolder:
+    """The run folder of a phase."""
+    return RunFolder(root / name)
+
+
+def read_records(root: Path) -> dict[str, PhaseRecord]:
+    """Finished phases by name, in the order they were finished.
+
+    Raises:
+        CheckpointError: phases.json is damaged.
+    """
+    path = root / "phases.json"
+    if not path.is_file():
+        return {}
+    try:
+        return {name: PhaseRecord(**record) for name, record in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}); remove it, finished phases are then trained again"
+        ) from error
+
+
+def state_of(phase: Phase, root: Path) -> PhaseState:
+    """Where a phase stands; see the table of this module."""
+    record = read_records(root).get(phase.name)
+    folder = phase_folder(root, phase.name)
+    if record is None:
+        return "begun" if folder.recipe.is_file() else "waiting"
+    if _weights(folder) != record.weights:  # it was begun again, or its checkpoints are gone
+        return "begun" if folder.recipe.is_file() else "waiting"
+    now = {role: _weights(phase_folder(root, source)) for role, source in sources_of(phase).items()}
+    return "done" if now == dict(record.inputs) else "stale"
+
+
+def sources_of(phase: Phase) -> dict[str, str]:
+    """Role → phase that it starts from."""
+    return {role: name for role, name in (("start", phase.start), ("second", phase.second)) if name is not None}
+
+
+def check_sources(phase: Phase, recipe: Recipe, root: Path) -> None:
+    """Refuse to start a phase whose sources are not finished.
+
+    Raises:
+        CheckpointError: naming the first that is missing.
+    """
+    by_name = {other.name: other for other in recipe.phases}
+    for role, name in sources_of(phase).items():
+        state = state_of(by_name[name], root)
+        if state in ("waiting", "begun"):
+            raise CheckpointError(
+                f"phase '{phase.name}' takes its {role} stream from '{name}', which is not finished; "
+                f"type vidssl train --resume {root}"
+            )
+
+
+def finish_phase(phase: Phase, recipe: Recipe, root: Path) -> None:
+    """Record that a phase is finished, with the hashes of what it came from; written aside and renamed."""
+    folder = phase_folder(root, phase.name)
+    inputs = {role: _weights(phase_folder(root, name)) for role, name in sources_of(phase).items()}
+    record = PhaseRecord(latest_step(folder) or 0, _weights(folder), recipe.fingerprint(), inputs)
+    records = {name: old for name, old in read_records(root).items() if name != phase.name} | {phase.name: record}
+    _write(root, records)
+
+
+def forget_phase(name: str, root: Path) -> None:
+    """A phase is going to be trained again: its record is dropped first, so that a kill leaves it unfinished."""
+    _write(root, {other: record for other, record in read_records(root).items() if other != name})
+
+
+def _write(root: Path, records: Mapping[str, PhaseRecord]) -> None:
+    aside = root / ".phases.json.tmp"
+    aside.write_text(json.dumps({name: asdict(record) for name, record in records.items()}, indent=1) + "\n")
+    os.replace(aside, root / "phases.json")
+
+
+def _weights(folder: RunFolder) -> str:
+    step = latest_step(folder)
+    if step is None:
+        return ""
+    with (checkpoint_path(folder, step) / "model.pt").open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
