@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vidssl import __version__
 from vidssl.errors import RecipeError, VidsslError
-from vidssl.recipe import load_recipe, recipe_names
+from vidssl.recipe import load_recipe, recipe_names, take_word
 
 __all__ = ["main"]
 
@@ -166,7 +166,6 @@ def _embed(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from cluster.report.write import write_report
-    from cluster.subject import take_word
 
     data, unknown = take_word(args.words, "data")
     if unknown:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.subject import Subject, open_subject, take_word
+from cluster.subject import Subject, open_subject
 from vidssl.errors import RecipeError
 from vidssl.evaluation.retrieval import unit_rows
+from vidssl.recipe import take_word
 from vidssl.saved.embeddings import Embedded, save_embeddings
 
 if TYPE_CHECKING:

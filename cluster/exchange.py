@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cluster.subject import recipe_from_tree, take_word
 from vidssl.errors import CheckpointError, RecipeError
-from vidssl.recipe import Recipe
+from vidssl.recipe import Recipe, recipe_from_tree, take_word
 
 if TYPE_CHECKING:
     from vidssl.saved.card import Facts

@@ -6,19 +6,17 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from omegaconf import OmegaConf
 
 from vidssl.encoder import Encoder, build_encoder
 from vidssl.errors import CheckpointError, DataError, DeviceError, RecipeError
 from vidssl.evaluation.tables import dataset_of
-from vidssl.recipe import Recipe, recipe_from_file
+from vidssl.recipe import Recipe, recipe_from_file, recipe_from_tree
 from vidssl.saved.card import Card, build_from, is_card, read_card, read_weights
 from vidssl.saved.checkpoint import Meta, checkpoint_path, load_method, read_checkpoint
 from vidssl.saved.run_folder import RunFolder, open_run
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from pipelines.loading.windows import Rule
     from vidssl.methods import Method
 
-__all__ = ["Subject", "open_subject", "recipe_from_tree", "take_word"]
+__all__ = ["Subject", "open_subject"]
 
 _RULES: Final[dict[str, Rule]] = {"p1_ref": "p1", "p2": "p2"}
 _WINDOWS: Final[dict[str, str]] = {
@@ -171,7 +169,7 @@ class Subject:
     def _epochs(self) -> float | None:
         if not self.own_data:
             return None
-        train = len(self.manifest.rows("train" if "train" in self.manifest.splits else None))
+        train = len(self.manifest.training_rows())
         return round(self.meta.step * self.recipe.trainer.batch * self.meta.world / train, 2)
 
     def _check_view(self, view: str) -> None:
@@ -238,24 +236,6 @@ def _open_card(folder: Path, words: Sequence[str]) -> Subject:
     encoder = build_from(card, read_weights(folder)).to(device)
     meta = Meta(facts.steps or 0, facts.recipe or "", facts.data_hash, 1, facts.epoch or 0)
     return Subject(folder, recipe, meta, card.weights_sha256[:16], manifest, device, card=card, _encoder=encoder)
-
-
-def recipe_from_tree(tree: Mapping[str, Any], words: Sequence[str] = ()) -> Recipe:
-    """A recipe out of a mapping, with `key=value` words applied.
-
-    Raises:
-        RecipeError: as `vidssl.recipe.recipe_from_file`.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "card"
-        path.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(tree))))
-        return recipe_from_file(path, words)
-
-
-def take_word(words: Sequence[str], key: str) -> tuple[str | None, list[str]]:
-    """The value of the last `key=value` among `words`, and the words without it."""
-    values = [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
-    return (values[-1] if values else None), [word for word in words if not word.startswith(f"{key}=")]
 
 
 def _data_of(recipe: Recipe, trained_on: str | None, named: bool) -> Manifest:

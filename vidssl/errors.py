@@ -1,12 +1,33 @@
-"""What can go wrong through a user's hand, one class per kind; the command line prints the sentence and exits with 2."""
+"""What can go wrong, one class per kind; the command line prints the sentence and exits with 2.
+
+`final` says whether beginning again would meet the same thing: a mistake of the user is final, a disk that does not answer
+is not, and Ray Train's retries are for the latter alone.
+"""
 
 from __future__ import annotations
 
-__all__ = ["BankError", "CheckpointError", "DataError", "DeviceError", "RecipeError", "VidsslError"]
+from typing import ClassVar
+
+__all__ = [
+    "BankError",
+    "BusyError",
+    "CheckpointError",
+    "DataError",
+    "DeviceError",
+    "RecipeError",
+    "StorageError",
+    "VidsslError",
+]
 
 
 class VidsslError(Exception):
-    """A mistake a user can mend: the text says what was given, what is allowed and what to type."""
+    """A mistake a user can mend: the text says what was given, what is allowed and what to type.
+
+    Attributes:
+        final: Whether the same command would meet it again.
+    """
+
+    final: ClassVar[bool] = True
 
 
 class RecipeError(VidsslError):
@@ -27,3 +48,13 @@ class BankError(VidsslError):
 
 class CheckpointError(VidsslError):
     """A run directory or checkpoint that is missing, damaged or belongs to another recipe."""
+
+
+class BusyError(VidsslError):
+    """Somebody else is working in that folder."""
+
+
+class StorageError(VidsslError):
+    """A disk, a store or the bank cannot be reached or written now; it was tried again before this was said."""
+
+    final: ClassVar[bool] = False

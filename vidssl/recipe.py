@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,9 @@ __all__ = [
     "load_recipe",
     "phase_recipe",
     "recipe_from_file",
+    "recipe_from_tree",
     "recipe_names",
+    "take_word",
 ]
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -169,33 +171,66 @@ def recipe_from_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file with `key=value` words applied.
 
     Raises:
-        RecipeError: as `load_recipe`.
+        RecipeError: as `load_recipe`, and a file that cannot be read or is no YAML.
     """
     try:
         tree = OmegaConf.load(path)
-        if not isinstance(tree, DictConfig):
-            raise RecipeError(f"{path} holds no mapping of recipe keys")
-        for word in overrides:
-            key, sep, value = word.partition("=")
-            if not sep or not key:
-                raise RecipeError(f"'{word}' is no setting; type key=value, e.g. trainer.workers=2")
-            name, named, key = key.rpartition(":")
-            _check_key(key)
-            if named:
-                _set_in_phases(tree, name, key, OmegaConf.from_dotlist([f"v={value}"]).v)
-                continue
-            OmegaConf.update(tree, key, OmegaConf.from_dotlist([f"v={value}"]).v, merge=True)
-        plain: Any = OmegaConf.to_container(tree, resolve=True)
     except YAMLError as error:
-        raise RecipeError(f"{path.name} {' '.join(overrides)}: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"{path.name}: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{path} is no text file (byte {error.start} is not UTF-8); name a recipe or a YAML file"
+        ) from error
     except OmegaConfBaseException as error:
         raise RecipeError(f"{path.name}: {str(error).splitlines()[0]}") from error
     except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
+        raise RecipeError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not isinstance(tree, DictConfig):
+        raise RecipeError(f"{path} holds no mapping of recipe keys")
+    return _with_words(tree, overrides, path.name)
+
+
+def recipe_from_tree(tree: Mapping[str, object], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe out of a mapping of plain values, with `key=value` words applied.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    return _with_words(OmegaConf.create(dict(tree)), overrides, "the recipe")
+
+
+def take_word(words: Sequence[str], key: str) -> tuple[str | None, list[str]]:
+    """The value of the last `key=value` among `words`, and the words without it."""
+    values = [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
+    return (values[-1] if values else None), [word for word in words if not word.startswith(f"{key}=")]
+
+
+def _with_words(tree: DictConfig, overrides: Sequence[str], origin: str) -> Recipe:
+    try:
+        for word in overrides:
+            _apply(tree, word)
+        plain: Any = OmegaConf.to_container(tree, resolve=True)
+    except YAMLError as error:
+        raise RecipeError(f"{origin} {' '.join(overrides)}: {' '.join(str(error).split())}") from error
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"{origin}: {str(error).splitlines()[0]}") from error
     recipe = _validated(plain)
     for phase in recipe.phases:
         _check_roles(recipe, phase)
     return recipe
+
+
+def _apply(tree: DictConfig, word: str) -> None:
+    key, sep, given = word.partition("=")
+    if not sep or not key:
+        raise RecipeError(f"'{word}' is no setting; type key=value, e.g. trainer.workers=2")
+    name, named, key = key.rpartition(":")
+    _check_key(key)
+    value = OmegaConf.from_dotlist([f"v={given}"]).v
+    if named:
+        _set_in_phases(tree, name, key, value)
+    else:
+        OmegaConf.update(tree, key, value, merge=True)
 
 
 def phase_recipe(recipe: Recipe, phase: Phase, root: Path | None = None) -> Recipe:

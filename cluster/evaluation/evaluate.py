@@ -24,8 +24,9 @@ from cluster.evaluation.features import Features, features_of, views_asked
 from cluster.evaluation.probes import few_shot_results, knn_results, linear_results
 from cluster.evaluation.retrieval import retrieval_protocol, retrieval_results
 from cluster.evaluation.text import results_table
-from cluster.subject import Subject, open_subject, take_word
+from cluster.subject import Subject, open_subject
 from vidssl.errors import DataError, RecipeError
+from vidssl.recipe import take_word
 from vidssl.saved.embeddings import save_embeddings
 
 __all__ = ["WHAT", "evaluate_run", "results_table"]

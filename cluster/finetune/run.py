@@ -22,9 +22,9 @@ import torch
 
 from cluster.finetune.results import finetune_table, tested, write_results
 from cluster.finetune.task import Task, settings_of, settle, spec_of
-from cluster.subject import take_word
 from vidssl.evaluation.class_scores import fuse, load_scores
 from vidssl.evaluation.finetune import Classifier, Epoch, FineTuner
+from vidssl.recipe import take_word
 
 if TYPE_CHECKING:
     from pipelines.loader import TrainLoader

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.subject import Subject, open_subject, recipe_from_tree, take_word
+from cluster.subject import Subject, open_subject
 from vidssl.errors import DataError, RecipeError
 from vidssl.evaluation.class_scores import AVERAGES, Average
 from vidssl.evaluation.heldout import classification_sides, hold_out
-from vidssl.recipe import Recipe
+from vidssl.recipe import Recipe, recipe_from_tree, take_word
 
 if TYPE_CHECKING:
     from pipelines.loader import LoaderSpec

@@ -78,7 +78,7 @@ def _opened(path: str | Path) -> tuple[RunFolder, Recipe, dict[str, Any]]:
     if not is_card(path):
         folder = open_run(path)
         return folder, folder.read_recipe(), folder.read_facts()
-    from cluster.subject import recipe_from_tree
+    from vidssl.recipe import recipe_from_tree
 
     card = read_card(path)
     folder = RunFolder(Path(path).expanduser().resolve())

@@ -6,9 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from vidssl.encoder import build_encoder, check_fit
 from vidssl.errors import CheckpointError, DataError, RecipeError
@@ -20,7 +18,7 @@ from vidssl.saved.checkpoint import encoder_state
 if TYPE_CHECKING:
     from pipelines.dataset.manifest import Manifest
 
-__all__ = ["check_recipe", "steps_of", "training_rows"]
+__all__ = ["check_recipe", "steps_of"]
 
 LEARNS_FROM_TWO = ("coclr", "cpr")
 """Methods whose second stream can be trained in a warm-up."""
@@ -55,13 +53,8 @@ def check_recipe(recipe: Recipe, later: Collection[str] = ()) -> Manifest:
     _check_flow(recipe)
     if recipe.mines:
         inline = recipe.mining.where == "inline" and recipe.method.name != "iic"
-        plan_from(mining_of(recipe), recipe.method.queue if inline else len(training_rows(manifest)))
+        plan_from(mining_of(recipe), recipe.method.queue if inline else len(manifest.training_rows()))
     return manifest
-
-
-def training_rows(manifest: Manifest) -> NDArray[np.int64]:
-    """Instances that are trained on: the training split, or all where there is none."""
-    return manifest.rows("train" if "train" in manifest.splits else None)
 
 
 def steps_of(recipe: Recipe) -> int:
@@ -75,7 +68,7 @@ def steps_of(recipe: Recipe) -> int:
 
 def _steps_per_epoch(recipe: Recipe, manifest: Manifest) -> int:
     trainer = recipe.trainer
-    rows = len(training_rows(manifest))
+    rows = len(manifest.training_rows())
     together = trainer.batch * trainer.workers
     if rows < together:
         raise DataError(
@@ -121,7 +114,7 @@ def _check_labels(recipe: Recipe, manifest: Manifest) -> None:
     reads = "method.name=ubernce" if recipe.method.name == "ubernce" else ""
     if recipe.mines and recipe.mining.strategy == "oracle":
         reads = "mining.strategy=oracle"
-    if reads and not (manifest.samples.label[training_rows(manifest)] >= 0).any():
+    if reads and not (manifest.samples.label[manifest.training_rows()] >= 0).any():
         raise DataError(
             f"{reads} learns from labels and {recipe.data} has none; pack a folder with one sub-folder per class, or choose another method"
         )

@@ -24,7 +24,7 @@ from typing import Any
 
 from cluster.bank.spec import BankSpec
 from cluster.launch import check_resources, in_ray_job, ray_session, resolve_device
-from cluster.training.checks import check_recipe, steps_of, training_rows
+from cluster.training.checks import check_recipe, steps_of
 from cluster.training.runlog import live_line
 from vidssl import errors
 from vidssl.errors import CheckpointError, DataError, VidsslError
@@ -190,7 +190,7 @@ def _bank_spec(recipe: Recipe, folder: RunFolder, manifest: Any) -> BankSpec | N
         dim=recipe.model.dim,
         main=main,
         aux=aux,
-        plan=plan_from(mining_of(recipe), len(training_rows(manifest))),  # only these slots are ever filled
+        plan=plan_from(mining_of(recipe), len(manifest.training_rows())),  # only these slots are ever filled
         root=str(folder.bank),
         data_hash=manifest.hash,
         world=trainer.workers,

@@ -15,7 +15,6 @@ from torch import nn
 
 from cluster.bank.spec import BankSpec
 from cluster.training.agree import barrier, from_first_rank, max_over_ranks
-from cluster.training.checks import training_rows
 from cluster.training.meter import StepMeter
 from cluster.training.runlog import RunLog
 from pipelines.dataset.manifest import Manifest, load_manifest
@@ -95,7 +94,7 @@ class Worker:
         self._settle_numerics()
         self.manifest = load_manifest(job.data)
         self.start = latest_step(self.folder) or 0
-        rows = training_rows(self.manifest)
+        rows = self.manifest.training_rows()
         self.method = build_method(self.recipe, self.recipe.seed, len(self.manifest), rows).to(self.device)
         self.optimizer = build_optimizer(self.recipe.optim, [p for p in self.method.parameters() if p.requires_grad])
         self.loader = _loader(self.recipe, self.manifest, self.rank, self.world, self.device)

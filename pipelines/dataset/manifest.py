@@ -119,6 +119,10 @@ class Manifest:
             raise DataError(f"{self.root} has no split '{split}'; it has {', '.join(self.splits)}")
         return np.flatnonzero(self.samples.split == self.splits.index(split)).astype(np.int64)
 
+    def training_rows(self) -> NDArray[np.int64]:
+        """Instances that are trained on, in storage order, int64: the split `train`, or all where there is none."""
+        return self.rows("train" if "train" in self.splits else None)
+
     def shard_path(self, shard: int) -> Path:
         """The tar of shard number `shard`."""
         return self.root / self.shards[shard].name

@@ -1,0 +1,112 @@
+"""Did we make this folder? A small file says what made it; without that file nothing in it is removed or overwritten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidssl import __version__
+from vidssl.errors import DataError
+from vidssl.files import write_json
+
+__all__ = ["LOCK", "MARK", "Mark", "mark", "mark_of", "refuse_foreign", "remove_marked"]
+
+MARK = ".vidssl.json"
+"""Name of the file."""
+LOCK = ".vidssl.lock"
+"""Name of the file that says who is working in a folder; see `vidssl.lock`."""
+
+_MADE_BY = "vidssl"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a folder is.
+
+    Attributes:
+        kind: run, pack, demo, card or embeddings.
+        version: Of the package that made it.
+    """
+
+    kind: str
+    version: str
+
+
+def mark(folder: Path, kind: str) -> None:
+    """Say that `folder` is ours from now on.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_json(folder / MARK, {"made_by": _MADE_BY, "kind": kind, "version": __version__})
+
+
+def mark_of(folder: Path) -> Mark | None:
+    """What made `folder`; None where it does not say, or what it says is not ours or torn."""
+    try:
+        tree = json.loads((folder / MARK).read_bytes())
+        return Mark(str(tree["kind"]), str(tree["version"])) if tree["made_by"] == _MADE_BY else None
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return None
+
+
+def refuse_foreign(folder: Path, kind: str, instead: str) -> None:
+    """Refuse to write into a folder that somebody else filled.
+
+    Args:
+        folder: What was named; absent, empty and ours are fine.
+        kind: What it must have been made as.
+        instead: What to type, e.g. `give another OUT`.
+
+    Raises:
+        DataError: a file, a folder that cannot be read, or a filled one without our mark of this kind.
+    """
+    try:
+        if not folder.is_dir():
+            if folder.exists() or folder.is_symlink():
+                raise DataError(f"{folder} is a file and a folder is needed; {instead}")
+            return
+        if all(path.name.startswith(LOCK) for path in folder.iterdir()):
+            return
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror}); {instead}") from error
+    found = mark_of(folder)
+    if found is None:
+        raise DataError(f"{folder} holds files that vidssl did not make, and they are left alone; {instead}")
+    if found.kind != kind:
+        raise DataError(f"{folder} was made as a {found.kind}, not as a {kind}, and is left alone; {instead}")
+
+
+def remove_marked(folder: Path, kind: str, names: Sequence[str]) -> list[str]:
+    """Remove what we made in `folder`, and the folder when nothing else is in it.
+
+    Args:
+        folder: Absent is fine.
+        kind: What it must have been made as.
+        names: Patterns of what a folder of this kind holds (files, or folders that are wholly ours).
+
+    Returns:
+        Names that were left, because they match no pattern: somebody else's. The mark then stays too.
+
+    Raises:
+        DataError: as `refuse_foreign`.
+        OSError: something cannot be removed.
+    """
+    refuse_foreign(folder, kind, "remove it yourself if it may go")
+    if not folder.is_dir():
+        return []
+    for path in [path for pattern in names for path in folder.glob(pattern)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    left = sorted(path.name for path in folder.iterdir() if path.name != MARK and not path.name.startswith(LOCK))
+    if not left:
+        (folder / MARK).unlink(missing_ok=True)
+        with suppress(OSError):  # who holds its lock goes on in it
+            folder.rmdir()
+    return left
