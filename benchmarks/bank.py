@@ -187,13 +187,6 @@ def _as_published(queries: list[np.ndarray], bank: list[np.ndarray], plan: Casca
     return kept
 
 
-def _one_core() -> None:
-    # The libraries read this when they load, so the process starts once more with it set.
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    if any(os.environ.get(name) != "1" for name in names):
-        os.execvpe(sys.executable, sys.orig_argv, os.environ | dict.fromkeys(names, "1"))
-
-
 def _cpu_ms(way: Callable[[], Any]) -> float:
     before = time.thread_time()
     way()

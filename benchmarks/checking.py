@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vidssl.files import write_whole
+
 __all__ = ["Note", "Setting", "Skipped", "best_ms", "settle"]
 
 
@@ -52,9 +54,7 @@ class Note:
     def __call__(self, name: str, value: Any) -> None:
         """Keep a JSON value; floats are rounded to four significant digits."""
         self.found[name] = _rounded(value)
-        aside = self.path.with_suffix(".part")
-        aside.write_text(json.dumps(self.found))
-        aside.replace(self.path)
+        write_whole(self.path, json.dumps(self.found))
 
 
 def settle(device: str) -> None:

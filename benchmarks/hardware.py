@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
-import json
 import os
 import platform
 import re
@@ -17,6 +16,8 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from vidssl.files import write_json
 
 __all__ = ["RESULTS", "gpus", "hardware", "result_path", "short_name", "versions", "write_result"]
 
@@ -90,9 +91,7 @@ def write_result(path: Path, content: dict[str, Any]) -> None:
     facts = {"written": datetime.datetime.now().astimezone().isoformat(timespec="seconds")}
     tree = {**facts, "hardware": hardware(), "versions": versions(), **content}
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(tree, indent=1) + "\n")
-    aside.replace(path)
+    write_json(path, tree)
 
 
 def _devices_of_the_driver() -> int:

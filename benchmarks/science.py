@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.hardware import hardware, versions
+from vidssl.files import write_json
 
 __all__ = ["main", "run_experiment", "summary"]
 
@@ -140,9 +140,7 @@ def _store(name: str, entry: dict[str, Any], result: Path) -> None:
     tree |= {"command": "python -m benchmarks.science", "hardware": hardware(), "versions": versions()}
     tree["experiments"] = {**tree.get("experiments", {}), name: _registered(entry)}
     result.parent.mkdir(parents=True, exist_ok=True)
-    aside = result.with_suffix(f".{os.getpid()}.part")
-    aside.write_text(json.dumps(tree, indent=1) + "\n")
-    aside.replace(result)
+    write_json(result, tree)
 
 
 def _registered(entry: dict[str, Any]) -> dict[str, Any]:

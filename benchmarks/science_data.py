@@ -34,6 +34,7 @@ from pipelines.pack import pack
 from pipelines.packing.options import pack_options
 from pipelines.synthetic import MOTIONS, Scene, render, scene_of
 from vidssl.batch import ClipBatch
+from vidssl.files import written_aside
 from vidssl.recipe import Augment, Loader
 from vidssl.recipe import Clips as ClipSection
 from vidssl.views import make_views
@@ -162,10 +163,9 @@ def load_world(world: World, cache: Path) -> tuple[Clips, Clips]:
         manifest = pack("csv", table, folder / "packed", pack_options(["size=128"]))
         pixels = _decode(world, manifest)
         samples = manifest.samples
-        aside = folder / "decoded.part.npz"
         is_test = np.isin(np.arange(len(samples.label)), manifest.rows("test"))
-        np.savez(aside, pixels=pixels, label=samples.label, group=samples.group, is_test=is_test)
-        aside.replace(stored)
+        with written_aside(stored) as stream:
+            np.savez(stream, pixels=pixels, label=samples.label, group=samples.group, is_test=is_test)
     data = np.load(stored)
     pixels, is_test = torch.from_numpy(data["pixels"]), data["is_test"]
     whole = Clips(world, pixels, data["label"].astype(np.int64), data["group"].astype(np.int64))
@@ -199,15 +199,13 @@ def _write_videos(world: World, out: Path) -> Path:
 
 
 def _encode(pictures: NDArray[np.uint8], path: Path) -> None:
-    aside = path.with_suffix(".part.mp4")
-    with av.open(str(aside), "w") as container:
+    with written_aside(path, durable=False) as file, av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "20", "threads": "1"})
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, FPS)
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    aside.replace(path)
 
 
 def _scene(world: World, source: int, cut: int) -> Scene:
