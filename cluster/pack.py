@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from vidssl.errors import DataError
+from vidssl.errors import VidsslError
 
 if TYPE_CHECKING:
     from pipelines.dataset.manifest import Manifest
@@ -72,7 +72,7 @@ def in_ray(jobs: Sequence[Job], work: Work, workers: int) -> Iterator[Staged]:
         workers: Tasks at once.
 
     Raises:
-        DataError, OSError: the first error of any task.
+        VidsslError, OSError: the first error of any task.
     """
     import ray
 
@@ -170,5 +170,5 @@ def _batch(jobs: Sequence[Job], work: Work) -> list[Staged] | Exception:
     try:
         with Guard(work.target, work.timeout) as guard:
             return [stage_one(job, work, guard) for job in jobs]
-    except (DataError, OSError) as error:
+    except (VidsslError, OSError) as error:
         return error

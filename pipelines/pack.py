@@ -125,6 +125,7 @@ def pack(
     Raises:
         RecipeError: options that do not go together or with the format.
         DataError: a bad source, an OUT that holds another pack, a full disk, or not one good video.
+        OurFault: an error in our own code; what is done is kept.
     """
     options, watch, place = options or PackOptions(), watch or Silent(), Path(out)
     catalog = read_catalog(format, src, options)
@@ -156,7 +157,7 @@ def in_threads(jobs: Sequence[Job], work: Work, workers: int) -> Iterator[Staged
     """The mapper of one machine: each thread has a guarded child process, so all cores work.
 
     Raises:
-        DataError, OSError: the first error of any thread; the others stop after their video.
+        VidsslError, OSError: the first error of any thread; the others stop after their video.
     """
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in jobs:

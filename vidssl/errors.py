@@ -14,6 +14,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "DeviceError",
+    "OurFault",
     "RecipeError",
     "StorageError",
     "VidsslError",
@@ -58,3 +59,7 @@ class StorageError(VidsslError):
     """A disk, a store or the bank cannot be reached or written now; it was tried again before this was said."""
 
     final: ClassVar[bool] = False
+
+
+class OurFault(VidsslError):
+    """An error in our own code; the text says that nothing of the user's is to blame, and what to report."""

@@ -7,7 +7,9 @@ changed: the device of the decoder (`mixed`) and `device_id`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -101,7 +103,16 @@ def build_pipeline(
         cut = [_augmented(frames, clips.size, **{key: one[crop] for key, one in look.items()}) for crop in range(crops)]
         return fn.stack(*cut), faults
 
-    return graph()
+    with _annotations_of_dali():
+        return graph()
+
+
+@contextmanager
+def _annotations_of_dali() -> Iterator[None]:
+    """DALI 2.4 marks syntax trees in a way that Python 3.13 deprecates; as an error it would break every condition."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".* got an unexpected keyword argument '___pyct_anno'", DeprecationWarning)
+        yield
 
 
 def _native(video: Node, table: Node, start: Node, clips: Clips, device_id: int | None, slicing: bool) -> Node:

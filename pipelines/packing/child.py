@@ -1,7 +1,8 @@
 """The process in which foreign bytes are decoded: it may hang or die, and takes nothing with it.
 
 Started by `pipelines.packing.guard.Guard` as `python -m pipelines.packing.child FD`; FD is one end of a socket pair that carries pickled
-messages: a `Target` first, then (path, name) per video; back go "ready", "alive" now and then, and an `Outcome`.
+messages: a `Target` first, then (path, name) per video; back go "ready", "alive" now and then, and an `Outcome`, or a
+`Fault` where the error is ours.
 """
 
 from __future__ import annotations
@@ -11,7 +12,12 @@ import os
 import signal
 import sys
 import time
+import traceback
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.packing.verdict import Fault
 
 __all__ = ["main"]
 
@@ -33,7 +39,11 @@ def main(descriptor: int, parent: int) -> None:
             path, name = wire.recv()
         except EOFError:
             return
-        wire.send(normalise(path, name, target, beat))
+        try:
+            message = normalise(path, name, target, beat)
+        except Exception as error:  # normalise() makes a verdict of whatever the video is to blame for
+            message = _fault(error)
+        wire.send(message)
 
 
 class _Beat:
@@ -48,6 +58,20 @@ class _Beat:
         if now - self._last > _BEAT_S:
             self._last = now
             self._wire.send("alive")
+
+
+def _fault(error: Exception) -> Fault:
+    import platform
+
+    import av
+
+    from pipelines.packing.verdict import Fault
+    from vidssl import __version__
+
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "/pipelines/" in frame.filename]
+    place = f"pipelines/{ours[-1].filename.rpartition('/pipelines/')[2]}:{ours[-1].lineno}" if ours else "?"
+    versions = f"vidssl {__version__}, PyAV {av.__version__}, Python {platform.python_version()}"
+    return Fault(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", place, versions)
 
 
 def _die_with(parent: int) -> None:

@@ -10,8 +10,8 @@ import sys
 from multiprocessing.connection import Connection
 from types import TracebackType
 
-from pipelines.packing.verdict import Outcome, Target, Verdict
-from vidssl.errors import DataError
+from pipelines.packing.verdict import Fault, Outcome, Target, Verdict
+from vidssl.errors import DataError, OurFault
 
 __all__ = ["Guard"]
 
@@ -58,6 +58,7 @@ class Guard:
 
         Raises:
             DataError: the child process does not start at all (PyAV is missing or broken).
+            OurFault: an error of our own, which says nothing about the file.
         """
         reason = ""
         for _ in range(_TRIES):  # a second try, since a healthy video may have met a machine short of memory
@@ -68,6 +69,8 @@ class Guard:
                     message = wire.recv()
                     if isinstance(message, Outcome):
                         return message
+                    if isinstance(message, Fault):
+                        raise _our_fault(message, name)
             except (EOFError, OSError):
                 reason = f"the decoder crashed ({_cause(self._end())})"
                 continue
@@ -114,6 +117,13 @@ class Guard:
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
+
+
+def _our_fault(fault: Fault, name: str) -> OurFault:
+    return OurFault(
+        f"a fault of vidssl itself, not of '{name}', stops the pack (what is done is kept): {fault.error} ({fault.place});"
+        f" please report this line and '{name}' with {fault.versions}"
+    )
 
 
 def _cause(code: int) -> str:

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import os
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import cast
 
-import av
 import numpy as np
+from av.codec.codec import UnknownCodecError
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from pipelines.packing.encode import ClipEncoder, verified_table
+from pipelines.packing.foreign import Rejected, opened
 from pipelines.packing.geometry import Geometry, arrange_planes, plan_geometry
 from pipelines.packing.timeline import Stamps, Timeline, nominal_step
 from pipelines.packing.verdict import Outcome, Target, Verdict
+from vidssl.errors import DataError
 
-__all__ = ["normalise"]
+__all__ = ["is_complaint", "normalise"]
 
 MAX_PIXELS = 8192 * 8192
 """Larger frames are refused: a few bytes can claim them and fill the memory."""
-
-
-class _Rejected(Exception):
-    """The video is not packed; the text is the reason."""
 
 
 def normalise(path: str, name: str, target: Target, alive: Callable[[], None]) -> Outcome:
@@ -41,15 +41,35 @@ def normalise(path: str, name: str, target: Target, alive: Callable[[], None]) -
 
     Returns:
         The verdict, with the packed bytes where it is "packed". Never raises for what is wrong with the video.
+
+    Raises:
+        Exception: an error of our own, or of this installation; it says nothing about the video.
     """
     facts = _Facts()
     try:
         mp4, frames, size = _pack(path, target, facts, alive)
-    except _Rejected as reason:
+    except Rejected as reason:
         return Outcome(facts.verdict(name, "rejected", str(reason)))
-    except Exception as error:  # foreign bytes raise anything: seven types were seen, among them UnicodeDecodeError
+    except Exception as error:
+        if not is_complaint(error):
+            raise
         return Outcome(facts.verdict(name, "rejected", f"{facts.doing} failed: {_words(error)}"))
     return Outcome(facts.verdict(name, "packed", "; ".join(facts.notes)), mp4, frames, *size)
+
+
+def is_complaint(error: Exception) -> bool:
+    """Whether an error is what a decoder, a codec or the system says of this file, not a fault of our own.
+
+    Foreign bytes make PyAV raise many types (seven were seen). ValueError and its like count where PyAV raised them; what
+    a wrong call raises (TypeError, AttributeError …) never does, nor does a codec that this PyAV was built without.
+    """
+    if isinstance(error, UnknownCodecError):
+        return False
+    if isinstance(error, FFmpegError | OSError | UnicodeError | MemoryError | DataError):
+        return True
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    in_pyav = any(frame.filename.startswith("av/") or "/site-packages/av/" in frame.filename for frame in last)
+    return in_pyav and isinstance(error, ValueError | ArithmeticError | EOFError | RuntimeError)
 
 
 @dataclass
@@ -72,9 +92,7 @@ class _Facts:
 
 
 def _pack(path: str, target: Target, facts: _Facts, alive: Callable[[], None]) -> tuple[bytes, int, tuple[int, int]]:
-    if os.path.getsize(path) == 0:
-        raise _Rejected("the file is empty")
-    with av.open(path, metadata_errors="replace") as container:
+    with opened(path) as container:
         stream = _video_stream(container, facts)
         encoder = _encode_all(container, stream, target, facts, alive)
         announced = stream.frames
@@ -83,11 +101,11 @@ def _pack(path: str, target: Target, facts: _Facts, alive: Callable[[], None]) -
         facts.notes.append(f"the file announces {announced} frames, {frames} are there")
     if encoder is None or frames < target.min_frames:
         few = f"only {_count(frames, 'frame')}" if frames else "no frame decodes"
-        raise _Rejected(f"{few} (min_frames={target.min_frames})")
+        raise Rejected(f"{few} (min_frames={target.min_frames})")
     if encoder.frames < target.min_frames:
         rate = f"{float(target.fps):g} fps"
         few = _count(encoder.frames, "frame")
-        raise _Rejected(f"too short: {few} at {rate} (min_frames={target.min_frames})")
+        raise Rejected(f"too short: {few} at {rate} (min_frames={target.min_frames})")
     facts.doing = "encoding"
     mp4 = encoder.finish()
     facts.doing = "checking the packed video"
@@ -99,13 +117,15 @@ def _video_stream(container: InputContainer, facts: _Facts) -> VideoStream:
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
         pictures = " (only a cover picture)" if container.streams.video else ""
-        raise _Rejected(f"there is no video stream{pictures}")
+        raise Rejected(f"there is no video stream{pictures}")
     stream = streams[0]
+    if cast(VideoCodecContext | None, stream.codec_context) is None:
+        raise Rejected("FFmpeg knows no decoder for its codec")
     # Frame threading hangs on damaged files; the packer is parallel over videos anyway.
     stream.thread_type, stream.thread_count = "NONE", 1
     facts.codec, facts.width, facts.height = stream.codec.canonical_name, stream.width, stream.height
     if stream.width * stream.height > MAX_PIXELS:
-        raise _Rejected(f"frames of {stream.width}x{stream.height} are above {MAX_PIXELS} pixels")
+        raise Rejected(f"frames of {stream.width}x{stream.height} are above {MAX_PIXELS} pixels")
     return stream
 
 
@@ -138,11 +158,13 @@ def _encode_all(
 def _frames(container: InputContainer, stream: VideoStream, target: Target, facts: _Facts) -> Iterator[VideoFrame]:
     try:
         yield from container.decode(stream)
-    except Exception as error:  # as in normalise()
+    except Exception as error:
+        if not is_complaint(error):
+            raise
         decoded = facts.clock.frames if facts.clock else 0
         reason = f"decoding stops with an error after {_count(decoded, 'frame')}: {_words(error)}"
         if not target.keep_partial or not decoded:
-            raise _Rejected(reason) from error
+            raise Rejected(reason) from error
         facts.notes.append(reason)
 
 
@@ -152,7 +174,7 @@ class _Encoding:
     def __init__(self, first: VideoFrame, stream: VideoStream, target: Target, facts: _Facts) -> None:
         facts.width, facts.height, facts.rotation = first.width, first.height, first.rotation % 360
         if min(first.width, first.height) < target.min_side:
-            raise _Rejected(f"frames of {first.width}x{first.height} are too small (min_side={target.min_side})")
+            raise Rejected(f"frames of {first.width}x{first.height} are too small (min_side={target.min_side})")
         self.geometry = plan_geometry(
             first.width,
             first.height,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-__all__ = ["Outcome", "Target", "Verdict"]
+__all__ = ["Fault", "Outcome", "Target", "Verdict"]
 
 
 @dataclass(frozen=True)
@@ -70,3 +70,18 @@ class Outcome:
     frames: int = 0
     width: int = 0
     height: int = 0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An error of our own on the way; no verdict on the video.
+
+    Attributes:
+        error: Type and text.
+        place: File, line and function of ours where it came from.
+        versions: Of what took part.
+    """
+
+    error: str
+    place: str
+    versions: str

@@ -7,12 +7,13 @@ import sys
 import textwrap
 import time
 
+import av
 import pytest
 
 from pipelines.packing.guard import Guard
 from pipelines.packing.verdict import Target
 from tests.pipelines.footage import write_video
-from vidssl.errors import DataError
+from vidssl.errors import DataError, OurFault
 
 
 def alive(pid: int) -> bool:
@@ -112,3 +113,49 @@ def test_the_child_dies_with_a_killed_parent(tmp_path):
         assert alive(child)
         parent.send_signal(signal.SIGKILL)
     assert gone_within(child, 5)
+
+
+BROKEN = """
+import pipelines.packing.normalise as module
+def opened(path): {body}
+module.opened = opened
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("return __import__('av').open(path, no_such_word=1)", "TypeError"),
+        ("return None.nothing", "AttributeError"),
+        ("import no_such_module", "ModuleNotFoundError"),
+        ("return {}['x']", "KeyError"),
+        ("raise ValueError('ours')", "ValueError"),
+        ("return 1 / 0", "ZeroDivisionError"),
+        ("return __import__('av').CodecContext.create('no_such_codec', 'w')", "UnknownCodecError"),
+    ],
+)
+def test_an_error_of_our_own_is_no_verdict_and_says_what_to_report(tmp_path, monkeypatch, body, kind):
+    source = write_video(tmp_path / "a.mp4")
+    # `sitecustomize` is the one thing that a Python reads by itself: so the child's own code is broken for real.
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "sitecustomize.py").write_text(BROKEN.format(body=body))
+    monkeypatch.syspath_prepend(str(tmp_path / "broken"))
+    with Guard(Target(), 30) as guard, pytest.raises(OurFault) as stopped:
+        guard.run(str(source), "a.mp4")
+    said = str(stopped.value)
+    assert said.startswith(f"a fault of vidssl itself, not of 'a.mp4', stops the pack (what is done is kept): {kind}: ")
+    assert "please report this line and 'a.mp4' with vidssl " in said
+    assert f"PyAV {av.__version__}" in said
+    assert "\n" not in said
+
+
+def test_what_pyav_says_of_a_file_is_a_verdict_whatever_its_type(tmp_path, monkeypatch):
+    source = write_video(tmp_path / "a.mp4")
+    for body in (
+        "__import__('av').VideoFormat('no_such_format')",
+        "raise UnicodeDecodeError('utf-8', b'', 0, 1, 'bad')",
+    ):
+        (tmp_path / "sitecustomize.py").write_text(BROKEN.format(body=body))
+        with monkeypatch.context() as patch, Guard(Target(), 30) as guard:
+            patch.syspath_prepend(str(tmp_path))
+            assert guard.run(str(source), "a.mp4").verdict.verdict == "rejected"

@@ -1,0 +1,86 @@
+"""A foreign file, opened so that it can say nothing but what lies in it, by PyAV 18 and 19 alike.
+
+FFmpeg reads through a Python file, never by name, and may open nothing else: a playlist (.m3u8, ffconcat, DASH …) would
+otherwise pull in files from outside the source, or from the network.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NoReturn, cast
+
+import av
+from av.container import InputContainer
+from av.error import FFmpegError
+
+__all__ = ["Rejected", "opened"]
+
+_NOTHING_ELSE = {"protocol_whitelist": "none"}
+"""For demuxers that open by themselves what they are pointed at (concat); the others ask `_refuse`."""
+
+_POINTERS = (b"ffconcat", b"#EXTM3U")
+_READ_AT_ONCE = 1 << 16
+
+_open: Any = av.open
+_LENIENT: dict[str, str] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+"""Titles that are not UTF-8 must not stop a video: asked for up to PyAV 18, always so since 19."""
+
+
+class Rejected(Exception):
+    """The video is not packed; the text is the reason."""
+
+
+@contextmanager
+def opened(path: str) -> Iterator[InputContainer]:
+    """The demuxed file.
+
+    Args:
+        path: A regular file.
+
+    Raises:
+        Rejected: it is no regular file, is empty, or points at other files.
+        OSError, FFmpegError, ValueError: it cannot be read, or is no video.
+    """
+    _refuse_what_is_no_file(path)
+    with open(path, "rb", buffering=0) as stream:
+        try:
+            container = _open(
+                stream,
+                "r",
+                container_options=_NOTHING_ELSE,
+                io_open=_refuse,
+                buffer_size=_READ_AT_ONCE,
+                **_LENIENT,
+            )
+        except FFmpegError as error:
+            if _points_elsewhere(stream):
+                raise _elsewhere("other files") from error
+            raise
+        with cast(InputContainer, container):
+            yield container
+
+
+def _refuse_what_is_no_file(path: str) -> None:
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise Rejected("it is no regular file")
+    if found.st_size == 0:
+        raise Rejected("the file is empty")
+
+
+def _refuse(url: str, flags: int, options: Mapping[str, str]) -> NoReturn:
+    """PyAV asks here before any further file is opened."""
+    del flags, options
+    raise _elsewhere(f"'{os.path.basename(str(url))}'")
+
+
+def _points_elsewhere(stream: BinaryIO | Any) -> bool:
+    stream.seek(0)
+    return stream.read(4096).lstrip().startswith(_POINTERS)
+
+
+def _elsewhere(what: str) -> Rejected:
+    return Rejected(f"it is a playlist that points at {what}; give the videos themselves")
