@@ -158,6 +158,7 @@ def test_a_job_prints_what_the_verb_prints_and_succeeds(head):
     code, said = head.submit("recipes")
     assert code == 0, said
     assert re.search(r"^cpr-tiny$", said, re.M)
+    assert re.search(r"^ +expected: ", said, re.M)
     assert "succeeded" in said
 
 

@@ -1,0 +1,179 @@
+"""What each verb does with its words: one function per verb, which imports what it needs when it is called.
+
+So `vidssl --help` starts at once and needs neither Ray nor DALI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.commands.console import say
+from cluster.commands.words import Words
+from vidssl.errors import RecipeError
+
+__all__ = ["demo", "embed", "evaluate", "export", "finetune", "import_", "pack", "recipes", "report", "sweep", "train"]
+
+
+def pack(words: Words) -> int:
+    """Videos → shards."""
+    from cluster.pack import run_pack
+
+    out = words["OUT"]
+    manifest = run_pack(
+        words["FORMAT"], Path(words["SOURCE"]), Path(out), words.settings, workers=words.number("--workers")
+    )
+    say(
+        f"{out}: {len(manifest)} videos in {len(manifest.shards)} shards, hash {manifest.hash}; what was refused, and why: {out}/verdicts.csv"
+    )
+    return 0
+
+
+def train(words: Words) -> int:
+    """Start or resume a training, then evaluate it."""
+    from cluster.training.driver import prepare, resume, train
+    from cluster.training.phases import check_phase_words, prepare_phases, train_phases
+    from vidssl.recipe import load_recipe, recipe_names
+
+    name, resumed = words.place("RECIPE"), words.option("--resume")
+    if resumed is not None:
+        if name is not None:
+            raise RecipeError(
+                f"a resumed run keeps its recipe, so '{name}' cannot be set; type only: vidssl train --resume {resumed}"
+            )
+        folder, recipe = resume(resumed, words.settings)
+    else:
+        if name is None:
+            raise RecipeError(
+                f"no recipe named; type vidssl train RECIPE key=value …, with one of {', '.join(recipe_names())}"
+            )
+        recipe = load_recipe(name, words.settings)
+        make = prepare_phases if recipe.phases else prepare
+        folder = make(recipe, fresh=words.on("--fresh"), argv=words.argv)
+        recipe = folder.read_recipe()
+    only, evaluates = words.option("--phase"), not words.on("--no-evaluation")
+    check_phase_words(recipe, only)
+    if recipe.phases:
+
+        def after(path: Path) -> None:
+            if evaluates:
+                _evaluate_and_report(path, [])
+
+        outcome = train_phases(recipe, folder, say, only=only, after=after, argv=words.argv)
+    else:
+        outcome = train(recipe, folder, say)
+    if outcome.stopped:
+        say(
+            f"stopped after step {outcome.steps} of {outcome.total_steps}; to go on: vidssl train --resume {folder.path}"
+        )
+        return 130
+    say(f"trained {outcome.steps} steps in {outcome.seconds:.0f} s")
+    if recipe.phases:
+        from cluster.training.phases import phase_table
+
+        say(phase_table(recipe, folder.path))
+    elif evaluates:
+        _evaluate_and_report(folder.path, [])
+    return 0
+
+
+def evaluate(words: Words) -> int:
+    """Retrieval, mining quality, classifiers; and the report of a run."""
+    from vidssl.saved.card import is_card
+
+    home = words["RUN|CARD"]
+    if is_card(home):  # a card has no training to report on
+        return _evaluate_card(home, words.settings)
+    return _evaluate_and_report(Path(home), words.settings)
+
+
+def _evaluate_card(card: str, settings: Sequence[str]) -> int:
+    from cluster.evaluation.evaluate import evaluate_run, results_table
+
+    say(results_table(evaluate_run(card, settings)))
+    say(f"results: {Path(card) / 'eval'}")
+    return 0
+
+
+def _evaluate_and_report(run: Path, settings: Sequence[str]) -> int:
+    from cluster.evaluation.evaluate import evaluate_run, results_table
+    from cluster.report.write import write_report
+
+    say(results_table(evaluate_run(run, settings)))
+    say(f"report: {write_report(run)}")
+    return 0
+
+
+def import_(words: Words) -> int:
+    """A published file: what is in it, and as a card."""
+    from cluster.exchange import import_file
+
+    say(import_file(words["FILE"], words.option("--from"), words.option("--out"), words.settings))
+    return 0
+
+
+def export(words: Words) -> int:
+    """The last checkpoint as a card."""
+    from cluster.exchange import export_card
+
+    out = words.option("--out")
+    if out is None:
+        raise RecipeError("no folder for the card; type --out CARD")
+    say(f"card: {export_card(words['RUN'], out, words.settings)}")
+    return 0
+
+
+def embed(words: Words) -> int:
+    """Vectors of all videos."""
+    from cluster.embed import embed_run
+
+    say(f"embeddings: {embed_run(Path(words['RUN|CARD']), words.settings)}")
+    return 0
+
+
+def report(words: Words) -> int:
+    """One page."""
+    from cluster.report.write import write_report
+    from vidssl.recipe import take_word
+
+    data, unknown = take_word(words.settings, "data")
+    if unknown:
+        raise RecipeError(f"'{unknown[0]}' is no setting of a report; type data=FOLDER where the data has moved")
+    say(f"report: {write_report(Path(words['RUN']), data)}")
+    return 0
+
+
+def sweep(words: Words) -> int:
+    """Stages × pool × top-k on a bank."""
+    from cluster.sweep.trials import run_sweep
+
+    say(run_sweep(words.place("RECIPE|RUN") or "", words.settings, out=words.option("--out")))
+    return 0
+
+
+def demo(words: Words) -> int:
+    """Everything once."""
+    from cluster.demo import run_demo
+
+    run_demo(Path(words.option("--out") or ""), words.settings, seed=words.number("--seed") or 0, say=say)
+    return 0
+
+
+def finetune(words: Words) -> int:
+    """Supervised training from an encoder."""
+    from cluster.finetune.run import finetune_run, finetune_table
+
+    say(finetune_table(finetune_run(Path(words["RUN|CARD"]), words.settings, say)))
+    return 0
+
+
+def recipes(words: Words) -> int:
+    """All recipes, or one resolved."""
+    from cluster.commands.recipes import recipes_table
+    from vidssl.recipe import load_recipe
+
+    name = words.place("NAME") or words.option("--name")
+    if name is None and words.settings:
+        raise RecipeError(f"no recipe to set '{words.settings[0]}' in; type vidssl recipes NAME key=value …")
+    say(recipes_table() if name is None else load_recipe(name, words.settings).to_yaml().rstrip())
+    return 0

@@ -1,0 +1,180 @@
+"""The verbs: name → what it does, its words by place, its options, its keys. The one list of them.
+
+A new verb is a line here, a function in `handlers.py`, and its test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cluster.commands import handlers
+from cluster.commands.keys import Group, groups_of, only
+from cluster.commands.words import Option, Place, Words
+
+__all__ = ["VERBS", "Verb"]
+
+Keys = Callable[[], list[Group]]
+
+
+def _none() -> list[Group]:
+    return []
+
+
+def _of_recipe() -> list[Group]:
+    from vidssl.recipe import Recipe
+
+    return groups_of(Recipe, "The run")
+
+
+def _of_pack() -> list[Group]:
+    from pipelines.packing.options import PackOptions
+
+    return groups_of(PackOptions, "How videos are packed")
+
+
+def _of_sweep() -> list[Group]:
+    from cluster.sweep.space import Space
+
+    return groups_of(Space, "What is searched") + only(_of_recipe(), ["mining."])
+
+
+def _of_embed() -> list[Group]:
+    from cluster.keywords import OF_A_TRAINED, EmbedWords
+
+    return groups_of(EmbedWords, "What is embedded") + only(_of_recipe(), OF_A_TRAINED)
+
+
+def _of_evaluate() -> list[Group]:
+    from cluster.keywords import OF_A_TRAINED, EvaluateWords
+
+    return groups_of(EvaluateWords, "What is measured") + only(_of_recipe(), OF_A_TRAINED)
+
+
+def _of_finetune() -> list[Group]:
+    from cluster.keywords import OF_A_FINETUNING, OF_A_TRAINED, FinetuneWords
+
+    mine = only(_of_recipe(), (*OF_A_TRAINED, *OF_A_FINETUNING))
+    return groups_of(FinetuneWords, "What is trained") + mine
+
+
+def _of_report() -> list[Group]:
+    from cluster.keywords import ReportWords
+
+    return groups_of(ReportWords, "Where it looks")
+
+
+def _of_import() -> list[Group]:
+    from cluster.keywords import OF_AN_IMPORT, ImportWords
+
+    return groups_of(ImportWords, "What is read") + only(_of_recipe(), OF_AN_IMPORT)
+
+
+def _of_export() -> list[Group]:
+    from cluster.keywords import ExportWords
+
+    return groups_of(ExportWords, "What is written")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of the command line.
+
+    Attributes:
+        run: What it does; returns the exit code.
+        sentence: What it does, in words.
+        places: Words that are known by where they stand.
+        options: Words that begin with `--`.
+        groups: Its `key=value` words.
+    """
+
+    run: Callable[[Words], int]
+    sentence: str
+    places: tuple[Place, ...] = ()
+    options: tuple[Option, ...] = ()
+    groups: Keys = _none
+
+
+_RUN = Place("RUN", "a run folder, e.g. runs/cpr-tiny")
+_RUN_OR_CARD = Place("RUN|CARD", "a run folder or a card folder")
+
+VERBS: dict[str, Verb] = {
+    "demo": Verb(
+        handlers.demo,
+        "make a small motion set, pack, train, evaluate, report: everything once, in minutes",
+        options=(
+            Option("--out", "folder for all that it makes", "FOLDER", default="runs/demo"),
+            Option("--seed", "of data, weights and order", "N", default="0", least=0),
+        ),
+        groups=_of_recipe,
+    ),
+    "pack": Verb(
+        handlers.pack,
+        "videos → verified, normalised shards with a manifest",
+        places=(
+            Place("FORMAT", "folder | csv | ucf101 | hmdb51"),
+            Place("SOURCE", "folder or csv file"),
+            Place("OUT", "folder to write"),
+        ),
+        options=(Option("--workers", "parallel tasks; without it the cores of the machine or cluster", "N", least=1),),
+        groups=_of_pack,
+    ),
+    "train": Verb(
+        handlers.train,
+        "train a recipe, or go on with a run",
+        places=(Place("RECIPE", "a name of `vidssl recipes`, or a YAML file", needed=False),),
+        options=(
+            Option("--resume", "go on with a run from its last checkpoint", "RUN"),
+            Option("--fresh", "remove a run of the same name first"),
+            Option("--phase", "with --resume, of a recipe with phases: train this one again, alone", "NAME"),
+            Option("--no-evaluation", "only train"),
+        ),
+        groups=_of_recipe,
+    ),
+    "sweep": Verb(
+        handlers.sweep,
+        "search stages × pool × top-k on a run's bank snapshot",
+        places=(Place("RECIPE|RUN", "recipe (with run=RUN) or run whose mining is searched", needed=False),),
+        options=(Option("--out", "folder for sweep.csv and the picture; without it RUN/sweep", "FOLDER"),),
+        groups=_of_sweep,
+    ),
+    "embed": Verb(handlers.embed, "embeddings of all videos as a zarr store", (_RUN_OR_CARD,), groups=_of_embed),
+    "evaluate": Verb(
+        handlers.evaluate,
+        "retrieval and mining quality, classifiers on frozen features, each with its protocol",
+        (_RUN_OR_CARD,),
+        groups=_of_evaluate,
+    ),
+    "finetune": Verb(
+        handlers.finetune,
+        "supervised training from a pre-trained encoder; finetune.backbone_lr=0: linear probe",
+        (_RUN_OR_CARD,),
+        groups=_of_finetune,
+    ),
+    "report": Verb(handlers.report, "one self-contained page", (_RUN,), groups=_of_report),
+    "import": Verb(
+        handlers.import_,
+        "a published checkpoint: what is in it, and as a card",
+        places=(Place("FILE", "the file"),),
+        options=(
+            Option("--from", "whose code wrote it: coclr | cpr | vicc | iic", "PAPER"),
+            Option("--out", "folder of the card; without it the file is only looked at", "CARD"),
+        ),
+        groups=_of_import,
+    ),
+    "export": Verb(
+        handlers.export,
+        "the last checkpoint of a run as a card: safetensors and card.json",
+        places=(_RUN,),
+        options=(Option("--out", "folder of the card", "CARD"),),
+        groups=_of_export,
+    ),
+    "recipes": Verb(
+        handlers.recipes,
+        "what there is to train, or one recipe resolved",
+        places=(Place("NAME", "a recipe to show with every default, key=value words applied", needed=False),),
+        options=(Option("--name", "the same as NAME", "NAME"),),
+        groups=_of_recipe,
+    ),
+}
+"""Name → verb, in the order of the help."""

@@ -1,0 +1,89 @@
+"""Which `key=value` words belong to one verb alone, and which of a recipe's keys may still be set when a run is trained?"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from pydantic import Field
+
+from vidssl.sections import Section
+
+__all__ = [
+    "OF_AN_IMPORT",
+    "OF_A_FINETUNING",
+    "OF_A_TRAINED",
+    "EmbedWords",
+    "EvaluateWords",
+    "ExportWords",
+    "FinetuneWords",
+    "ImportWords",
+    "ReportWords",
+]
+
+OF_A_TRAINED: Final = ("evaluation.", "finetune.", "loader.", "trainer.device=", "data=")
+"""Beginnings of the recipe's keys that change how a trained network is looked at, and not what was trained."""
+
+OF_A_FINETUNING: Final = ("augment.", "clips.", "trainer.precision=", "seed=")
+"""Those that a new supervised training of its encoder can take besides."""
+
+OF_AN_IMPORT: Final = ("clips.", "method.name=", "method.view=", "method.second_view=", "augment.normalize=")
+"""Those that say how a published file was trained, where it was not as published."""
+
+
+class EmbedWords(Section):
+    """Own words of `vidssl embed`."""
+
+    out: str | None = Field(default=None, description="the zarr store to write; null: RUN/embeddings.zarr")
+    view: str | None = Field(
+        default=None, description="a stream that there is an encoder of, or all; null: the trained one"
+    )
+
+
+class EvaluateWords(Section):
+    """Own words of `vidssl evaluate`."""
+
+    what: str = Field(
+        default="retrieval,mining",
+        description="some of retrieval,mining,knn,linear,fewshot with commas between, or all",
+    )
+    view: str | None = Field(
+        default=None,
+        description="a stream that there is an encoder of, or joint for two together; null: the trained one",
+    )
+    baseline: Literal["untrained", "off"] = Field(
+        default="untrained", description="untrained (the same network before training is measured too) | off"
+    )
+
+
+class FinetuneWords(Section):
+    """Own words of `vidssl finetune`."""
+
+    view: str | None = Field(default=None, description="a stream that there is an encoder of; null: the trained one")
+    init: Literal["pretrained", "scratch"] = Field(
+        default="pretrained", description="pretrained | scratch (the control)"
+    )
+    average: Literal["probability", "logit"] | None = Field(
+        default=None,
+        description="how a video's rows become one answer: probability | logit; null: logit with evaluation.protocol=p2",
+    )
+    fuse: str | None = Field(default=None, description="eval/NAME.npz of the other stream, whose answers are added")
+
+
+class ReportWords(Section):
+    """Own words of `vidssl report`."""
+
+    data: str | None = Field(default=None, description="the packed folder, where it has moved; null: the run's")
+
+
+class ImportWords(Section):
+    """Own words of `vidssl import`."""
+
+    encoder: Literal["encoder_q", "encoder_k", "sampler", "second"] = Field(
+        default="encoder_q", description="which network of the file"
+    )
+
+
+class ExportWords(Section):
+    """Own words of `vidssl export`."""
+
+    view: str | None = Field(default=None, description="the stream to take; null: the trained one")
