@@ -13,7 +13,8 @@ import numpy as np
 from benchmarks.science_data import Clips, World
 from benchmarks.science_training import Rows, Training, describe, method_of, recall, train
 from vidssl.batch import Embeddings
-from vidssl.methods import CoCLR, Method
+from vidssl.methods import Method
+from vidssl.methods.coclr import CoCLR
 from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.metrics import rivals
 from vidssl.mining.plan import CascadePlan

@@ -138,7 +138,7 @@ def _recipe(source: str, published: Published, words: Sequence[str]) -> tuple[Re
         section, _, name = key.partition(".")
         tree.setdefault(section, {})[name] = value
     recipe = recipe_from_tree(tree, words)
-    if recipe.method.name != "iic":  # one stream is in the card: the other is nobody's fact
+    if recipe.method.streams != "shared":  # one stream is in the card: the other is nobody's fact
         facts.pop("method.second_view", None)
     return recipe, tuple(f"{key}={value}" for key, value in facts.items() if key not in given)
 

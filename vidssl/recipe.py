@@ -6,9 +6,9 @@ the hardware and time it needs, the score to expect and where that score comes f
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from vidssl.sections import (
     Trainer,
     Vicc,
 )
+from vidssl.tables.lookup import did_you_mean
+from vidssl.tables.methods import METHODS
 
 __all__ = [
     "Augment",
@@ -83,22 +85,41 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _meaningful(self) -> Recipe:
-        method = self.method
-        two_streams = method.name in ("coclr", "cpr") or (method.name == "vicc" and method.vicc.streams == "cross")
-        if two_streams and method.view == method.second_view:
+        method, mining = self.method, self.mining
+        if method.streams in ("two", "cross") and method.view == method.second_view:
             raise ValueError(
                 f"method.second_view={method.second_view} is the trained view too; {method.name} needs another stream"
             )
-        if method.cascade and method.name in ("vicc", "ubernce"):
-            why = "has no instance positives to mine" if method.name == "vicc" else "takes its positives from labels"
+        if method.cascade:
+            self._may_cascade()
+        if self.mines and mining.where not in method.traits.mines_at:
             raise ValueError(
-                f"method.cascade=true: {method.name} {why}; use it with infonce or iic, or type method.name=cpr"
+                f"method.name={method.name} mines in its own memories; type mining.where={method.traits.mines_at[0]}"
             )
-        if method.cascade and method.name == "iic" and self.mining.where == "actor":
-            raise ValueError("method.name=iic mines in its own memories; type mining.where=inline")
-        if self.mines and self.mining.strategy == "oracle" and self.mining.where == "actor":
-            raise ValueError("mining.strategy=oracle reads labels, which the bank never does; type mining.where=inline")
+        if self.mines and mining.traits.reads_labels and mining.where == "actor":
+            raise ValueError(
+                f"mining.strategy={mining.strategy} reads labels, which the bank never does; type mining.where=inline"
+            )
         return self
+
+    def _may_cascade(self) -> None:
+        """Refuse `method.cascade=true` where nothing would be mined by it."""
+        method = self.method
+        others = " or ".join(name for name, traits in METHODS.items() if traits.mines == "cascade")
+        if method.traits.mines == "never":
+            raise ValueError(
+                f"method.cascade=true: {method.name} {method.traits.positives} and mines nothing; use it with {others}, "
+                "or type method.name=cpr"
+            )
+        if method.traits.one_stage:
+            raise ValueError(
+                f"method.cascade=true: {method.name} mines in one stage; type method.name=cpr, or method.cascade=false"
+            )
+        if self.mining.where == "off":
+            raise ValueError(
+                "method.cascade=true with mining.where=off mines nothing; type mining.where="
+                f"{method.traits.mines_at[0]}, or method.cascade=false"
+            )
 
     @model_validator(mode="after")
     def _phases_in_order(self) -> Recipe:
@@ -117,14 +138,14 @@ class Recipe(Section):
     @property
     def mines(self) -> bool:
         """Whether this run trains with mined positives."""
-        method = self.method
-        return self.mining.where != "off" and (method.name in ("coclr", "cpr") or method.cascade)
+        wanted = self.method.traits.mines
+        return self.mining.where != "off" and (wanted == "always" or (wanted == "cascade" and self.method.cascade))
 
     @property
     def views(self) -> tuple[str, ...]:
         """Views the loader must make: the trained one first."""
         method = self.method
-        if method.name in ("infonce", "ubernce") or (method.name == "vicc" and method.vicc.streams == "single"):
+        if method.streams == "one":
             return (method.view,)
         return tuple(dict.fromkeys((method.view, method.second_view)))
 
@@ -162,7 +183,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file():
         raise RecipeError(
-            f"no recipe '{name}'; there are {', '.join(recipe_names())}{_did_you_mean(name, recipe_names())}"
+            f"no recipe '{name}'; there are {', '.join(recipe_names())}{did_you_mean(name, recipe_names())}"
         )
     return recipe_from_file(path, overrides)
 
@@ -284,7 +305,7 @@ def _check_roles(recipe: Recipe, phase: Phase) -> None:
         if source is None:
             continue
         other = phase_recipe(recipe, by_name[source])
-        trained = other.views if other.method.name == "iic" else (other.method.view,)  # one network for all its views
+        trained = other.views if other.method.streams == "shared" else (other.method.view,)  # one network for all
         if wanted not in trained:
             raise RecipeError(
                 f"phase '{phase.name}' wants a {wanted} stream from {role}={source}, which trains {' and '.join(trained)}; "
@@ -311,14 +332,14 @@ def _keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
 def _check_key(key: str) -> None:
     known = list(_keys())
     if key not in known:
-        raise RecipeError(f"unknown key '{key}'{_did_you_mean(key, known)}")
+        raise RecipeError(f"unknown key '{key}'{_near_key(key, known)}")
 
 
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if not near and "." not in word:  # `workers` for `trainer.workers`
-        near = [key for key in known if key.rsplit(".", 1)[-1] == word][:1]
-    return f"; did you mean '{near[0]}'?" if near else ""
+def _near_key(word: str, known: Sequence[str]) -> str:
+    if hint := did_you_mean(word, known):
+        return hint
+    last = [key for key in known if key.rsplit(".", 1)[-1] == word]  # `workers` for `trainer.workers`
+    return f"; did you mean '{last[0]}'?" if last else ""
 
 
 def _one_sentence(error: ValidationError) -> str:
@@ -326,6 +347,13 @@ def _one_sentence(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_did_you_mean(key, list(_keys()))}"
+        return f"unknown key '{key}'{_near_key(key, list(_keys()))}"
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        message += did_you_mean(first["input"], _choices(first.get("ctx", {}).get("expected", "")), key)
     given = "" if isinstance(first["input"], dict | BaseModel) else f"={first['input']!r}"
     return f"{key}{given}: {message[0].lower() + message[1:]}" if key else message
+
+
+def _choices(expected: str) -> list[str]:
+    """The words of pydantic's `'a', 'b' or 'c'`."""
+    return re.findall(r"'([^']*)'", expected)

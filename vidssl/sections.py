@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from operator import attrgetter
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from vidssl.tables.backbones import BACKBONES
+from vidssl.tables.methods import METHODS, MethodTraits, Streams
+from vidssl.tables.strategies import STRATEGIES, StrategyTraits
 
 __all__ = [
     "Augment",
@@ -26,6 +31,13 @@ __all__ = [
 
 View = Literal["rgb", "residual", "flow", "u", "v"]
 """A stream: RGB frames, their differences, optical flow (both components, or one as a grey picture)."""
+
+if TYPE_CHECKING:
+    BackboneName = MethodName = StrategyName = str
+else:  # the names of the tables, so that an unknown one is refused here and the help lists them
+    BackboneName = Literal[tuple(BACKBONES)]
+    MethodName = Literal[tuple(METHODS)]
+    StrategyName = Literal[tuple(STRATEGIES)]
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -83,10 +95,7 @@ class Loader(Section):
 class Model(Section):
     """The encoder."""
 
-    backbone: str = Field(
-        default="tiny",
-        description="tiny | s3d | s3dg | r21d10 | r21d18 | r3d10 | r3d18 | c3d | r2d3d50 | r18_2d3d",
-    )
+    backbone: BackboneName = Field(default="tiny", description=" | ".join(BACKBONES))
     dim: Positive = Field(default=128, description="D, width of the embedding")
     head: Literal["mlp", "none"] = Field(
         default="mlp", description="mlp (two layers to D) | none (the pooled backbone itself, IIC; dim is its width)"
@@ -142,9 +151,8 @@ class Iic(Section):
 class Pretext(Section):
     """The pretext task."""
 
-    name: Literal["infonce", "ubernce", "coclr", "cpr", "vicc", "iic"] = Field(
-        default="cpr",
-        description="infonce | ubernce (labels: upper bound) | coclr (top-k) | cpr (cascade) | vicc | iic",
+    name: MethodName = Field(
+        default="cpr", description=" | ".join(f"{name} ({traits.says})" for name, traits in METHODS.items())
     )
     view: View = Field(default="rgb", description="the stream that is trained")
     second_view: View = Field(
@@ -185,6 +193,17 @@ class Pretext(Section):
     vicc: Vicc = Vicc()
     iic: Iic = Iic()
 
+    @property
+    def traits(self) -> MethodTraits:
+        """What is known of the method before it is loaded."""
+        return METHODS[self.name]
+
+    @property
+    def streams(self) -> Streams:
+        """What it learns with, its own option looked at."""
+        option = self.traits.streams_option
+        return "cross" if option and attrgetter(option)(self) == "cross" else self.traits.streams
+
 
 class Mining(Section):
     """The cascade and where it runs."""
@@ -193,9 +212,8 @@ class Mining(Section):
         default="actor",
         description="actor (whole data set, asynchronous) | inline (queue of every rank, as published) | off",
     )
-    strategy: Literal["cascade", "single", "sum", "minrank", "oracle"] = Field(
-        default="cascade",
-        description="cascade | single (main view) | sum | minrank | oracle (labels: an upper bound, never a result)",
+    strategy: StrategyName = Field(
+        default="cascade", description=" | ".join(f"{name} ({traits.says})" for name, traits in STRATEGIES.items())
     )
     stages: Positive = Field(default=3, description="S")
     ratio: Ratio | None = Field(default=None, description="share kept by each stage; give this or pool")
@@ -219,6 +237,11 @@ class Mining(Section):
     snapshot_every_steps: NonNegative = Field(
         default=0, description="extra bank snapshots beside those of checkpoints; 0: none"
     )
+
+    @property
+    def traits(self) -> StrategyTraits:
+        """What is known of the strategy."""
+        return STRATEGIES[self.strategy]
 
     @field_validator("where", mode="before")
     @classmethod

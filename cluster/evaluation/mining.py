@@ -28,7 +28,7 @@ def mining_quality(subject: Subject) -> dict[str, Any]:
     if subject.folder is None:
         return _nothing(subject, "a model card holds an encoder and no bank")
     path, method = latest_snapshot(subject.folder.bank), subject.recipe.method
-    if method.name not in ("coclr", "cpr") and not method.cascade:
+    if method.traits.mines != "always" and not method.cascade:
         return _nothing(subject, f"{method.name} does not mine")
     if path is None:
         return _nothing(subject, "the run has no bank snapshot (mining.where=actor writes one with each checkpoint)")

@@ -13,6 +13,7 @@ from cluster.report.page import Section, bare, card, not_evaluated, pairs, perce
 from cluster.report.pictures import Curve, Stage, funnel, line_chart
 from vidssl.health import PrototypeHealth, examine_prototypes
 from vidssl.recipe import Recipe
+from vidssl.tables.strategies import RIVALS, STRATEGIES
 
 __all__ = ["again", "curves_part", "mining_part", "protocol_part", "prototype_health"]
 
@@ -106,14 +107,6 @@ _CHARTS: Final = (
 )
 
 
-_NO_MINING: Final = {
-    "infonce": "InfoNCE knows only a video's own clips",
-    "ubernce": "UberNCE takes its positives from labels",
-    "vicc": "ViCC assigns clips to prototypes",
-    "iic": "IIC draws its negatives from its memories",
-}
-
-
 def mining_part(result: Json | None, recipe: Recipe, run: str) -> Section:
     """The cascade: how it narrows, how pure it gets, and its rivals on the same bank."""
     title = "What the bank hands out"
@@ -122,7 +115,8 @@ def mining_part(result: Json | None, recipe: Recipe, run: str) -> Section:
         "Measured afterwards on the last snapshot of the bank, with labels that mining itself never sees."
     )
     if not recipe.mines:
-        why = _NO_MINING.get(recipe.method.name, f"mining.where={recipe.mining.where}")
+        known = recipe.method.traits
+        why = f"{known.title} {known.positives}" if known.positives else f"mining.where={recipe.mining.where}"
         return Section(title, lead, f'<p class="missing">This run does not mine: {escape(why)}.</p>')
     if result is None:
         return Section(title, lead, not_evaluated(run))
@@ -150,13 +144,18 @@ def mining_part(result: Json | None, recipe: Recipe, run: str) -> Section:
         "Against its rivals, on the same bank",
         table(head, rows, strong=0),
         "precision@k: share of mined videos with the query's class. hit@k: queries with at least one. coverage: share of a class that "
-        "its own queries find, median over classes (quartiles). Single and aux use one view alone, sum and minrank both at "
+        f"its own queries find, median over classes (quartiles). Single and aux use one view alone, {_fused()} both at "
         "once; random is the floor. "
         f"Videos cut from the query's own source were {percent(siblings)} of the mined (they are excluded).",
     )
     about = result["protocol"]
     words = f"Plan: {about['plan']}. k = {about['k']}. Bank of step {about['bank_step']}, {about['filled']} of {about['slots']} slots filled."
     return Section(title, lead, f'<div class="grid wide">{shape}{rivals}</div><p class="note">{escape(words)}</p>')
+
+
+def _fused() -> str:
+    """Names of the rivals that use both views at once."""
+    return " and ".join(name for name in RIVALS if STRATEGIES[name].fuses)
 
 
 def curves_part(
@@ -211,7 +210,7 @@ def _health(health: Json | None) -> str:
 def prototype_health(log: Sequence[Mapping[str, float]], recipe: Recipe) -> PrototypeHealth | None:
     """The verdict on a ViCC run's prototypes from the last tenth of its log; None for other methods and empty logs."""
     rows = [row for row in log if "loss" in row]
-    if recipe.method.name != "vicc" or not rows:
+    if not recipe.method.traits.prototypes or not rows:
         return None
     from vidssl.prototypes import stuck_at_ln_p
 

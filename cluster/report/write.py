@@ -105,10 +105,11 @@ def _mixed(found: dict[str, dict[str, Any]], run: str) -> list[str]:
 
 def _taught(recipe: Recipe) -> str | None:
     """How labels entered the training; None where they did not."""
-    if recipe.method.name == "ubernce":
-        return "Labels were used in training (UberNCE): this is an upper bound, no self-supervised result."
-    if recipe.mines and recipe.mining.strategy == "oracle":
-        return "Labels chose the positives (mining.strategy=oracle): this is an upper bound, no self-supervised result."
+    method, mining, told = recipe.method, recipe.mining, "this is an upper bound, no self-supervised result."
+    if method.traits.reads_labels:
+        return f"Labels were used in training ({method.traits.title}): {told}"
+    if recipe.mines and mining.traits.reads_labels:
+        return f"Labels chose the positives (mining.strategy={mining.strategy}): {told}"
     return None
 
 
@@ -117,9 +118,7 @@ def _second(recipe: Recipe) -> str:
     method = recipe.method
     if recipe.mines:
         return f", positives mined with the help of {method.second_view}"
-    if method.name == "vicc" and method.vicc.streams == "cross":
-        return f", prototypes assigned with the help of the frozen {method.second_view} stream"
-    return f", contrasted with its {method.second_view} view" if method.name == "iic" else ""
+    return "" if method.streams == "one" else method.traits.second.format(view=method.second_view)
 
 
 def _subtitle(recipe: Recipe, facts: dict[str, Any], retrieval: dict[str, Any] | None) -> str:

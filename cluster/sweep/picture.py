@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.sweep.measure import Row, Study
+from vidssl.tables.strategies import RIVALS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,12 +18,8 @@ __all__ = ["draw_sweep"]
 
 _STAGE_COLOURS = ("#3b6fb6", "#c4572b", "#4c8c4a", "#7d5aa6", "#8a6d3b", "#2a8c8c")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
-_RIVALS = {
-    "sum": ("#1f1f1f", (0, (6, 2))),
-    "single": ("#1f1f1f", (0, (1.5, 1.5))),
-    "minrank": ("#1f1f1f", (0, (6, 2, 1.5, 2))),
-}
-_INK, _FAINT = "#333333", "#9a9a9a"
+_DASHES = ((1.5, 1.5), (6, 2), (6, 2, 1.5, 2), (10, 2), (10, 2, 1.5, 2))
+_INK, _FAINT, _LEVEL = "#333333", "#9a9a9a", "#1f1f1f"
 _COLUMNS = 3
 _NAMES = {
     "precision_at_k": "precision@k of the mined positives",
@@ -86,10 +83,10 @@ def _panel(axis: Axes, rows: Sequence[Row], metric: str, study: Study) -> None:
             zorder=3,
         )
     for row in rows:
-        if row.strategy in _RIVALS:
-            colour, dashes = _RIVALS[row.strategy]
+        if row.strategy in RIVALS:
+            dashes = 0, _DASHES[RIVALS.index(row.strategy) % len(_DASHES)]
             name = "single (S=1)" if row.strategy == "single" else row.strategy
-            axis.axhline(getattr(row, metric), color=colour, ls=dashes, lw=1.2, label=name, zorder=2)
+            axis.axhline(getattr(row, metric), color=_LEVEL, ls=dashes, lw=1.2, label=name, zorder=2)
     if metric == "precision_at_k" and study.labelled:
         axis.axhline(study.chance(), color=_FAINT, lw=1, label="chance", zorder=1)
     _mark_best(axis, rows, metric)

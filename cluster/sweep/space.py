@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import yaml
@@ -18,8 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vidssl.errors import RecipeError
-from vidssl.mining.plan import CascadePlan, LastView, Strategy, plan_from
+from vidssl.mining.plan import CascadePlan, LastView, plan_from
 from vidssl.recipe import Mining
+from vidssl.tables.strategies import RIVALS
 
 __all__ = ["METRICS", "Point", "Space", "read_space", "search_points"]
 
@@ -27,6 +28,11 @@ METRICS = ("precision_at_k", "hit_at_k", "coverage_median", "agreement")
 """What points may be ranked by; the first three need labels."""
 
 Count = Annotated[int, Field(ge=1)]
+
+if TYPE_CHECKING:
+    RivalName = str
+else:
+    RivalName = Literal[RIVALS]
 
 
 class Space(BaseModel):
@@ -50,7 +56,7 @@ class Space(BaseModel):
     stages: tuple[Count, ...] = (1, 3, 5, 7)
     pools: tuple[Count, ...] | None = None
     topk: tuple[Count, ...] | None = None
-    rivals: tuple[Literal["single", "sum", "minrank"], ...] = ("single", "sum")
+    rivals: tuple[RivalName, ...] = ("single", "sum")
     trials: Count | None = None
     queries: Count = 4096
     metric: Literal["precision_at_k", "hit_at_k", "coverage_median", "agreement"] | None = None
@@ -69,13 +75,13 @@ class Point:
     """One way to mine.
 
     Attributes:
-        strategy: cascade, single, sum or minrank.
+        strategy: cascade, or one of its rivals.
         stages: S; 1 for the rivals.
         pool: p, candidates that reach the last stage; all of the bank for the rivals.
         topk: k.
     """
 
-    strategy: Strategy
+    strategy: str
     stages: int
     pool: int
     topk: int

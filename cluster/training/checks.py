@@ -10,7 +10,7 @@ import torch
 
 from vidssl.encoder import build_encoder, check_fit
 from vidssl.errors import CheckpointError, DataError, RecipeError
-from vidssl.methods import mining_of
+from vidssl.methods import method_class, mining_of
 from vidssl.mining.plan import plan_from
 from vidssl.recipe import Recipe
 from vidssl.saved.checkpoint import encoder_state
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from pipelines.dataset.manifest import Manifest
 
 __all__ = ["check_recipe", "steps_of"]
-
-LEARNS_FROM_TWO = ("coclr", "cpr")
-"""Methods whose second stream can be trained in a warm-up."""
 
 
 def check_recipe(recipe: Recipe, later: Collection[str] = ()) -> Manifest:
@@ -44,16 +41,13 @@ def check_recipe(recipe: Recipe, later: Collection[str] = ()) -> Manifest:
     _steps_per_epoch(recipe, manifest)
     if recipe.phases:
         return manifest
-    if recipe.method.name == "vicc":
-        from vidssl.methods.vicc import check_vicc
-
-        check_vicc(recipe)
+    method_class(recipe.method.name).check(recipe)
     _check_sources(recipe, later)
     _check_labels(recipe, manifest)
     _check_flow(recipe)
     if recipe.mines:
-        inline = recipe.mining.where == "inline" and recipe.method.name != "iic"
-        plan_from(mining_of(recipe), recipe.method.queue if inline else len(manifest.training_rows()))
+        in_queue = recipe.mining.where == "inline" and recipe.method.traits.mines_in == "queue"
+        plan_from(mining_of(recipe), recipe.method.queue if in_queue else len(manifest.training_rows()))
     return manifest
 
 
@@ -82,16 +76,15 @@ def _check_sources(recipe: Recipe, later: Collection[str]) -> None:
     method = recipe.method
     if method.first_from is not None:
         _check_encoder(recipe, method.first_from, method.view)
-    needs_second = method.name in LEARNS_FROM_TWO or (method.name == "vicc" and method.vicc.streams == "cross")
-    if not needs_second or "second" in later:
+    if method.streams not in ("two", "cross") or "second" in later:
         return
     if method.second_from is not None:
         _check_encoder(recipe, method.second_from, method.second_view)
         return
-    if method.name == "vicc":
+    if method.streams == "cross":
         raise RecipeError(
-            f"vicc's second stream ({method.second_view}) would have random weights; type method.second_from=RUN, "
-            "or method.vicc.streams=single"
+            f"{method.name}'s second stream ({method.second_view}) would have random weights; type "
+            f"method.second_from=RUN, or method.{method.traits.streams_option}=single"
         )
     if method.warmup_steps == 0:
         raise RecipeError(
@@ -111,9 +104,9 @@ def _check_encoder(recipe: Recipe, source: str, view: str) -> None:
 
 
 def _check_labels(recipe: Recipe, manifest: Manifest) -> None:
-    reads = "method.name=ubernce" if recipe.method.name == "ubernce" else ""
-    if recipe.mines and recipe.mining.strategy == "oracle":
-        reads = "mining.strategy=oracle"
+    reads = f"method.name={recipe.method.name}" if recipe.method.traits.reads_labels else ""
+    if recipe.mines and recipe.mining.traits.reads_labels:
+        reads = f"mining.strategy={recipe.mining.strategy}"
     if reads and not (manifest.samples.label[manifest.training_rows()] >= 0).any():
         raise DataError(
             f"{reads} learns from labels and {recipe.data} has none; pack a folder with one sub-folder per class, or choose another method"

@@ -129,3 +129,13 @@ class ResNet3D(Trunk):
 
     def _stem(self, clips: Tensor) -> Tensor:
         return torch.relu(self.bn1(self.conv1(clips)))
+
+
+def r3d(in_channels: int = 3, blocks: int = 1) -> ResNet3D:
+    """R3D with so many blocks in each stage."""
+    return ResNet3D(Full, blocks, in_channels)
+
+
+def r21d(in_channels: int = 3, blocks: int = 1) -> ResNet3D:
+    """R(2+1)D with so many blocks in each stage."""
+    return ResNet3D(Factored, blocks, in_channels)

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vidssl.methods.base import Method, Phase, StepOutput
-from vidssl.methods.coclr import CoCLR
-from vidssl.methods.infonce import InfoNCE
+from vidssl.methods.base import Method, Period, StepOutput
 from vidssl.methods.mined import mining_of
 from vidssl.recipe import Recipe
+from vidssl.tables.lookup import at, named
+from vidssl.tables.methods import METHODS
 
-__all__ = ["CoCLR", "InfoNCE", "Method", "Phase", "StepOutput", "bank_views_of", "build_method", "mining_of"]
+__all__ = ["Method", "Period", "StepOutput", "bank_views_of", "build_method", "method_class", "mining_of"]
 
 
 def build_method(
@@ -23,36 +23,28 @@ def build_method(
     Args:
         recipe: The run.
         seed: Of weights, queue filler and per-step draws; the recipe's when None. Give every rank the same.
-        instances: N, videos of the data: the rows of IIC's memories. Other methods do not read it.
+        instances: N, videos of the data: the rows of a method's memories, where it has some (IIC).
         rows: int64, the videos that are trained on; None: all. IIC draws its negatives from them: the memory rows of
             other videos are never visited and hold noise.
 
     Raises:
-        RecipeError: unknown backbone, or a cascade that the queue is too small for (`mining.where=inline`).
+        RecipeError: unknown method or backbone, or a cascade that the queue is too small for (`mining.where=inline`).
     """
     chosen = recipe.seed if seed is None else seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(chosen)
-        return _method(recipe, chosen, instances, rows)
+        return method_class(recipe.method.name).of(recipe, chosen, instances, rows)
 
 
-def _method(recipe: Recipe, seed: int, instances: int, rows: NDArray[np.int64] | None) -> Method:
-    name = recipe.method.name
-    if name == "infonce":
-        return InfoNCE(recipe, seed)
-    if name == "ubernce":
-        from vidssl.methods.ubernce import UberNCE
+def method_class(name: str) -> type[Method]:
+    """The class of a method.
 
-        return UberNCE(recipe, seed)
-    if name == "vicc":
-        from vidssl.methods.vicc import ViCC
-
-        return ViCC(recipe, seed)
-    if name == "iic":
-        from vidssl.methods.iic import IIC
-
-        return IIC(recipe, seed, instances, rows)
-    return CoCLR(recipe, seed)
+    Raises:
+        RecipeError: an unknown name, with the nearest known one.
+    """
+    found = at(named(METHODS, name, "method.name").place)
+    assert issubclass(found, Method)  # for the type checker: a place is only a word
+    return found
 
 
 def bank_views_of(recipe: Recipe) -> tuple[str, str]:
@@ -61,4 +53,4 @@ def bank_views_of(recipe: Recipe) -> tuple[str, str]:
     With one stream (infonce with `method.cascade`) the bank keeps two rows of each video: its key and its query.
     """
     view = recipe.method.view
-    return (f"{view}.query", view) if recipe.method.name == "infonce" else (recipe.method.second_view, view)
+    return (f"{view}.query", view) if recipe.method.streams == "one" else (recipe.method.second_view, view)

@@ -1,6 +1,6 @@
 """What does the training loop know about a pretext task? One call per step and a few questions.
 
-The phase of a method follows from the step of the batch and what stands in its state dict, never from a counter of its
+The period of a method follows from the step of the batch and what stands in its state dict, never from a counter of its
 own: a resumed run continues exactly.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidssl.batch import ClipBatch, Positives
@@ -18,9 +20,9 @@ from vidssl.encoder import Encoder
 from vidssl.methods.stream import Stream
 from vidssl.recipe import Recipe
 
-__all__ = ["Method", "Phase", "StepOutput"]
+__all__ = ["Method", "Period", "StepOutput"]
 
-Phase = Literal["warmup", "main"]
+Period = Literal["warmup", "main"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Method(nn.Module, ABC):
     gradients to None: a frozen stream must not see zero gradients, on which an optimizer would still act.
 
     Attributes:
-        name: infonce, ubernce, coclr, cpr, vicc or iic.
+        name: As `method.name` says it.
         trained_view: The stream whose encoder the run is for.
         main_view: View of the first and the last stage of a cascade: the second view (one stream: the trained one).
         aux_view: The other view of the cascade: the trained one.
@@ -66,6 +68,20 @@ class Method(nn.Module, ABC):
         self.main_view: str = recipe.views[-1]
         self.aux_view: str = recipe.method.view
 
+    @classmethod
+    def of(cls, recipe: Recipe, seed: int, instances: int, rows: NDArray[np.int64] | None) -> Self:
+        """The method of a recipe; see `vidssl.methods.build_method`. One with memories of all videos overrides it."""
+        return cls(recipe, seed)
+
+    @classmethod
+    def check(cls, recipe: Recipe) -> None:
+        """Refuse, before anything starts, words of a recipe that mean nothing to this method.
+
+        Raises:
+            RecipeError: in one sentence.
+        """
+        return
+
     @abstractmethod
     def forward(self, batch: ClipBatch, positives: Positives | None = None) -> StepOutput:
         """Loss, rows for the bank and metrics of one step.
@@ -81,7 +97,7 @@ class Method(nn.Module, ABC):
         """Whether some trainable parameters take no gradient in some steps (after a warm-up of two streams)."""
         return False
 
-    def phase(self, step: int) -> Phase:
+    def period(self, step: int) -> Period:
         """`warmup` while both streams learn alone, `main` after it."""
         return "main"
 

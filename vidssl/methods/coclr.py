@@ -72,7 +72,7 @@ class CoCLR(MoCo):
 
     def forward(self, batch: ClipBatch, positives: Positives | None = None) -> StepOutput:
         """See `Method.forward`. `positives` are read in the main phase with `mining.where=actor` only."""
-        if self.phase(batch.step) == "warmup":
+        if self.period(batch.step) == "warmup":
             return self._warmup_step(batch)
         if self.training and not self.frozen:
             self._freeze_second()

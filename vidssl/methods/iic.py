@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -41,13 +41,14 @@ from vidssl.encoder import unit_rows
 from vidssl.errors import RecipeError
 from vidssl.losses import mil_nce
 from vidssl.memory import Memories, binary_nce, constant_of, counted_rows, drawn_ids, memory_scores, source_of
-from vidssl.methods.base import Method, Phase, StepOutput
+from vidssl.methods.base import Method, Period, StepOutput
 from vidssl.methods.mined import own_accuracy
 from vidssl.methods.stream import Stream
 from vidssl.mining.exclusions import GroupIndex
 from vidssl.mining.plan import CascadePlan, plan_from
 from vidssl.mining.progress import topk_at
 from vidssl.recipe import Recipe
+from vidssl.tables.strategies import RIVALS
 from vidssl.views import channels_of, intra_negative
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class IIC(Method):
 
     def __init__(self, recipe: Recipe, seed: int, instances: int, rows: NDArray[np.int64] | None = None) -> None:
         super().__init__(recipe, seed)
-        _check(recipe)
+        self.check(recipe)
         self.iic, self.mining = recipe.method.iic, recipe.mining
         self.second_view: str = recipe.method.second_view
         self.instances = instances
@@ -115,7 +116,21 @@ class IIC(Method):
         self._groups: tuple[int, GroupIndex] | None = None
         self.plan: CascadePlan | None = None
         if recipe.mines and instances > 1:  # with one row the method was built for its encoder alone
-            self.plan = plan_from(recipe.mining, instances)
+            self.plan = plan_from(recipe.mining, len(self.drawn_from))  # only these rows are ever filled
+
+    @classmethod
+    def of(cls, recipe: Recipe, seed: int, instances: int, rows: NDArray[np.int64] | None) -> Self:
+        """With memories of `instances` videos, of which `rows` are trained on."""
+        return cls(recipe, seed, instances, rows)
+
+    @classmethod
+    def check(cls, recipe: Recipe) -> None:
+        """Whether the recipe's words make sense for IIC.
+
+        Raises:
+            RecipeError: views of different channels, `second_from`, mining by labels, mining with the nce loss.
+        """
+        _check(recipe)
 
     def stream(self, view: str) -> Stream:
         """The one stream that sees every view."""
@@ -127,7 +142,7 @@ class IIC(Method):
         """The one encoder that sees every view."""
         return self.stream(view).query
 
-    def phase(self, step: int) -> Phase:
+    def period(self, step: int) -> Period:
         """`warmup` before step `method.warmup_steps` where the cascade waits for the memories."""
         return "warmup" if self.plan is not None and step < self.options.warmup_steps else "main"
 
@@ -228,7 +243,7 @@ class IIC(Method):
     @torch.no_grad()
     def _mined(self, batch: ClipBatch) -> Tensor | None:
         """Videos int64 [B, k] that the cascade picks for this rank's rows, -1 where there are fewer; None: no cascade yet."""
-        if self.plan is None or self.phase(batch.step) == "warmup":
+        if self.plan is None or self.period(batch.step) == "warmup":
             return None
         k = topk_at(self.mining, batch.epoch)
         known = self.memory.seen[batch.instance]
@@ -302,10 +317,10 @@ def _check(recipe: Recipe) -> None:
         raise RecipeError(
             f"method.second_from={method.second_from}: iic has one network for both views; type method.first_from"
         )
-    if recipe.mines and recipe.mining.strategy == "oracle":
+    if recipe.mines and recipe.mining.traits.reads_labels:
         raise RecipeError(
-            "mining.strategy=oracle reads labels, of which iic's memories keep none; type mining.strategy=cascade, "
-            "single, sum or minrank"
+            f"mining.strategy={recipe.mining.strategy} reads labels, of which iic's memories keep none; "
+            f"type mining.strategy=cascade, {', '.join(RIVALS[:-1])} or {RIVALS[-1]}"
         )
     if recipe.mines and method.iic.loss == "nce":
         raise RecipeError(

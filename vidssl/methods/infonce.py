@@ -50,7 +50,7 @@ class InfoNCE(MoCo):
         rows = {view: key}
         if self.mined is not None:
             rows[f"{view}.query"] = query.detach()
-        if self.mined is not None and self.phase(batch.step) == "main":
+        if self.mined is not None and self.period(batch.step) == "main":
             given = positives if self.needs_positives(batch.step) else None
             loss, metrics = self.mined(Rows(query, key, main=key), self.queue, batch, given)
         else:

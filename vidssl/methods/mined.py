@@ -29,9 +29,9 @@ __all__ = ["MinedLoss", "Rows", "mining_of", "own_accuracy"]
 
 def mining_of(recipe: Recipe) -> Mining:
     """The mining section as the method means it: CoCLR is one stage on the second view, whatever `stages` says."""
-    if recipe.method.name != "coclr":
+    if not recipe.method.traits.one_stage:
         return recipe.mining
-    strategy = "oracle" if recipe.mining.strategy == "oracle" else "cascade"
+    strategy = recipe.mining.strategy if recipe.mining.traits.reads_labels else "cascade"
     return recipe.mining.model_copy(update={"stages": 1, "strategy": strategy, "ratio": None, "pool": None})
 
 
@@ -79,7 +79,7 @@ class MinedLoss:
     @property
     def reads_labels(self) -> bool:
         """Whether this is the upper bound `mining.strategy=oracle`; nothing else that mines is shown a label."""
-        return self.plan is not None and self.plan.strategy == "oracle"
+        return self.plan is not None and self.plan.traits.reads_labels
 
     def __call__(
         self, rows: Rows, queue: RingQueue, batch: ClipBatch, given: Positives | None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 from torch import Tensor
 
 from vidssl.batch import ClipBatch
 from vidssl.distributed import gather_rows
-from vidssl.methods.base import Method, Phase
+from vidssl.methods.base import Method, Period
 from vidssl.methods.mined import MinedLoss
 from vidssl.queue import RingQueue
 
@@ -24,20 +23,18 @@ class MoCo(Method):
     Attributes:
         queue: Equal on all ranks.
         mined: The loss of the main phase where positives are mined; None: this method mines nothing.
-        learns_from_labels: Whether the queue is told labels.
     """
 
     queue: RingQueue
     mined: MinedLoss | None = None
-    learns_from_labels: ClassVar[bool] = False
 
-    def phase(self, step: int) -> Phase:
+    def period(self, step: int) -> Period:
         """With mined positives `warmup` before step `method.warmup_steps`."""
         return "warmup" if self.mined is not None and step < self.options.warmup_steps else "main"
 
     def needs_positives(self, step: int) -> bool:
         """In the main phase with mined positives and `mining.where=actor`."""
-        return self.mined is not None and self.mined.mining.where == "actor" and self.phase(step) == "main"
+        return self.mined is not None and self.mined.mining.where == "actor" and self.period(step) == "main"
 
     def _encode(self, view: str, batch: ClipBatch) -> tuple[Tensor, Tensor]:
         """Query rows of clip 1 and key rows of clip 2, [B, D] each."""
@@ -52,7 +49,7 @@ class MoCo(Method):
         if not self.training:
             return
         everyone = {view: gather_rows(part) for view, part in rows.items()}
-        reads_labels = self.learns_from_labels or (self.mined is not None and self.mined.reads_labels)
+        reads_labels = self.options.traits.reads_labels or (self.mined is not None and self.mined.reads_labels)
         label = gather_rows(batch.label) if reads_labels else None
         self.queue.push(everyone, gather_rows(batch.instance), gather_rows(batch.group), label)
 
@@ -63,7 +60,7 @@ class MoCo(Method):
         mined in it, of the present encoders): as CoCLR and CPR are published. Their InfoNCE does not wait, nor does a
         warm-up here. The twin and the queue go on meanwhile.
         """
-        if not self.options.hold_until_full or self.phase(step) == "warmup":
+        if not self.options.hold_until_full or self.period(step) == "warmup":
             return True
         inline = self.mined is not None and self.mined.plan is not None
         return self.queue.ready() if inline else self.queue.full()

@@ -19,8 +19,6 @@ class UberNCE(InfoNCE):
     acts only on those of unknown class.
     """
 
-    learns_from_labels = True
-
     def _loss(self, query: Tensor, key: Tensor, batch: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
         logits, valid = table_of(query, key, self.queue, self.trained_view, batch, self.options)
         positive = nn.functional.pad(self.queue.same_label(batch.label), (1, 0), value=True)

@@ -32,7 +32,7 @@ from vidssl.prototypes import (
 from vidssl.recipe import Recipe
 from vidssl.sinkhorn import sinkhorn, swapped_loss
 
-__all__ = ["ViCC", "check_vicc", "queue_rows"]
+__all__ = ["ViCC", "queue_rows"]
 
 _log = logging.getLogger(__name__)
 
@@ -49,16 +49,16 @@ class ViCC(Method):
     and, from epoch `vicc.queue_from_epoch` and once it is full, the queue; then the batch enters the queue.
 
     Raises:
-        RecipeError: as `check_vicc`.
+        RecipeError: as `check`.
     """
 
     near: Tensor
 
     def __init__(self, recipe: Recipe, seed: int) -> None:
         super().__init__(recipe, seed)
-        check_vicc(recipe)
+        self.check(recipe)
         self.vicc = recipe.method.vicc
-        self.cross = self.vicc.streams == "cross"
+        self.cross = recipe.method.streams == "cross"
         self.second: str | None = recipe.method.second_view if self.cross else None
         streams = {self.trained_view: Stream(recipe.model, view=self.trained_view, twin=False)}
         if self.second is not None:
@@ -73,6 +73,17 @@ class ViCC(Method):
         self.queue = AssignmentQueue(4 if self.cross else 2, queue_rows(recipe), recipe.model.dim)
         self.register_buffer("near", torch.zeros((), dtype=torch.int64), persistent=False)
         self._warned = False
+
+    @classmethod
+    def check(cls, recipe: Recipe) -> None:
+        """Whether the recipe's words make sense for ViCC; what is allowed but surely not meant is logged.
+
+        Raises:
+            RecipeError: fewer or more than two clips per video; a queue smaller than one step; a warm-up; one prototype.
+        """
+        _check(recipe)
+        if rank() == 0:
+            _remark(recipe)
 
     def forward(self, batch: ClipBatch, positives: Positives | None = None) -> StepOutput:
         """See `Method.forward`; `positives` are not read.
@@ -182,12 +193,7 @@ def queue_rows(recipe: Recipe) -> int:
     return recipe.method.vicc.queue - recipe.method.vicc.queue % _global_batch(recipe)
 
 
-def check_vicc(recipe: Recipe) -> None:
-    """Whether the recipe's words make sense for ViCC; what is allowed but surely not meant is logged.
-
-    Raises:
-        RecipeError: fewer or more than two clips per video; a queue smaller than one step; a warm-up; one prototype.
-    """
+def _check(recipe: Recipe) -> None:
     method, vicc, together = recipe.method, recipe.method.vicc, _global_batch(recipe)
     if recipe.clips.per_video != 2:
         raise RecipeError(
@@ -205,8 +211,6 @@ def check_vicc(recipe: Recipe) -> None:
             f"method.vicc.queue={vicc.queue} is smaller than one step of all workers ({together} videos); "
             f"type method.vicc.queue={together} or a multiple of it, or 0 for none"
         )
-    if rank() == 0:
-        _remark(recipe)
 
 
 def _remark(recipe: Recipe) -> None:

@@ -24,6 +24,7 @@ from vidssl.mining.exclusions import Exclusions
 from vidssl.mining.oracle import mine_slowly
 from vidssl.mining.plan import CascadePlan
 from vidssl.mining.scores import check_finite, score
+from vidssl.mining.strategy import strategy_of
 
 __all__ = ["Backend", "MineResult", "choose_backend", "mine"]
 
@@ -79,7 +80,7 @@ def mine(
         exclude: Slots each query may not mine (itself, its siblings).
         valid: bool [N], filled slots; None: all.
         backend: "auto" takes torch for tensors on a GPU, FAISS for short first stages of large banks, else numpy.
-            The fused rivals ("sum", "minrank") need every score, so FAISS leaves them to numpy.
+            A strategy that fuses both views needs every score, so FAISS leaves it to numpy.
         budget_bytes: About how much memory scores and keys may take; larger batches are cut (the results are the
             same). None: 256 MB, on a GPU 4 GB.
         threads: Threads of the selection; matrix products follow their library's own setting.
@@ -148,15 +149,14 @@ class _Job:
         bank = [_as_array(view) for view in self.bank]
         if self.backend == "oracle":
             return self._slowly(arrays, bank, exclude)
-        if self.backend == "faiss" and self.plan.strategy in ("cascade", "single"):
+        if self.backend == "faiss" and not (self.plan.traits.fuses or self.plan.traits.reads_labels):
             from vidssl.mining.select_faiss import select_faiss
 
             return select_faiss(
                 arrays, bank, self.plan.views, self.sizes, exclude, self.valid, self.threads, self.trace
             )
         scores = [score(query, view, exclude, self.valid) for query, view in zip(arrays, bank, strict=True)]
-        if self.plan.strategy in ("sum", "minrank"):
-            scores = select.fuse(scores, self.plan.strategy)
+        scores = strategy_of(self.plan.strategy).fuse(scores)
         if scores[0].shape[1] <= select.KEYS_UP_TO:
             return select.select_keys(scores, self.plan.views, self.sizes, self.trace)
         return select.select_rows(scores, self.plan.views, self.sizes, self.trace, self.threads)

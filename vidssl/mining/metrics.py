@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.cascade import Backend, mine
-from vidssl.mining.plan import CascadePlan, Strategy
+from vidssl.mining.plan import CascadePlan
+from vidssl.tables.strategies import RIVALS
 
 __all__ = [
     "MiningMonitor",
@@ -169,19 +170,19 @@ def rivals(
         seed: Of the random rival.
 
     Returns:
-        "cascade", "single" (main view), "aux", "sum", "minrank", "random" (the floor) and "oracle" (the ceiling: its
-        precision of a query is min(1, class mates / k)); each states its last pool.
+        "cascade", every rival of `vidssl.tables.strategies`, "aux" ("single" on the other view), "random" (the floor)
+        and "oracle" (the ceiling: its precision of a query is min(1, class mates / k)); each states its last pool.
     """
     slots = np.flatnonzero(bank.version >= 0) if query is None else query
-    table = {}
-    names: tuple[Strategy, ...] = ("cascade", "single", "sum", "minrank")
-    for name in names:
+    table: dict[str, MiningQuality] = {}
+    for name in ("cascade", *RIVALS):
         table[name] = _one(bank, replace(plan, strategy=name), label, slots, (main, aux), backend)
-    table["aux"] = _one(bank, replace(plan, strategy="single"), label, slots, (aux, main), backend)
+        if name == "single":
+            table["aux"] = _one(bank, replace(plan, strategy=name), label, slots, (aux, main), backend)
     drawn = random_positives(bank, slots, plan.k, seed)
     table["random"] = measure(slots, drawn, label, bank.group, (), bank.filled)
     table["oracle"] = _ceiling(bank, slots, plan.k, label, main)
-    return {name: table[name] for name in ("cascade", "single", "aux", "sum", "minrank", "random", "oracle")}
+    return table
 
 
 def _ceiling(bank: EmbeddingBank, slots: Ids, k: int, label: Ids, main: str) -> MiningQuality:

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from vidssl.mining.exclusions import Exclusions
 from vidssl.mining.plan import CascadePlan
+from vidssl.mining.strategy import Score, strategy_of
 
 __all__ = ["mine_slowly"]
 
 Stages = list[list[int]]
-Score = dict[int, float]
 
 
 def mine_slowly(
@@ -30,8 +30,7 @@ def mine_slowly(
         forbidden = set(exclude.row(row).tolist())
         allowed = [slot for slot in range(len(valid)) if valid[slot] and slot not in forbidden]
         scores = [_scores(query[row], view, allowed) for query, view in zip(queries, bank, strict=True)]
-        if plan.strategy in ("sum", "minrank"):
-            scores = [_fused(scores, allowed, plan.strategy)]
+        scores = strategy_of(plan.strategy).slowly(scores)
         stages: Stages = []
         for view, size in zip(plan.views, plan.sizes(n_filled), strict=True):
             score = scores[view]
@@ -46,14 +45,3 @@ def mine_slowly(
 def _scores(query: NDArray, view_ND: NDArray, slots: Sequence[int]) -> Score:
     wide = query.astype(np.float64)
     return {slot: float(np.float32(wide @ view_ND[slot].astype(np.float64))) for slot in slots}
-
-
-def _fused(scores: Sequence[Score], slots: Sequence[int], strategy: str) -> Score:
-    main, aux = scores
-    if strategy == "sum":
-        return {slot: float(np.float32(main[slot]) + np.float32(aux[slot])) for slot in slots}
-    places = []
-    for score in scores:
-        ranked = sorted(slots, key=lambda slot: (-score[slot], slot))
-        places.append({slot: place for place, slot in enumerate(ranked)})
-    return {slot: -float(max(places[0][slot], places[1][slot])) for slot in slots}

@@ -13,10 +13,11 @@ from typing import Literal
 
 from vidssl.errors import RecipeError
 from vidssl.recipe import Mining
+from vidssl.tables.lookup import named
+from vidssl.tables.strategies import STRATEGIES, StrategyTraits
 
-__all__ = ["PUBLISHED_RATIO", "CascadePlan", "LastView", "Strategy", "plan_from"]
+__all__ = ["PUBLISHED_RATIO", "CascadePlan", "LastView", "plan_from"]
 
-Strategy = Literal["cascade", "single", "sum", "minrank", "oracle"]
 LastView = Literal["main", "alternate"]
 
 PUBLISHED_RATIO = 0.5
@@ -33,12 +34,11 @@ class CascadePlan:
         ratio: r in (0, 1], share that each stage but the last keeps.
         k: Positives per query.
         last_view: "main" as published, or "alternate" (main, aux, main, aux …).
-        strategy: "cascade", or a rival in one stage: "single" (main view), "sum" (of both scores), "minrank" (the
-            better the worse of its two ranks), "oracle" (main view, where the caller has excluded every slot of
-            another class: an upper bound, for which labels are read outside the miner).
+        strategy: One of `vidssl.tables.strategies`: "cascade", or a rival in one stage. With "oracle" the caller has
+            excluded every slot of another class: an upper bound, for which labels are read outside the miner.
 
     Raises:
-        RecipeError: values out of range, or fewer than k candidates would reach the last stage.
+        RecipeError: values out of range, an unknown strategy, or fewer than k candidates would reach the last stage.
     """
 
     n_slots: int
@@ -46,9 +46,10 @@ class CascadePlan:
     ratio: float = PUBLISHED_RATIO
     k: int = 5
     last_view: LastView = "main"
-    strategy: Strategy = "cascade"
+    strategy: str = "cascade"
 
     def __post_init__(self) -> None:
+        named(STRATEGIES, self.strategy, "mining.strategy")
         if self.stages < 1 or self.k < 1 or not 0 < self.ratio <= 1:
             raise RecipeError(
                 f"mining.stages={self.stages} mining.ratio={self.ratio} mining.topk={self.k}: "
@@ -60,9 +61,14 @@ class CascadePlan:
             raise RecipeError(self._infeasible())
 
     @property
+    def traits(self) -> StrategyTraits:
+        """What is known of the strategy."""
+        return STRATEGIES[self.strategy]
+
+    @property
     def depth(self) -> int:
         """Stages that are run: S of a cascade, 1 of a rival."""
-        return self.stages if self.strategy == "cascade" else 1
+        return self.stages if self.traits.staged else 1
 
     @property
     def views(self) -> tuple[int, ...]:
@@ -75,7 +81,7 @@ class CascadePlan:
     @property
     def needs_aux(self) -> bool:
         """Whether the auxiliary view's scores are read at all."""
-        return 1 in self.views or self.strategy in ("sum", "minrank")
+        return 1 in self.views or self.traits.fuses
 
     @property
     def last_pool(self) -> int:
@@ -108,13 +114,13 @@ class CascadePlan:
 
     def describe(self) -> str:
         """One line for logs and reports; it always states the last pool."""
-        if self.strategy != "cascade":
+        if not self.traits.staged:
             return f"{self.strategy} top-{self.k} of p={self.last_pool}"
         kept = f"last pool p={self.last_pool} of N={self.n_slots}"
-        return f"cascade S={self.stages} r={self.ratio:.4g} top-{self.k} {kept}"
+        return f"{self.strategy} S={self.stages} r={self.ratio:.4g} top-{self.k} {kept}"
 
     def _same_as_one_less(self) -> str:
-        if self.strategy != "cascade" or self.stages % 2 or self.last_view != "main":
+        if not self.traits.staged or self.stages % 2 or self.last_view != "main":
             return ""
         return (
             f"mining.stages={self.stages} with mining.last_view=main mines what {self.stages - 1} of the same ratio "
@@ -142,7 +148,7 @@ def plan_from(mining: Mining, n_slots: int) -> CascadePlan:
         RecipeError: as `CascadePlan`, and for a pool that holds fewer than topk or more than all slots.
     """
     ratio = PUBLISHED_RATIO if mining.ratio is None else mining.ratio
-    if mining.pool is not None and mining.stages > 1 and mining.strategy == "cascade":
+    if mining.pool is not None and mining.stages > 1 and mining.traits.staged:
         ratio = _ratio_of_pool(mining.pool, mining.stages, n_slots, mining.topk)
     return CascadePlan(
         n_slots=n_slots,

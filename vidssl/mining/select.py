@@ -13,9 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from vidssl.mining.plan import Strategy
-
-__all__ = ["KEYS_UP_TO", "Selection", "fuse", "select_keys", "select_rows"]
+__all__ = ["KEYS_UP_TO", "Selection", "select_keys", "select_rows"]
 
 FEW = 16
 """A stage that keeps less than one in this many looks at a floor first: partition is slow far from the middle."""
@@ -66,22 +64,6 @@ def select_rows(
     widths = sizes if trace else sizes[-1:]
     padded = [_pad([stages[i] for stages in stages_B], width) for i, width in enumerate(widths)]
     return padded[-1], _score_of(padded[-1], scores_VBN[views[-1]]), padded if trace else []
-
-
-def fuse(scores_VBN: Sequence[Scores], strategy: Strategy) -> list[Scores]:
-    """Scores of a one-stage rival: the sum of both views, or minus the worse of the two ranks (from 0)."""
-    main, aux = scores_VBN
-    if strategy == "sum":
-        return [main + aux]
-    worse = np.maximum(_ranks(main), _ranks(aux)).astype(np.float32)
-    return [np.where(np.isneginf(main), -np.inf, -worse).astype(np.float32)]
-
-
-def _ranks(score_BN: Scores) -> Ids:
-    order = np.argsort(-score_BN, axis=1, kind="stable")
-    ranks = np.empty_like(order)
-    np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)
-    return ranks
 
 
 def _keys(score_Bm: Scores, columns_Bm: Ids) -> Ids:

@@ -11,6 +11,7 @@ from torch import Tensor
 from vidssl.mining.exclusions import Exclusions
 from vidssl.mining.plan import CascadePlan
 from vidssl.mining.select import Selection
+from vidssl.mining.strategy import strategy_of
 
 __all__ = ["score_on_device", "select_on_device"]
 
@@ -33,8 +34,7 @@ def score_on_device(query_BD: Tensor, view_ND: Tensor, exclude: Exclusions, vali
 
 def select_on_device(scores_VBN: Sequence[Tensor], plan: CascadePlan, sizes: tuple[int, ...], trace: bool) -> Selection:
     """As `select.select_keys`, on the device of the scores; the results come back as arrays."""
-    if plan.strategy in ("sum", "minrank"):
-        scores_VBN = [_fuse(scores_VBN, plan.strategy)]
+    scores_VBN = strategy_of(plan.strategy).fuse_on_device(scores_VBN)
     rows, n_slots = scores_VBN[0].shape
     columns = torch.arange(n_slots, device=scores_VBN[0].device).expand(rows, n_slots)
     traced: list[np.ndarray] = []
@@ -61,17 +61,3 @@ def _keys(score: Tensor, columns: Tensor) -> Tensor:
     keys <<= 32
     keys |= _LOW - columns
     return keys
-
-
-def _fuse(scores_VBN: Sequence[Tensor], strategy: str) -> Tensor:
-    main, aux = scores_VBN
-    if strategy == "sum":
-        return main + aux
-    worse = torch.maximum(_ranks(main), _ranks(aux)).float()
-    return torch.where(main == -torch.inf, -torch.inf, -worse)
-
-
-def _ranks(score: Tensor) -> Tensor:
-    order = score.argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)

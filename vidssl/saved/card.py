@@ -138,9 +138,9 @@ class Card(Section):
 def card_of(recipe: Recipe, view: str, facts: Facts) -> Card:
     """The card of one stream of a recipe.
 
-    IIC trains one network on all its streams: the others stand under `also`.
+    A method that trains one network on all its views (IIC): the others stand under `also`.
     """
-    also = tuple(name for name in recipe.views if name != view) if recipe.method.name == "iic" else ()
+    also = tuple(name for name in recipe.views if name != view) if recipe.method.streams == "shared" else ()
     plain = {"channels_last": False, "checkpointing": False}  # memory and speed of the training, not of the encoder
     return Card.model_validate(
         {

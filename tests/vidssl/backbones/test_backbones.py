@@ -7,7 +7,7 @@ from torch import nn
 from vidssl.backbones import BACKBONES, build_backbone
 from vidssl.encoder import Encoder, build_encoder, momentum_twin
 from vidssl.errors import RecipeError
-from vidssl.recipe import Model
+from vidssl.recipe import Model, load_recipe
 
 PARAMETERS = {
     "tiny": 297_840,
@@ -52,7 +52,11 @@ def outlined(**model):
         return build_backbone(Model(**model))
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+def test_every_published_backbone_can_be_named():
+    assert PARAMETERS.keys() <= BACKBONES.keys()
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_every_backbone_has_as_many_parameters_as_the_published_one(name):
     assert count(outlined(backbone=name)) == PARAMETERS[name]
 
@@ -111,9 +115,9 @@ def test_unknown_backbone_is_refused_with_the_known_ones():
     with pytest.raises(
         RecipeError, match=r"model\.backbone=s3gd is unknown; use one of tiny, s3d, s3dg, .*; did you mean"
     ):
-        build_backbone(Model(backbone="s3gd"))
+        build_backbone(Model.model_construct(backbone="s3gd"))
     with pytest.raises(RecipeError, match=r"did you mean 'model\.backbone=r21d18'"):
-        build_backbone(Model(backbone="r2d18"))
+        load_recipe("cpr-tiny", ["model.backbone=r2d18"])  # and a recipe is refused before anything is built
 
 
 def trained(name, clips, **switches):

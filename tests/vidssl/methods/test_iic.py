@@ -422,8 +422,8 @@ def test_own_siblings_and_unseen_videos_are_never_mined():
 def test_the_cascade_waits_for_the_warm_up_and_takes_more_positives_later():
     given = {"mining": {"topk": 4, "stages": 1, "progressive": [[0, 1], [2, 3]]}, "method": {"warmup_steps": 6}}
     method, plain = a_method(cascade=True, **given), a_method(cascade=False)
-    assert [method.phase(step) for step in (0, 5, 6)] == ["warmup", "warmup", "main"]
-    assert plain.phase(0) == "main"
+    assert [method.period(step) for step in (0, 5, 6)] == ["warmup", "warmup", "main"]
+    assert plain.period(0) == "main"
     ours, theirs = run(method, range(6)), run(plain, range(6))
     assert [output.loss.item() for output in ours] == [output.loss.item() for output in theirs]
     assert method._mined(a_batch(6, epoch=0)).shape == (ROWS, 1)
@@ -456,11 +456,14 @@ def test_rivals_of_the_cascade_mine_by_their_own_rule():
     assert len({tuple(ids.flatten().tolist()) for ids in found.values()}) == 3
 
 
-def test_mining_off_is_iic_without_the_cascade():
-    method = a_method(cascade=True, mining={"where": "off"})
-    assert method.plan is None
-    run(method, range(3))
-    assert "mining/mined_mean" not in method(a_batch(3)).metrics
+def test_the_cascade_is_planned_for_the_videos_that_are_trained_on():
+    words = {"name": "iic", "cascade": True}
+    mining = {"where": "inline", "topk": 5, "stages": 3, "pool": 20}
+    recipe = Recipe.model_validate({"model": {"dim": 8, "width": 2}, "method": words, "mining": mining})
+    plan = build_method(recipe, 0, 150, np.arange(100)).plan
+    assert plan.n_slots == 100
+    assert plan.last_pool == 20
+    assert plan.sizes(100) == (int(100 * (20 / 100) ** 0.5), 20, 5) == (44, 20, 5)
 
 
 def test_a_method_that_is_built_for_its_encoder_alone_needs_no_number_of_videos():

@@ -181,7 +181,7 @@ def test_second_view_from_a_trained_encoder_needs_no_warm_up():
     donor = build_method(a_recipe("infonce", view="residual"))
     method = build_method(a_recipe(warmup_steps=0, second_from="a run")).train()
     method.load_second(donor.encoder("residual").state_dict())
-    assert method.phase(0) == "main"
+    assert method.period(0) == "main"
     assert not method.unused_parameters
     assert not any(p.requires_grad for p in method.stream("residual").parameters())
     method(a_batch(0), some_positives(0)).loss.backward()
@@ -205,7 +205,7 @@ def test_a_random_second_encoder_is_warned_of(caplog):
 
 def test_what_the_loop_may_ask():
     method, plain = build_method(a_recipe(warmup_steps=3)), build_method(a_recipe("infonce"))
-    assert [method.phase(step) for step in (0, 2, 3)] == ["warmup", "warmup", "main"]
+    assert [method.period(step) for step in (0, 2, 3)] == ["warmup", "warmup", "main"]
     assert [method.needs_positives(step) for step in (2, 3)] == [False, True]
     assert (method.trained_view, method.main_view, method.aux_view) == ("rgb", "residual", "rgb")
     assert bank_views_of(a_recipe()) == ("residual", "rgb")

@@ -70,7 +70,7 @@ def test_the_warm_up_is_not_held_and_inline_waits_for_rows_of_the_frozen_encoder
 
 
 def test_the_warm_up_of_one_stream_is_not_held():
-    method = build_method(one_stream("off", warmup_steps=2, hold_until_full=True)).train()
+    method = build_method(one_stream("actor", warmup_steps=2, hold_until_full=True)).train()
     assert [method(a_batch(step)).update for step in range(5)] == [True, True, False, True, True]
 
 
@@ -223,8 +223,8 @@ def test_before_its_warm_up_ends_one_stream_is_plain_info_nce():
     plain, mines = build_method(a_recipe("infonce")).train(), build_method(one_stream("actor")).train()
     for step in range(3):
         assert mines(a_batch(step)).loss.item() == plain(a_batch(step)).loss.item()
-    assert [mines.phase(step) for step in (2, 3)] == ["warmup", "main"]
-    assert [plain.phase(step) for step in (2, 3)] == ["main", "main"]
+    assert [mines.period(step) for step in (2, 3)] == ["warmup", "main"]
+    assert [plain.period(step) for step in (2, 3)] == ["main", "main"]
     assert not mines.unused_parameters
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from vidssl.batch import ClipBatch
 from vidssl.errors import CheckpointError, RecipeError, VidsslError
 from vidssl.methods import build_method
-from vidssl.methods.vicc import check_vicc, queue_rows
+from vidssl.methods.vicc import ViCC, queue_rows
 from vidssl.prototypes import STUCK_STEPS, AssignmentQueue
 from vidssl.recipe import Recipe
 from vidssl.views import make_views
@@ -339,14 +339,14 @@ def test_embeddings_that_are_no_unit_rows_stop_the_run(value):
 )
 def test_what_makes_no_sense_is_refused_with_what_to_type(changes, says):
     with pytest.raises(RecipeError, match=says):
-        check_vicc(a_recipe(**changes))
+        ViCC.check(a_recipe(**changes))
 
 
 @pytest.mark.parametrize("clips", [1, 3])
 def test_any_other_number_of_clips_than_two_is_refused(clips):
     recipe = a_recipe()
     with pytest.raises(RecipeError, match=r"type clips\.per_video=2"):
-        check_vicc(recipe.model_copy(update={"clips": recipe.clips.model_copy(update={"per_video": clips})}))
+        ViCC.check(recipe.model_copy(update={"clips": recipe.clips.model_copy(update={"per_video": clips})}))
 
 
 def test_a_queue_is_rounded_down_to_whole_steps_and_says_so(caplog):
