@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.keywords import EmbedWords, own_words
 from cluster.subject import Subject, open_subject
 from vidssl.errors import RecipeError
 from vidssl.evaluation.retrieval import unit_rows
-from vidssl.recipe import take_word
 from vidssl.saved.embeddings import Embedded, save_embeddings
 
 if TYPE_CHECKING:
@@ -39,13 +39,12 @@ def embed_run(path: str | Path, words: Sequence[str] = ()) -> Path:
     """
     from vidssl.evaluation.encode import encoder_reader
 
-    out, words = take_word(words, "out")
-    view, words = take_word(words, "view")
+    own, words = own_words(EmbedWords, words)
     subject = open_subject(path, words)
-    views = views_of(subject, view)
+    views = views_of(subject, own.view)
     readers = [encoder_reader(subject.encoder(name), name) for name in views]
     found = describe(subject, readers, views, subject.manifest.rows())
-    store = subject.home / "embeddings.zarr" if out is None else Path(out).expanduser().resolve()
+    store = subject.home / "embeddings.zarr" if own.out is None else Path(own.out).expanduser().resolve()
     return save_embeddings(embedded(subject, found, views), store)
 
 

@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from cluster.keywords import OF_AN_IMPORT, SOURCES, ExportWords, ImportWords, own_words
 from vidssl.errors import CheckpointError, RecipeError
-from vidssl.recipe import Recipe, recipe_from_tree, take_word
+from vidssl.recipe import Recipe, recipe_from_tree
 
 if TYPE_CHECKING:
     from vidssl.saved.card import Facts
     from vidssl.saved.published import Published
 
-__all__ = ["ENCODERS", "SOURCES", "export_card", "import_file"]
+__all__ = ["export_card", "import_file"]
 
-SOURCES: Final = ("coclr", "cpr", "vicc", "iic")
-ENCODERS: Final = ("encoder_q", "encoder_k", "sampler", "second")
-_ALLOWED: Final = ("clips.", "method.name=", "method.view=", "method.second_view=", "augment.normalize=")
 _CLIPS_OF_COCLR: Final = {"clips.frames": 32, "clips.stride": 1, "clips.size": 128, "augment.normalize": "imagenet"}
 _CLIPS_OF_IIC: Final = {
     "clips.frames": 16,
@@ -57,15 +55,15 @@ def import_file(path: str | Path, source: str | None, out: str | None = None, wo
     """
     from vidssl.saved.card import card_of, export
 
-    encoder, words = take_word(words, "encoder")
-    _check(source, encoder, words)
+    own, words = own_words(ImportWords, words)
+    _check(source, words)
     assert source is not None  # `_check` has seen it
-    published = _read(path, source, encoder or "encoder_q")
+    published = _read(path, source, own.encoder)
     recipe, assumed = _recipe(source, published, words)
     lines = _lines(Path(path).name, recipe, published, assumed)
     if out is None:
         return "\n".join([*lines, "nothing was written; to keep it, add --out CARD"])
-    origin = f"{source} file {Path(path).name}" + ("" if encoder is None else f", {encoder}")
+    origin = f"{source} file {Path(path).name}" + ("" if own.encoder == "encoder_q" else f", {own.encoder}")
     facts = _facts(Path(path).expanduser(), origin, recipe, assumed)
     export(out, published.artifact, card_of(recipe, recipe.method.view, facts))
     return "\n".join([*lines, f"card: {out}; next: vidssl evaluate {out} data=PACKED"])
@@ -89,21 +87,19 @@ def export_card(run: str | Path, out: str, words: Sequence[str] = ()) -> Path:
     from vidssl.saved.card import export
     from vidssl.saved.pretrained import read_encoder
 
-    view, unknown = take_word(words, "view")
+    own, unknown = own_words(ExportWords, words)
     if unknown:
         raise RecipeError(f"'{unknown[0]}' is no setting of an export; type view=rgb, or another stream of the run")
-    card, state = read_encoder(run, view)
+    card, state = read_encoder(run, own.view)
     return export(out, state, card)
 
 
-def _check(source: str | None, encoder: str | None, words: Sequence[str]) -> None:
+def _check(source: str | None, words: Sequence[str]) -> None:
     if source not in SOURCES:
         given = "nobody was named as the file's author" if source is None else f"--from {source} is unknown"
         raise RecipeError(f"{given}; type --from with one of {', '.join(SOURCES)}")
-    if encoder is not None and encoder not in ENCODERS:
-        raise RecipeError(f"encoder={encoder} is unknown; type encoder= one of {', '.join(ENCODERS)}")
     for word in words:
-        if not word.startswith(_ALLOWED):
+        if not word.startswith(OF_AN_IMPORT):
             raise RecipeError(
                 f"'{word}' cannot be set for an import; type clips.*, method.name, method.view, method.second_view, "
                 "augment.normalize or encoder (the network itself is read from the file)"

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from collections.abc import Sequence
+from typing import Final, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from vidssl.errors import RecipeError
 from vidssl.sections import Section
 
 __all__ = [
     "OF_AN_IMPORT",
     "OF_A_FINETUNING",
     "OF_A_TRAINED",
+    "SOURCES",
     "EmbedWords",
     "EvaluateWords",
     "ExportWords",
     "FinetuneWords",
     "ImportWords",
     "ReportWords",
+    "own_words",
 ]
+
+Own = TypeVar("Own", bound=Section)
 
 OF_A_TRAINED: Final = ("evaluation.", "finetune.", "loader.", "trainer.device=", "data=")
 """Beginnings of the recipe's keys that change how a trained network is looked at, and not what was trained."""
@@ -28,6 +34,9 @@ OF_A_FINETUNING: Final = ("augment.", "clips.", "trainer.precision=", "seed=")
 
 OF_AN_IMPORT: Final = ("clips.", "method.name=", "method.view=", "method.second_view=", "augment.normalize=")
 """Those that say how a published file was trained, where it was not as published."""
+
+SOURCES: Final = ("coclr", "cpr", "vicc", "iic")
+"""Whose code may have written a file that is imported."""
 
 
 class EmbedWords(Section):
@@ -87,3 +96,27 @@ class ExportWords(Section):
     """Own words of `vidssl export`."""
 
     view: str | None = Field(default=None, description="the stream to take; null: the trained one")
+
+
+def own_words(model: type[Own], words: Sequence[str]) -> tuple[Own, list[str]]:
+    """A verb's own words, and the words that are left for the recipe.
+
+    Raises:
+        RecipeError: a value that is not allowed.
+    """
+    given: dict[str, str | None] = {}
+    rest: list[str] = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in model.model_fields:
+            given[key] = None if value == "null" else value
+        else:
+            rest.append(word)
+    try:
+        return model.model_validate(given), rest
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = str(first["loc"][0])
+        choices = str(first.get("ctx", {}).get("expected", "")).replace("'", "").replace(" or ", ", ")
+        hint = f"type {key}= one of {choices}" if choices else f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        raise RecipeError(f"{key}={given[key]} is unknown; {hint}") from error

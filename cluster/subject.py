@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from cluster.keywords import OF_A_TRAINED
 from vidssl.encoder import Encoder, build_encoder
 from vidssl.errors import CheckpointError, DataError, DeviceError, RecipeError
 from vidssl.evaluation.tables import dataset_of
@@ -36,7 +37,6 @@ _WINDOWS: Final[dict[str, str]] = {
     "p2": "10, centres evenly spread from T*stride/2 to the length minus it",
 }
 _CROPS: Final[dict[str, str]] = {"centre": "centre", "inner": "centre, 7/8 of the short side"}
-_ALLOWED: Final = ("evaluation.", "finetune.", "loader.", "trainer.device=", "data=")
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +194,7 @@ def open_subject(path: str | Path, words: Sequence[str]) -> Subject:
         DeviceError: cuda without a GPU.
     """
     for word in words:
-        if not word.startswith(_ALLOWED):
+        if not word.startswith(OF_A_TRAINED):
             raise RecipeError(
                 f"'{word}' cannot be set for a run that is trained; type evaluation.*, finetune.*, loader.*, trainer.device or data"
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster.commands.console import say
 from cluster.commands.words import Words
+from cluster.keywords import ReportWords, own_words
 from vidssl.errors import RecipeError
 
 __all__ = ["demo", "embed", "evaluate", "export", "finetune", "import_", "pack", "recipes", "report", "sweep", "train"]
@@ -134,12 +135,11 @@ def embed(words: Words) -> int:
 def report(words: Words) -> int:
     """One page."""
     from cluster.report.write import write_report
-    from vidssl.recipe import take_word
 
-    data, unknown = take_word(words.settings, "data")
+    own, unknown = own_words(ReportWords, words.settings)
     if unknown:
         raise RecipeError(f"'{unknown[0]}' is no setting of a report; type data=FOLDER where the data has moved")
-    say(f"report: {write_report(Path(words['RUN']), data)}")
+    say(f"report: {write_report(Path(words['RUN']), own.data)}")
     return 0
 
 

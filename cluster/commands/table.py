@@ -11,6 +11,18 @@ from dataclasses import dataclass
 from cluster.commands import handlers
 from cluster.commands.keys import Group, groups_of, only
 from cluster.commands.words import Option, Place, Words
+from cluster.keywords import (
+    OF_A_FINETUNING,
+    OF_A_TRAINED,
+    OF_AN_IMPORT,
+    SOURCES,
+    EmbedWords,
+    EvaluateWords,
+    ExportWords,
+    FinetuneWords,
+    ImportWords,
+    ReportWords,
+)
 
 __all__ = ["VERBS", "Verb"]
 
@@ -40,39 +52,27 @@ def _of_sweep() -> list[Group]:
 
 
 def _of_embed() -> list[Group]:
-    from cluster.keywords import OF_A_TRAINED, EmbedWords
-
     return groups_of(EmbedWords, "What is embedded") + only(_of_recipe(), OF_A_TRAINED)
 
 
 def _of_evaluate() -> list[Group]:
-    from cluster.keywords import OF_A_TRAINED, EvaluateWords
-
     return groups_of(EvaluateWords, "What is measured") + only(_of_recipe(), OF_A_TRAINED)
 
 
 def _of_finetune() -> list[Group]:
-    from cluster.keywords import OF_A_FINETUNING, OF_A_TRAINED, FinetuneWords
-
     mine = only(_of_recipe(), (*OF_A_TRAINED, *OF_A_FINETUNING))
     return groups_of(FinetuneWords, "What is trained") + mine
 
 
 def _of_report() -> list[Group]:
-    from cluster.keywords import ReportWords
-
     return groups_of(ReportWords, "Where it looks")
 
 
 def _of_import() -> list[Group]:
-    from cluster.keywords import OF_AN_IMPORT, ImportWords
-
     return groups_of(ImportWords, "What is read") + only(_of_recipe(), OF_AN_IMPORT)
 
 
 def _of_export() -> list[Group]:
-    from cluster.keywords import ExportWords
-
     return groups_of(ExportWords, "What is written")
 
 
@@ -157,7 +157,7 @@ VERBS: dict[str, Verb] = {
         "a published checkpoint: what is in it, and as a card",
         places=(Place("FILE", "the file"),),
         options=(
-            Option("--from", "whose code wrote it: coclr | cpr | vicc | iic", "PAPER"),
+            Option("--from", f"whose code wrote it: {' | '.join(SOURCES)}", "PAPER"),
             Option("--out", "folder of the card; without it the file is only looked at", "CARD"),
         ),
         groups=_of_import,

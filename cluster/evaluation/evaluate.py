@@ -24,16 +24,14 @@ from cluster.evaluation.features import Features, features_of, views_asked
 from cluster.evaluation.probes import few_shot_results, knn_results, linear_results
 from cluster.evaluation.retrieval import retrieval_protocol, retrieval_results
 from cluster.evaluation.text import results_table
+from cluster.keywords import EvaluateWords, own_words
 from cluster.subject import Subject, open_subject
 from vidssl.errors import DataError, RecipeError
-from vidssl.recipe import take_word
 from vidssl.saved.embeddings import save_embeddings
 
 __all__ = ["WHAT", "evaluate_run", "results_table"]
 
-BASELINES: Final = ("untrained", "off")
 WHAT: Final = ("retrieval", "mining", "knn", "linear", "fewshot")
-USUAL: Final = ("retrieval", "mining")
 _PROBES: Final = {"knn": knn_results, "linear": linear_results, "fewshot": few_shot_results}
 
 
@@ -51,17 +49,13 @@ def evaluate_run(run_dir: str | Path, words: Sequence[str] = ()) -> dict[str, An
     Raises:
         VidsslError: as `open_subject`; an unknown word of `what`, `view`, `baseline` or protocol.
     """
-    view, words = take_word(words, "view")
-    baseline, words = take_word(words, "baseline")
-    asked, words = take_word(words, "what")
-    parts = _parts(asked)
-    if baseline not in (None, *BASELINES):
-        raise RecipeError(f"unknown baseline={baseline}; type baseline=untrained or baseline=off")
+    own, words = own_words(EvaluateWords, words)
+    parts = _parts(own.what)
     subject = open_subject(run_dir, words)
-    views = views_asked(subject, view)
+    views = views_asked(subject, own.view)
     results: dict[str, Any] = {}
     if set(parts) - {"mining"}:
-        seen = features_of(subject, views, untrained=baseline != "off")
+        seen = features_of(subject, views, untrained=own.baseline != "off")
         if len(views) == 1:
             save_embeddings(seen.store, _folder(subject) / "embeddings.zarr")
         results = {what: _measured(what, subject, seen) for what in parts if what != "mining"}
@@ -73,9 +67,7 @@ def evaluate_run(run_dir: str | Path, words: Sequence[str] = ()) -> dict[str, An
     return results
 
 
-def _parts(asked: str | None) -> tuple[str, ...]:
-    if asked is None:
-        return USUAL
+def _parts(asked: str) -> tuple[str, ...]:
     words = WHAT if asked == "all" else tuple(word for word in asked.strip("[]").replace(" ", "").split(",") if word)
     unknown = [word for word in words if word not in WHAT]
     if unknown or not words:

@@ -22,9 +22,9 @@ import torch
 
 from cluster.finetune.results import finetune_table, tested, write_results
 from cluster.finetune.task import Task, settings_of, settle, spec_of
+from cluster.keywords import FinetuneWords, own_words
 from vidssl.evaluation.class_scores import fuse, load_scores
 from vidssl.evaluation.finetune import Classifier, Epoch, FineTuner
-from vidssl.recipe import take_word
 
 if TYPE_CHECKING:
     from pipelines.loader import TrainLoader
@@ -53,7 +53,7 @@ def finetune_run(path: str | Path, words: Sequence[str] = (), say: Say = print) 
         VidsslError: as `open_subject`; a word or value that is not allowed; unlabelled or too few videos.
         KeyboardInterrupt: stopped and saved; the same words go on.
     """
-    other, words = take_word(words, "fuse")
+    other = own_words(FinetuneWords, words)[0].fuse
     if other is not None:
         load_scores(Path(other))  # a wrong path shows now and not after the training
     task = settle(path, words)

@@ -6,16 +6,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.keywords import OF_A_FINETUNING, FinetuneWords, own_words
 from cluster.subject import Subject, open_subject
 from vidssl.errors import DataError, RecipeError
-from vidssl.evaluation.class_scores import AVERAGES, Average
+from vidssl.evaluation.class_scores import Average
 from vidssl.evaluation.heldout import classification_sides, hold_out
-from vidssl.recipe import Recipe, recipe_from_tree, take_word
+from vidssl.recipe import Recipe, recipe_from_tree
 
 if TYPE_CHECKING:
     from pipelines.loader import LoaderSpec
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from pipelines.loading.windows import Rule
 
 __all__ = ["Task", "settings_of", "settle", "spec_of"]
-
-_OWN: Final = ("augment.", "clips.", "trainer.precision=", "seed=")
-"""Words that a finished run cannot take, but a new supervised training of its encoder can."""
 
 Rows = NDArray[np.int64]
 
@@ -72,24 +70,18 @@ class Task:
 
 def settle(path: str | Path, words: Sequence[str]) -> Task:
     """The task that words describe; see `cluster.finetune.run.finetune_run`."""
-    view, words = take_word(words, "view")
-    init, words = take_word(words, "init")
-    average, words = take_word(words, "average")
-    if init not in (None, "pretrained", "scratch"):
-        raise RecipeError(f"init={init} is unknown; type init=pretrained or init=scratch")
-    subject = open_subject(path, [word for word in words if not word.startswith(_OWN)])
-    recipe = recipe_from_tree(subject.recipe.model_dump(mode="json"), [word for word in words if word.startswith(_OWN)])
-    if average is None:
-        average = "logit" if recipe.evaluation.protocol == "p2" else "probability"
-    if average not in AVERAGES:
-        raise RecipeError(f"average={average} is unknown; type average= one of {', '.join(AVERAGES)}")
-    view = subject.trained_view if view is None else view
+    own, words = own_words(FinetuneWords, words)
+    mine = [word for word in words if word.startswith(OF_A_FINETUNING)]
+    subject = open_subject(path, [word for word in words if word not in mine])
+    recipe = recipe_from_tree(subject.recipe.model_dump(mode="json"), mine)
+    average = own.average or ("logit" if recipe.evaluation.protocol == "p2" else "probability")
+    view = own.view or subject.trained_view
     train, held, test, sides = _videos(subject, recipe)
     if len(train) < recipe.finetune.batch:
         raise RecipeError(
             f"finetune.batch={recipe.finetune.batch} is more than the {len(train)} videos that train; type finetune.batch={len(train)}"
         )
-    return Task(subject, recipe, view, init == "scratch", cast(Average, average), train, held, test, sides)
+    return Task(subject, recipe, view, own.init == "scratch", average, train, held, test, sides)
 
 
 def _videos(subject: Subject, recipe: Recipe) -> tuple[Rows, Rows, Rows, str]:

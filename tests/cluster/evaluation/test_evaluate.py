@@ -224,7 +224,7 @@ def test_data_without_splits_leaves_one_group_out():
             "evaluation.protocol='p9': input should be 'p1_strict', 'p1_ref', 'p2' or 'centre'",
         ),
         (["clips.frames=8"], "'clips.frames=8' cannot be set for a run that is trained"),
-        (["baseline=random"], "unknown baseline=random; type baseline=untrained"),
+        (["baseline=random"], "baseline=random is unknown; type baseline= one of untrained, off"),
         (["view=flow"], "no encoder of view=flow; type view= one of rgb, residual"),
     ],
 )

@@ -211,7 +211,7 @@ def test_a_card_is_fine_tuned_to_the_numbers_of_its_run(run, packed, tmp_path):
 @pytest.mark.parametrize(
     ("words", "kind", "sentence"),
     [
-        (["init=imagenet"], RecipeError, "type init=pretrained or init=scratch"),
+        (["init=imagenet"], RecipeError, "init=imagenet is unknown; type init= one of pretrained, scratch"),
         (["average=median"], RecipeError, "type average= one of probability, logit"),
         (["view=flow"], RecipeError, "no encoder of view=flow"),
         (["finetune.batch=4000"], RecipeError, r"finetune.batch=4000 is more than the \d+ videos that train"),
