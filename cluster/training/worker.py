@@ -254,8 +254,7 @@ def _loader(recipe: Recipe, manifest: Manifest, rank: int, world: int, device: t
         batch=recipe.trainer.batch,
         seed=recipe.seed,
     )
-    split = "train" if "train" in manifest.splits else None
-    return TrainLoader(manifest, spec, rank=rank, world=world, device=device, split=split)
+    return TrainLoader(manifest, spec, rank=rank, world=world, device=device, split=manifest.training_split)
 
 
 def _distributed(method: Method, world: int, device: torch.device) -> nn.Module:
