@@ -10,17 +10,20 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vidssl.errors import DataError
 from vidssl.recipe import load_recipe
 from vidssl.saved.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from cluster.evaluation.evaluator import Result
 
 __all__ = ["run_demo"]
 
@@ -101,9 +104,15 @@ def _classes() -> list[str]:
     return list(MOTIONS)
 
 
-def _figures(folder: RunFolder, results: dict[str, Any]) -> dict[str, Any]:
-    recall = {name: row["recall"]["1"] for name, row in results["retrieval"]["results"].items()}
-    mined = {name: row["precision"] for name, row in results["mining"]["results"].items()}
+def _figures(folder: RunFolder, results: Mapping[str, Result]) -> dict[str, Any]:
+    from cluster.evaluation.mining import MiningResult
+    from cluster.evaluation.retrieval import RetrievalResult
+
+    retrieval, mining = results["retrieval"], results["mining"]
+    assert isinstance(retrieval, RetrievalResult)
+    assert isinstance(mining, MiningResult)
+    recall = {name: row.r1 for name, row in (retrieval.results or {}).items()}
+    mined = {name: row.precision for name, row in (mining.results or {}).items()}
     log = folder.read_log()
     return {
         "r_at_1": recall["trained"],

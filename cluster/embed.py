@@ -14,6 +14,7 @@ from cluster.keywords import EmbedWords, own_words
 from cluster.subject import Subject, open_subject
 from vidssl.errors import RecipeError
 from vidssl.evaluation.retrieval import unit_rows
+from vidssl.records import to_tree
 from vidssl.saved.embeddings import Embedded, save_embeddings
 
 if TYPE_CHECKING:
@@ -111,5 +112,5 @@ def embedded(subject: Subject, found: Described, views: Sequence[str]) -> Embedd
         label=samples.label[row].astype(np.int64),
         split=np.array(subject.manifest.splits)[samples.split[row]],
         name=np.array(samples.name[row]),
-        protocol=subject.protocol() | made,
+        protocol=to_tree(subject.protocol()) | made,
     )

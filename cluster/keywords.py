@@ -7,6 +7,7 @@ from typing import Final, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
+from cluster.evaluators import EVALUATORS, USUAL
 from vidssl.errors import RecipeError
 from vidssl.sections import Section
 
@@ -52,8 +53,8 @@ class EvaluateWords(Section):
     """Own words of `vidssl evaluate`."""
 
     what: str = Field(
-        default="retrieval,mining",
-        description="some of retrieval,mining,knn,linear,fewshot with commas between, or all",
+        default=USUAL,
+        description=f"some of {','.join(EVALUATORS)} with commas between, or all",
     )
     view: str | None = Field(
         default=None,

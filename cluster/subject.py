@@ -9,19 +9,19 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
 from cluster.keywords import OF_A_TRAINED
 from vidssl.encoder import Encoder, build_encoder
 from vidssl.errors import CheckpointError, DataError, DeviceError, RecipeError
+from vidssl.evaluation.protocol import Protocol
 from vidssl.evaluation.tables import dataset_of
 from vidssl.recipe import Recipe, recipe_from_file, recipe_from_tree
 from vidssl.saved.card import Card, build_from, is_card, read_card, read_weights
-from vidssl.saved.checkpoint import Meta, checkpoint_path, read_checkpoint
+from vidssl.saved.checkpoint import Meta, checkpoint_path, load_method, read_checkpoint
 from vidssl.saved.run_folder import RunFolder, open_run
-from vidssl.saved.trained import load_method
 
 if TYPE_CHECKING:
     from pipelines.dataset.manifest import Manifest
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipelines.loading.windows import Rule
     from vidssl.methods import Method
 
-__all__ = ["Subject", "open_subject"]
+__all__ = ["Subject", "open_subject", "refuse_phases"]
 
 _RULES: Final[dict[str, Rule]] = {"p1_ref": "p1", "p2": "p2"}
 _WINDOWS: Final[dict[str, str]] = {
@@ -38,6 +38,16 @@ _WINDOWS: Final[dict[str, str]] = {
     "p2": "10, centres evenly spread from T*stride/2 to the length minus it",
 }
 _CROPS: Final[dict[str, str]] = {"centre": "centre", "inner": "centre, 7/8 of the short side"}
+
+
+class _Origin(NamedTuple):
+    """How long it was trained and which weights were taken."""
+
+    seed: int | None
+    steps: int | None
+    epochs: float | None
+    checkpoint: str
+    assumed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,44 +138,46 @@ class Subject:
                 fresh = build_encoder(self.recipe.model, view)
         return fresh.eval().to(self.device)
 
-    def protocol(self) -> dict[str, Any]:
-        """What every number made from this subject has to carry (plain JSON values)."""
+    def protocol(self) -> Protocol:
+        """What every number made from this subject has to carry."""
         from pipelines.loading.decode import resolve_decode
 
-        clips, (rule, crops) = self.recipe.clips, self.window_rule
+        recipe, clips, (rule, crops) = self.recipe, self.recipe.clips, self.window_rule
         dataset, split = dataset_of(self.manifest.source, self.manifest.classes)
-        return self._origin() | {
-            "dataset": dataset,
-            "split": split,
-            "pretrained": dataset if self.own_data else None,
-            "data_hash": self.manifest.hash,
-            "trained_on": self.meta.data,
-            "T": clips.frames,
-            "stride": clips.stride,
-            "size": clips.size,
-            "normalize": self.recipe.augment.normalize,
-            "windows": self.windows,
-            "window_rule": _WINDOWS[rule] if self.windows != 1 else "centre",
-            "crops": _CROPS[crops],
-            "augmentation": "none",
-            "decode": resolve_decode(self.recipe.loader.decode, self.manifest.codec, self.device),
-            "device": self.device.type,
-        }
+        origin = self._origin()
+        return Protocol(
+            run=self.home.name,
+            method=recipe.method.name,
+            backbone=recipe.model.backbone,
+            recipe=self.meta.recipe or None,
+            checkpoint_sha256=self.checkpoint_hash,
+            seed=origin.seed,
+            steps=origin.steps,
+            epochs=origin.epochs,
+            checkpoint=origin.checkpoint,
+            assumed=origin.assumed,
+            dataset=dataset,
+            split=split,
+            pretrained=dataset if self.own_data else None,
+            data_hash=self.manifest.hash,
+            trained_on=self.meta.data,
+            T=clips.frames,
+            stride=clips.stride,
+            size=clips.size,
+            normalize=recipe.augment.normalize,
+            windows=self.windows,
+            window_rule=_WINDOWS[rule] if self.windows != 1 else "centre",
+            crops=_CROPS[crops],
+            augmentation="none",
+            decode=resolve_decode(recipe.loader.decode, self.manifest.codec, self.device),
+            device=self.device.type,
+        )
 
-    def _origin(self) -> dict[str, Any]:
-        recipe, card = self.recipe, self.card
-        facts: dict[str, Any] = {
-            "run": self.home.name,
-            "method": recipe.method.name,
-            "backbone": recipe.model.backbone,
-            "recipe": self.meta.recipe or None,
-            "checkpoint_sha256": self.checkpoint_hash,
-        }
-        if card is None:
-            told = {"seed": recipe.seed, "steps": self.meta.step, "epochs": self._epochs(), "checkpoint": "last"}
-            return facts | told
-        told = {"seed": card.protocol.seed, "steps": card.protocol.steps, "epochs": None}
-        return facts | told | {"checkpoint": card.protocol.source, "assumed": list(card.protocol.assumed)}
+    def _origin(self) -> _Origin:
+        if self.card is None:
+            return _Origin(self.recipe.seed, self.meta.step, self._epochs(), "last")
+        facts = self.card.protocol
+        return _Origin(facts.seed, facts.steps, None, facts.source, facts.assumed)
 
     def _epochs(self) -> float | None:
         if not self.own_data:
@@ -211,8 +223,22 @@ def open_subject(path: str | Path, words: Sequence[str]) -> Subject:
     return _open_run(folder, words)
 
 
+def refuse_phases(folder: RunFolder, recipe: Recipe) -> None:
+    """Refuse a run of phases where one training is looked at.
+
+    Raises:
+        CheckpointError: naming the phases.
+    """
+    if recipe.phases:
+        names = ", ".join(str(folder.path / phase.name) for phase in recipe.phases)
+        raise CheckpointError(
+            f"{folder.path} is a run of {len(recipe.phases)} phases, each a run of its own; give one of them: {names}"
+        )
+
+
 def _open_run(folder: RunFolder, words: Sequence[str]) -> Subject:
     recipe = recipe_from_file(folder.recipe, words)
+    refuse_phases(folder, recipe)
     method, _, step = load_method(folder)
     meta, _, _ = read_checkpoint(folder, step)
     manifest = _data_of(recipe, meta.data, named=any(word.startswith("data=") for word in words))

@@ -44,7 +44,7 @@ class Health:
         std: Mean over dimensions of the standard deviation of unit rows, times √D: 1 for evenly spread rows.
         dead: Dimensions that hardly vary (under a tenth of the mean deviation).
         uniformity: See `uniformity`.
-        alignment: See `alignment`; NaN where no second set was given.
+        alignment: See `alignment`; None where no second set was given.
         verdict: One sentence.
         collapsed: Whether the verdict is a complaint that makes training pointless.
     """
@@ -55,7 +55,7 @@ class Health:
     std: float
     dead: int
     uniformity: float
-    alignment: float
+    alignment: float | None
     verdict: str
     collapsed: bool
 
@@ -124,7 +124,7 @@ def examine(rows: ArrayLike, others: ArrayLike | None = None, near: float | None
     Args:
         rows: [N, D], any length of rows.
         others: [N, D], the other clip of the same videos.
-        near: The alignment where it is known already (`alignment_of_windows`), instead of `others`.
+        near: The alignment where it is known already (`alignment_of_windows`; NaN: there is none), instead of `others`.
 
     Raises:
         BankError: not a matrix, no rows, or values that are not finite.
@@ -134,8 +134,9 @@ def examine(rows: ArrayLike, others: ArrayLike | None = None, near: float | None
     rank, even = rankme(_unit(matrix)), uniformity(matrix)
     dead = int((spread < 0.1 * spread.mean()).sum())
     verdict, collapsed = _verdict(rank, float(spread.mean()), dead, min(matrix.shape), matrix.shape[1])
-    if near is None:
-        near = float("nan") if others is None else alignment(matrix, others)
+    if near is None and others is not None:
+        near = alignment(matrix, others)
+    near = near if near is not None and np.isfinite(near) else None
     return Health(len(matrix), matrix.shape[1], rank, float(spread.mean()), dead, even, near, verdict, collapsed)
 
 

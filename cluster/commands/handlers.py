@@ -13,20 +13,7 @@ from cluster.commands.words import Words
 from cluster.keywords import ReportWords, own_words
 from vidssl.errors import RecipeError
 
-__all__ = [
-    "demo",
-    "embed",
-    "evaluate",
-    "export",
-    "finetune",
-    "import_",
-    "pack",
-    "recipes",
-    "report",
-    "sweep",
-    "train",
-    "verify",
-]
+__all__ = ["demo", "embed", "evaluate", "export", "finetune", "import_", "pack", "recipes", "report", "sweep", "train"]
 
 
 def pack(words: Words) -> int:
@@ -40,14 +27,6 @@ def pack(words: Words) -> int:
     say(
         f"{out}: {len(manifest)} videos in {len(manifest.shards)} shards, hash {manifest.hash}; what was refused, and why: {out}/verdicts.csv"
     )
-    return 0
-
-
-def verify(words: Words) -> int:
-    """Is a packed folder whole?"""
-    from cluster.verify import run_verify
-
-    run_verify(words["PACKED"], words.settings, words.number("--workers"), say)
     return 0
 
 
@@ -110,18 +89,18 @@ def evaluate(words: Words) -> int:
 
 
 def _evaluate_card(card: str, settings: Sequence[str]) -> int:
-    from cluster.evaluation.evaluate import evaluate_run, results_table
+    from cluster.evaluation.evaluate import evaluate_run
 
-    say(results_table(evaluate_run(card, settings)))
+    evaluate_run(card, settings, say)
     say(f"results: {Path(card) / 'eval'}")
     return 0
 
 
 def _evaluate_and_report(run: Path, settings: Sequence[str]) -> int:
-    from cluster.evaluation.evaluate import evaluate_run, results_table
+    from cluster.evaluation.evaluate import evaluate_run
     from cluster.report.write import write_report
 
-    say(results_table(evaluate_run(run, settings)))
+    evaluate_run(run, settings, say)
     say(f"report: {write_report(run)}")
     return 0
 

@@ -14,120 +14,73 @@ time or the place: two evaluations of one checkpoint write the same bytes.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
 
-from cluster.evaluation.features import Features, features_of, views_asked
-from cluster.evaluation.probes import few_shot_results, knn_results, linear_results
-from cluster.evaluation.retrieval import retrieval_protocol, retrieval_results
-from cluster.evaluation.text import results_table
+from cluster.evaluation.evaluator import FeatureResult, Result, Seen
+from cluster.evaluation.features import views_asked
+from cluster.evaluation.kept import JOINT_END, evaluators, keep_results
+from cluster.evaluators import asked_for
 from cluster.keywords import EvaluateWords, own_words
-from cluster.subject import Subject, open_subject
-from vidssl.errors import DataError, RecipeError
+from cluster.subject import open_subject
+from vidssl.errors import StorageError
+from vidssl.files import disk_words
+from vidssl.lock import held
 from vidssl.saved.embeddings import save_embeddings
 
-__all__ = ["WHAT", "evaluate_run", "results_table"]
+__all__ = ["evaluate_run", "results_table"]
 
-WHAT: Final = ("retrieval", "mining", "knn", "linear", "fewshot")
-_PROBES: Final = {"knn": knn_results, "linear": linear_results, "fewshot": few_shot_results}
+Say = Callable[[str], None]
 
 
-def evaluate_run(run_dir: str | Path, words: Sequence[str] = ()) -> dict[str, Any]:
+def evaluate_run(run_dir: str | Path, words: Sequence[str] = (), say: Say = lambda text: None) -> dict[str, Result]:
     """Measure a run's last checkpoint, or a card.
 
     Args:
         run_dir: The run or card folder.
-        words: `what=` a list of `WHAT`, or all (default: retrieval,mining); `view=` a stream, or joint for both (default: the
-            trained one); `baseline=untrained|off`; and the words of `cluster.subject.open_subject`.
+        words: `what=` a list of `EVALUATORS`, or all (default: retrieval,mining); `view=` a stream, or joint for both
+            (default: the trained one); `baseline=untrained|off`; and the words of `cluster.subject.open_subject`.
+        say: Told the results before they are stored, so that a full disk does not take them away.
 
     Returns:
-        what → the content of its file.
+        what → its result, in the order of the table.
 
     Raises:
         VidsslError: as `open_subject`; an unknown word of `what`, `view`, `baseline` or protocol.
+        BusyError: another evaluation is storing its results there.
+        StorageError: the results cannot be stored.
     """
     own, words = own_words(EvaluateWords, words)
-    parts = _parts(own.what)
+    names = asked_for(own.what)
     subject = open_subject(run_dir, words)
-    views = views_asked(subject, own.view)
-    results: dict[str, Any] = {}
-    if set(parts) - {"mining"}:
-        seen = features_of(subject, views, untrained=own.baseline != "off")
-        if len(views) == 1:
-            save_embeddings(seen.store, _folder(subject) / "embeddings.zarr")
-        results = {what: _measured(what, subject, seen) for what in parts if what != "mining"}
-    if "mining" in parts:
-        results["mining"] = _mining(subject)
-    for what, result in results.items():
-        end = "-joint" if len(views) > 1 and what != "mining" else ""
-        _write(_folder(subject) / f"{what}{end}.json", result)
+    seen = Seen(subject, views_asked(subject, own.view), untrained=own.baseline != "off")
+    results = {name: evaluators()[name].measure(subject, seen) for name in names}
+    say(results_table(results))
+    _store(subject.out_folder, results, seen, say)
     return results
 
 
-def _parts(asked: str) -> tuple[str, ...]:
-    words = WHAT if asked == "all" else tuple(word for word in asked.strip("[]").replace(" ", "").split(",") if word)
-    unknown = [word for word in words if word not in WHAT]
-    if unknown or not words:
-        raise RecipeError(f"what={asked} is unknown; type what= some of {','.join(WHAT)}, or what=all")
-    return tuple(word for word in WHAT if word in words)
+def results_table(results: Mapping[str, Result]) -> str:
+    """The lines that `vidssl evaluate` prints, and the alarm where the encoder has collapsed."""
+    lines = [line for name, one in evaluators().items() if name in results for line in one.lines(results[name])]
+    health = next((one.health for one in results.values() if isinstance(one, FeatureResult) and one.health), None)
+    if health is not None:
+        lines.append(("ALARM, embeddings " if health.collapsed else "embeddings ") + health.verdict)
+    return "\n".join(lines)
 
 
-def _folder(subject: Subject) -> Path:
-    subject.out_folder.mkdir(parents=True, exist_ok=True)
-    return subject.out_folder
-
-
-def _measured(what: str, subject: Subject, seen: Features) -> dict[str, Any]:
-    """The content of one file; `results` is None and `reason` says why where nothing can be measured."""
-    chosen = subject.recipe.evaluation
-    head: dict[str, Any] = {
-        "protocol": _protocol(subject, seen),
-        "health": dict(seen.health),
-        "classes": list(subject.manifest.classes),
-        "reason": None,
-    }
-    nothing: dict[str, Any] = {"results": None, "per_class": {}, "examples": []}
-    if not (seen.store.label >= 0).any():
-        told = "R@k" if what == "retrieval" else "accuracy"
-        return head | nothing | {"reason": f"the labels are unknown, so there is no {told}"}
+def _store(folder: Path, results: Mapping[str, Result], seen: Seen, say: Say) -> None:
+    looked = any(evaluators()[name].needs == "features" for name in results)
+    end = JOINT_END if len(seen.views) > 1 else ""
+    named = {f"{name}{end if evaluators()[name].needs == 'features' else ''}": one for name, one in results.items()}
     try:
-        if what == "retrieval":
-            return head | retrieval_results(
-                seen.search, seen.store, chosen.protocol, chosen.ks, subject.manifest.classes
-            )
-        results, about = _PROBES[what](subject, seen)
-    except DataError as error:
-        return head | nothing | {"reason": str(error)}
-    return head | {"protocol": head["protocol"] | about, "results": results}
-
-
-def _protocol(subject: Subject, seen: Features) -> dict[str, Any]:
-    """Everything that a number of this evaluation has to carry."""
-    chosen = subject.recipe.evaluation
-    about = {
-        "view": " + ".join(seen.views),
-        "stream": " + ".join(seen.views),
-        "unreadable": len(seen.store.protocol["unreadable"]),
-    }
-    return subject.protocol() | about | retrieval_protocol(seen.store, chosen.protocol, seen.views)
-
-
-def _mining(subject: Subject) -> dict[str, Any]:
-    if subject.folder is None:
-        nothing = {"stages": [], "results": None}
-        return {
-            "protocol": subject.protocol(),
-            "reason": "a card has no bank, so there is no mining to measure",
-        } | nothing
-    from cluster.evaluation.mining import mining_quality
-
-    return mining_quality(subject)
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    aside = path.with_suffix(f".tmp-{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    os.replace(aside, path)
+        with held(folder, "evaluate", say):
+            if looked and not end:
+                save_embeddings(seen.features.store, folder / "embeddings.zarr")
+            keep_results(folder, named)
+    except (OSError, StorageError) as error:
+        what = disk_words(error, folder) if isinstance(error, OSError) else str(error)
+        raise StorageError(
+            f"what was measured is not stored: {what}; make room, or copy the run to a folder that can be written, "
+            "and type vidssl evaluate again"
+        ) from error

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cluster.embed import describe, embedded
+from cluster.evaluation.sides import sides_of
 from cluster.subject import Subject
 from vidssl.errors import RecipeError
-from vidssl.health import alignment_of_windows, examine
+from vidssl.evaluation.protocol import Protocol
+from vidssl.health import Health, alignment_of_windows, examine
 from vidssl.saved.embeddings import Embedded
 
 if TYPE_CHECKING:
     from vidssl.encoder import Encoder
     from vidssl.evaluation.encode import Described, Reader
 
-__all__ = ["JOINT", "Features", "features_of", "views_asked"]
+__all__ = ["JOINT", "FeatureProtocol", "Features", "features_of", "search_protocol", "views_asked"]
 
 JOINT: Final = ("joint", "fusion")
 """Words for both streams together."""
+_CENTRING: Final = {
+    "p1_strict": "query and gallery by the gallery mean",
+    "p1_ref": "query and gallery each by its own mean (transductive)",
+    "centre": "query and gallery by the gallery mean",
+    "p2": "none",
+}
 
 Rows = NDArray[np.float32]
 
@@ -39,7 +47,7 @@ class Features:
         pooled: The same names → the pooled features, which classifiers are trained on.
         encoders: Name → view → network, where a name has one.
         store: Who the rows are, with the pooled features and embeddings of the trained encoders.
-        health: Of the first view's embeddings, plain JSON values.
+        health: Of the first view's embeddings.
     """
 
     views: tuple[str, ...]
@@ -47,7 +55,67 @@ class Features:
     pooled: Mapping[str, Sequence[Rows]]
     encoders: Mapping[str, Mapping[str, Encoder]]
     store: Embedded
-    health: Mapping[str, Any]
+    health: Health
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureProtocol(Protocol):
+    """The lines of a protocol that say what was compared with what.
+
+    Attributes:
+        view: Streams.
+        stream: The same, as the papers' tables name them.
+        unreadable: Videos that could not be decoded.
+        id: p1_strict | p1_ref | centre | p2; of a fine-tuning its name.
+        centring: What was subtracted.
+        feature: What describes a video.
+        similarity: Of two videos.
+        search: Who asks whom.
+        query_split: Who asks.
+        gallery_split: Who is searched.
+        groups_in_both_splits: Sources with videos on both sides.
+        baselines: What the rivals are.
+        fusion: How two streams are put together.
+    """
+
+    view: str
+    stream: str
+    unreadable: int
+    id: str
+    centring: str
+    feature: str
+    similarity: str
+    search: str
+    query_split: str
+    gallery_split: str
+    groups_in_both_splits: int
+    baselines: str
+    fusion: str = "none"
+
+
+def search_protocol(subject: Subject, seen: Features) -> FeatureProtocol:
+    """Everything that a number made from these features has to carry."""
+    protocol, store = subject.recipe.evaluation.protocol, seen.store
+    query, gallery = sides_of([np.zeros((len(store), 1))], store)
+    shared = 0 if gallery is None else len(np.intersect1d(query[0].group, gallery[0].group))
+    maps, both = protocol == "p2", len(seen.views) > 1
+    fusion = "features side by side" if maps else "sum of the two similarity matrices"
+    return subject.protocol().grown(
+        FeatureProtocol,
+        view=" + ".join(seen.views),
+        stream=" + ".join(seen.views),
+        unreadable=len(store.protocol["unreadable"]),
+        id=protocol,
+        centring=_CENTRING[protocol],
+        feature="last map, maximum over 2x2, laid flat, mean" if maps else "pooled backbone, unit windows, mean",
+        similarity="cosine",
+        search="leave one group out" if gallery is None else "test → train",
+        query_split="all" if gallery is None else "test",
+        gallery_split="all" if gallery is None else "train",
+        groups_in_both_splits=shared,
+        baselines="untrained: the same network and seed before training; histogram: 6x6x6 colours of the same frames",
+        fusion=fusion if both else "none",
+    )
 
 
 def views_asked(subject: Subject, word: str | None) -> tuple[str, ...]:
@@ -106,8 +174,6 @@ def _store(subject: Subject, found: Described, views: Sequence[str]) -> Embedded
     return embedded(subject, replace(found, rows=plain), views)
 
 
-def _health(found: Described, view: str) -> dict[str, Any]:
+def _health(found: Described, view: str) -> Health:
     mean = found.rows[f"trained/embedding/{view}"]
-    told = asdict(examine(mean, near=alignment_of_windows(mean, found.seen)))
-    # JSON has no NaN
-    return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in told.items()}
+    return examine(mean, near=alignment_of_windows(mean, found.seen))

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
-from cluster.finetune.results import finetune_table, tested, write_results
-from cluster.finetune.task import Task, settings_of, settle, spec_of
+from cluster.finetune.results import FinetuneResult, Together, finetune_table, tested
+from cluster.finetune.task import FineTuning, settings_of, settle, spec_of
 from cluster.keywords import FinetuneWords, own_words
+from vidssl.errors import StorageError
 from vidssl.evaluation.class_scores import fuse, load_scores
 from vidssl.evaluation.finetune import Classifier, Epoch, FineTuner
+from vidssl.files import disk_words, written_aside
+from vidssl.lock import held
+from vidssl.records import write_record
 
 if TYPE_CHECKING:
     from pipelines.loader import TrainLoader
@@ -32,11 +36,12 @@ if TYPE_CHECKING:
 __all__ = ["finetune_run", "finetune_table", "live_line"]
 
 _SAVE_S: Final = 60.0
+_ELSEWHERE: Final = "make room, or copy the run to a folder that can be written, and type vidssl finetune again: it goes on from what was saved"
 
 Say = Callable[[str], None]
 
 
-def finetune_run(path: str | Path, words: Sequence[str] = (), say: Say = print) -> dict[str, Any]:
+def finetune_run(path: str | Path, words: Sequence[str] = (), say: Say = print) -> FinetuneResult:
     """Train a classifier on the encoder of a run or card and test it.
 
     Args:
@@ -51,31 +56,39 @@ def finetune_run(path: str | Path, words: Sequence[str] = (), say: Say = print) 
 
     Raises:
         VidsslError: as `open_subject`; a word or value that is not allowed; unlabelled or too few videos.
+        BusyError: the same fine-tuning is under way.
+        StorageError: its folder cannot be written.
         KeyboardInterrupt: stopped and saved; the same words go on.
     """
     other = own_words(FinetuneWords, words)[0].fuse
     if other is not None:
         load_scores(Path(other))  # a wrong path shows now and not after the training
     task = settle(path, words)
-    model, steps = _model(task), len(task.train) // task.recipe.finetune.batch
-    tuner = FineTuner(
-        model,
-        task.recipe.finetune,
-        task.view,
-        steps,
-        seed=task.recipe.seed,
-        bf16=task.recipe.trainer.precision == "bf16",
-    )
+    with contextlib.ExitStack() as opened:
+        try:
+            opened.enter_context(held(_state_path(task).parent, "finetune", say))
+        except StorageError as error:  # now, and not after the training
+            raise StorageError(f"{error}; {_ELSEWHERE}") from error
+        try:
+            return _trained_and_tested(task, other, say)
+        except OSError as error:
+            raise StorageError(f"{disk_words(error, task.subject.home)}; {_ELSEWHERE}") from error
+
+
+def _trained_and_tested(task: FineTuning, other: str | None, say: Say) -> FinetuneResult:
+    options, steps = task.recipe.finetune, len(task.train) // task.recipe.finetune.batch
+    bf16 = task.recipe.trainer.precision == "bf16"
+    tuner = FineTuner(_model(task), options, task.view, steps, seed=task.recipe.seed, bf16=bf16)
     _train(task, tuner, say)
-    results = tested(task, tuner)
+    result = tested(task, tuner)
     if other is not None:
         both = fuse(task.subject.out_folder / f"{task.name}.npz", other)
-        results["fused"] = both._asdict() | {"with": Path(other).name}
-    write_results(task.subject.out_folder / f"{task.name}.json", results)
-    return results
+        result = replace(result, fused=Together.of(both, Path(other).name))
+    write_record(task.subject.out_folder / f"{task.name}.json", result)
+    return result
 
 
-def _model(task: Task) -> Classifier:
+def _model(task: FineTuning) -> Classifier:
     from vidssl.encoder import build_encoder
 
     if task.scratch:
@@ -88,7 +101,7 @@ def _model(task: Task) -> Classifier:
     return model.to(task.subject.device)
 
 
-def _train(task: Task, tuner: FineTuner, say: Say) -> None:
+def _train(task: FineTuning, tuner: FineTuner, say: Say) -> None:
     """To the last epoch, going on from `last.pt` where it belongs to the same words."""
     from pipelines.loader import EvalLoader, TrainLoader
 
@@ -131,28 +144,28 @@ def live_line(epoch: Epoch, epochs: int, rate: float, wait: float) -> str:
     )
 
 
-def _state_path(task: Task) -> Path:
+def _state_path(task: FineTuning) -> Path:
     return task.subject.home / task.name / "last.pt"
 
 
-def _save(task: Task, tuner: FineTuner, loader: TrainLoader) -> None:
+def _save(task: FineTuning, tuner: FineTuner, loader: TrainLoader) -> None:
     path = _state_path(task)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    torch.save({"settings": settings_of(task), "tuner": tuner.state_dict(), "loader": loader.state_dict()}, aside)
-    os.replace(aside, path)
+    with written_aside(path) as stream:
+        torch.save({"settings": settings_of(task), "tuner": tuner.state_dict(), "loader": loader.state_dict()}, stream)
 
 
-def _go_on(task: Task, tuner: FineTuner, loader: TrainLoader, say: Say) -> None:
+def _go_on(task: FineTuning, tuner: FineTuner, loader: TrainLoader, say: Say) -> None:
     path = _state_path(task)
     if not path.is_file():
         return
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError):
+        settings = state["settings"]
+    except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, TypeError):
         say(f"{path} cannot be read: training begins anew")
         return
-    if state["settings"] != settings_of(task):
+    if settings != settings_of(task):
         say(f"{path} is of other settings: training begins anew")
         return
     tuner.load_state_dict(state["tuner"])

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from pipelines.loading.crops import Crops
     from pipelines.loading.windows import Rule
 
-__all__ = ["Task", "settings_of", "settle", "spec_of"]
+__all__ = ["FineTuning", "settings_of", "settle", "spec_of"]
 
 Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class FineTuning:
     """One fine-tuning, settled before it starts.
 
     Attributes:
@@ -68,7 +68,7 @@ class Task:
         return rule, "ten" if self.recipe.evaluation.crops == "ten" else usual
 
 
-def settle(path: str | Path, words: Sequence[str]) -> Task:
+def settle(path: str | Path, words: Sequence[str]) -> FineTuning:
     """The task that words describe; see `cluster.finetune.run.finetune_run`."""
     own, words = own_words(FinetuneWords, words)
     mine = [word for word in words if word.startswith(OF_A_FINETUNING)]
@@ -81,7 +81,7 @@ def settle(path: str | Path, words: Sequence[str]) -> Task:
         raise RecipeError(
             f"finetune.batch={recipe.finetune.batch} is more than the {len(train)} videos that train; type finetune.batch={len(train)}"
         )
-    return Task(subject, recipe, view, own.init == "scratch", average, train, held, test, sides)
+    return FineTuning(subject, recipe, view, own.init == "scratch", average, train, held, test, sides)
 
 
 def _videos(subject: Subject, recipe: Recipe) -> tuple[Rows, Rows, Rows, str]:
@@ -102,7 +102,7 @@ def _videos(subject: Subject, recipe: Recipe) -> tuple[Rows, Rows, Rows, str]:
     return train[~out], train[out], test, sides.rule
 
 
-def spec_of(task: Task, batch: int) -> LoaderSpec:
+def spec_of(task: FineTuning, batch: int) -> LoaderSpec:
     """One clip per video of the task's view."""
     from pipelines.loader import LoaderSpec
 
@@ -111,7 +111,7 @@ def spec_of(task: Task, batch: int) -> LoaderSpec:
     return LoaderSpec(clips, recipe.augment, recipe.loader, (task.view,), batch, recipe.seed)
 
 
-def settings_of(task: Task) -> str:
+def settings_of(task: FineTuning) -> str:
     """Everything that decides the training; a state of other settings is not gone on with."""
     recipe = task.recipe
     kept = {key: getattr(recipe, key).model_dump(mode="json") for key in ("finetune", "clips", "augment", "model")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from cluster.report.pictures import film_strip
+from cluster.page.pictures import film_strip
 from pipelines.loading.windows import span_of
 from vidssl.errors import DataError
 from vidssl.recipe import Clips

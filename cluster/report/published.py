@@ -2,77 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any, Final
+from typing import Final, NamedTuple
 
-from cluster.report.page import Section, bare, table
-from vidssl.evaluation.tables import NAMES, Beside, Task, beside
+from cluster.evaluation.evaluator import FeatureResult, Result
+from cluster.evaluation.linear import LinearResult
+from cluster.evaluation.retrieval import RetrievalResult
+from cluster.finetune.results import FinetuneProtocol, FinetuneResult
+from cluster.page.parts import Section, bare, table
+from vidssl.evaluation.beside import Beside, Ours, beside
+from vidssl.evaluation.tables import NAMES, Measurement
 
 __all__ = ["published_part"]
 
-Json = Mapping[str, Any]
-
-_TITLES: Final[dict[Task, str]] = {"retrieval": "Retrieval", "linear": "Linear probe", "finetune": "Fine-tuning"}
+_TITLES: Final[dict[Measurement, str]] = {
+    "retrieval": "Retrieval",
+    "linear": "Linear probe",
+    "finetune": "Fine-tuning",
+}
+_KINDS: Final = {"finetune-linear": ", trained on clips", "finetune-scratch": ", from random weights"}
 _OPEN: Final = 8
 """Published rows shown at once; the rest folds."""
 
 
-def published_part(results: Mapping[str, Json]) -> Section:
+class _Own(NamedTuple):
+    """A number of ours that papers report too: which, under which facts, in percent by metric."""
+
+    task: Measurement
+    kind: str
+    facts: Ours
+    run: str
+    values: Mapping[str, float]
+
+
+def published_part(results: Mapping[str, Result], finetuned: Mapping[str, FinetuneResult]) -> Section:
     """Ours beside theirs; a sentence where no paper reports this data, or nothing was measured."""
     title = "Beside the papers"
     lead = (
         "Numbers as the papers and their authors state them, fewest differences first. A difference in the last column can be worth "
         "more than the method: rows of different protocols are no ranking. Numbers that could not be read at their source are left out."
     )
-    about = next((found["protocol"] for found in results.values() if "dataset" in found["protocol"]), None)
+    about = next((found.protocol for found in (*results.values(), *finetuned.values())), None)
     if about is None:
         return Section(title, lead, '<p class="missing">Not evaluated yet, so there is nothing to compare.</p>')
-    if about["dataset"] is None:
+    if about.dataset is None:
         words = (
-            f"No published row is for this data ({escape(str(about['data_hash']))}): the papers report UCF101 and HMDB51, and a number "
+            f"No published row is for this data ({escape(about.data_hash)}): the papers report UCF101 and HMDB51, and a number "
             "from other videos says nothing about theirs. The rivals above are the comparison."
         )
         return Section(title, lead, f'<p class="missing">{words}</p>')
     parts: list[str] = []
-    for name, task in _shown(results):
-        own, found = _ours(task, results[name]), results[name]
-        rows = beside(task, _facts(found["protocol"], about), list(own))
+    for own in (*_measured(results), *_trained(finetuned)):
+        rows = beside(own.task, own.facts, list(own.values))
         if rows:
-            kind = {"finetune-linear": ", trained on clips", "finetune-scratch": ", from random weights"}.get(name, "")
-            heading = f"{_TITLES[task]} on {NAMES[about['dataset']]}, {found['protocol']['view']}{kind}"
-            parts.append(f"<h3>{escape(heading)}</h3>" + _table(found["protocol"]["run"], own, rows))
+            heading = f"{_TITLES[own.task]} on {NAMES[about.dataset]}, {own.facts.stream}{own.kind}"
+            parts.append(f"<h3>{escape(heading)}</h3>" + _table(own.run, own.values, rows))
     return Section(title, lead, "".join(parts) or '<p class="missing">Nothing that the papers report was measured.</p>')
 
 
-def _facts(protocol: Json, about: Json) -> dict[str, Any]:
-    """What `beside` compares; the data set and its split are those of the other evaluations of this page."""
-    facts = {key: about[key] for key in ("dataset", "split", "pretrained")} | dict(protocol)
-    if protocol.get("init") == "scratch":
-        facts["pretrained"] = "none"
-    if "end to end" in str(protocol["id"]):
-        facts["id"] = "clips"
-    return facts | {"stream": protocol.get("stream", protocol["view"])}
+def _measured(results: Mapping[str, Result]) -> list[_Own]:
+    """Retrieval and linear probe, of one stream and of two together."""
+    found = []
+    for name in ("retrieval", "retrieval-joint", "linear", "linear-joint"):
+        result = results.get(name)
+        if isinstance(result, RetrievalResult) and result.results:
+            values = {k: 100 * share for k, share in result.results["trained"].recall.items()}
+            found.append(_Own("retrieval", "", _facts(result), result.protocol.run, values))
+        if isinstance(result, LinearResult) and result.results:
+            values = {"accuracy": 100 * result.results["trained"].accuracy}
+            found.append(_Own("linear", "", _facts(result), result.protocol.run, values))
+    return found
 
 
-def _shown(results: Mapping[str, Json]) -> list[tuple[str, Task]]:
-    tasks: tuple[tuple[str, Task], ...] = (
-        ("retrieval", "retrieval"),
-        ("retrieval-joint", "retrieval"),
-        ("linear", "linear"),
-        ("linear-joint", "linear"),
+def _trained(finetuned: Mapping[str, FinetuneResult]) -> list[_Own]:
+    tasks: Sequence[tuple[str, Measurement]] = (
         ("finetune-linear", "linear"),
         ("finetune", "finetune"),
         ("finetune-scratch", "finetune"),
     )
-    return [(name, task) for name, task in tasks if name in results and results[name]["results"] is not None]
+    return [
+        _Own(
+            task,
+            _KINDS.get(name, ""),
+            _facts(found),
+            found.protocol.run,
+            {"accuracy": 100 * found.results.chosen.accuracy},
+        )
+        for name, task in tasks
+        if (found := finetuned.get(name)) is not None
+    ]
 
 
-def _ours(task: Task, found: Json) -> dict[str, float]:
-    if task == "retrieval":
-        return {k: 100 * value for k, value in found["results"]["trained"]["recall"].items()}
-    row = found["results"]["chosen" if "chosen" in found["results"] else "trained"]
-    return {"accuracy": 100 * row["accuracy"]}
+def _facts(found: FeatureResult | FinetuneResult) -> Ours:
+    """What the papers' rows are compared with."""
+    about = found.protocol
+    scratch = isinstance(about, FinetuneProtocol) and about.init == "scratch"
+    return Ours(
+        dataset=about.dataset,
+        split=about.split,
+        pretrained="none" if scratch else about.pretrained,
+        id="clips" if "end to end" in about.id else about.id,
+        T=about.T,
+        size=about.size,
+        backbone=about.backbone,
+        stream=about.stream,
+        windows=about.windows,
+        crops=about.crops,
+        epochs=about.epochs,
+    )
 
 
 def _table(run: str, own: Mapping[str, float], rows: list[Beside]) -> str:

@@ -5,21 +5,28 @@ The page loads nothing: pictures and style are inside, so it can be mailed, arch
 
 from __future__ import annotations
 
-import json
-import os
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from cluster.evaluation.evaluator import About, FeatureResult, Result
+from cluster.evaluation.kept import evaluators, read_results
+from cluster.evaluation.retrieval import RetrievalResult
+from cluster.finetune.results import FinetuneResult, read_finetuned
+from cluster.page.parts import Section, page
 from cluster.report import classifiers, results, training
-from cluster.report.page import page
 from cluster.report.published import published_part
-from vidssl.errors import CheckpointError, DataError
+from cluster.report.run import Facts, open_reported, read_log
+from vidssl.errors import DataError, StorageError
+from vidssl.evaluation.protocol import Protocol
+from vidssl.files import disk_words, write_whole
+from vidssl.health import Health
 from vidssl.recipe import Recipe
-from vidssl.saved.card import is_card, read_card
 from vidssl.saved.embeddings import Embedded, load_embeddings
-from vidssl.saved.run_folder import RunFolder, open_run
+from vidssl.saved.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from cluster.report.frames import StripReader
@@ -27,80 +34,97 @@ if TYPE_CHECKING:
 __all__ = ["write_report"]
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """The results that lie in a run."""
+
+    measured: Mapping[str, Result]
+    finetuned: Mapping[str, FinetuneResult]
+
+    @property
+    def retrieval(self) -> RetrievalResult | None:
+        found = self.measured.get("retrieval")
+        return found if isinstance(found, RetrievalResult) else None
+
+    @property
+    def health(self) -> Health | None:
+        """Of the embeddings, from whichever evaluation measured it."""
+        return next(
+            (one.health for one in self.measured.values() if isinstance(one, FeatureResult) and one.health), None
+        )
+
+    @property
+    def protocols(self) -> dict[str, Protocol]:
+        return {name: one.protocol for name, one in (*self.measured.items(), *self.finetuned.items())}
+
+
 def write_report(run_dir: str | Path, data: str | Path | None = None) -> Path:
     """Write `report.html` into a run from whatever is there; parts that are missing are named in words.
 
     Args:
-        run_dir: The run folder.
+        run_dir: The run or card folder.
         data: The packed data, for the pictures; default: where the recipe says.
 
     Returns:
         Path of the page.
 
     Raises:
-        CheckpointError: no run there, or a result file that is damaged.
+        CheckpointError: no run there, a run of phases, or a result file that is damaged.
+        StorageError: the page cannot be written.
     """
-    folder, recipe, facts = _opened(run_dir)
-    run, log = str(run_dir), folder.read_log()
-    read = {path.stem: _json(path) for path in sorted(folder.evaluation.glob("*.json"))}
-    found = {name: result for name, result in read.items() if "protocol" in result and "results" in result}
-    retrieval, mining = found.get("retrieval"), found.get("mining")
-    store, health = _store(folder), _health(found)
-    prototypes = training.prototype_health(log, recipe)
+    folder, recipe, facts = open_reported(run_dir)
+    about = About(str(run_dir), recipe, _taught(recipe))
+    kept = _Kept(read_results(folder.evaluation, about.run), read_finetuned(folder.evaluation, about.run))
+    log, health = read_log(folder.log), kept.health
+    prototypes = training.prototype_health(log.rows, recipe)
     with ExitStack() as opened:
-        strips, reason = _strips(recipe, retrieval, data, opened)
-        sections = [
-            results.retrieval_part(retrieval, run, _taught(recipe)),
-            classifiers.classifiers_part(found, run),
-            classifiers.fusion_part(found),
-            published_part(found),
-            results.neighbours_part(retrieval, strips, store, reason),
-            results.classes_part(retrieval),
-            results.map_part(store),
-            training.mining_part(mining, recipe, run),
-            training.curves_part(log, health, prototypes),
-            training.protocol_part(tuple(found.items()), recipe, facts),
-            training.again(recipe, facts, run),
-        ]
-    alarms = [f"The embeddings have {health['verdict']}."] if health and health.get("collapsed") else []
+        strips, reason = _strips(recipe, kept.retrieval, data, opened)
+        sections = _results(kept, about, _store(folder), strips, reason)
+    sections += [
+        training.curves_part(log, health, prototypes),
+        training.protocol_part(kept.protocols, recipe, facts),
+        training.again(recipe, facts, about.run),
+    ]
+    alarms = [f"The embeddings have {health.verdict}."] if health and health.collapsed else []
     alarms += [f"Prototypes {prototypes.verdict}."] if prototypes and prototypes.alarm else []
-    alarms += _mixed(found, run)
-    shown = [part for part in sections if part is not None]
-    text = page(folder.path.name, _subtitle(recipe, facts, retrieval), shown, alarms)
-    aside = folder.report.with_suffix(f".tmp-{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, folder.report)
+    alarms += _mixed(kept, about.run)
+    try:
+        write_whole(folder.report, page(folder.path.name, _subtitle(recipe, facts, kept.retrieval), sections, alarms))
+    except OSError as error:
+        raise StorageError(
+            f"{disk_words(error, folder.report)}; make room, or copy the run to a folder that can be written, "
+            "and type vidssl report again"
+        ) from error
     return folder.report
 
 
-def _opened(path: str | Path) -> tuple[RunFolder, Recipe, dict[str, Any]]:
-    """The folder of a run or a card, what it says of itself as a recipe, and the facts of its making."""
-    if not is_card(path):
-        folder = open_run(path)
-        return folder, folder.read_recipe(), folder.read_facts()
-    from vidssl.recipe import recipe_from_tree
+def _results(
+    kept: _Kept, about: About, store: Embedded | None, strips: StripReader | None, reason: str
+) -> list[Section]:
+    """Everything that was measured: retrieval first, then classifiers, comparisons and pictures, then the other evaluations."""
+    own = {name: one.part(kept.measured.get(name), about) for name, one in evaluators().items() if not one.as_card}
+    parts = [
+        own.pop("retrieval"),
+        classifiers.classifiers_part(kept.measured, kept.finetuned, about),
+        classifiers.fusion_part(kept.measured, about),
+        published_part(kept.measured, kept.finetuned),
+        results.neighbours_part(kept.retrieval, strips, store, reason),
+        results.classes_part(kept.retrieval),
+        results.map_part(store),
+        *own.values(),
+    ]
+    return [part for part in parts if part is not None]
 
-    card = read_card(path)
-    folder = RunFolder(Path(path).expanduser().resolve())
-    facts = {"data_hash": card.protocol.data_hash or "unknown", "command": f"taken from {card.protocol.source}"}
-    return folder, recipe_from_tree({"name": folder.path.name} | card.recipe()), facts
 
-
-def _health(found: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """Of the embeddings, from whichever evaluation measured it."""
-    return next((result["health"] for result in found.values() if result.get("health")), None)
-
-
-def _mixed(found: dict[str, dict[str, Any]], run: str) -> list[str]:
+def _mixed(kept: _Kept, run: str) -> list[str]:
     """A sentence where the page shows results of several checkpoints."""
     by: dict[str, list[str]] = {}
-    for name, result in found.items():
-        if "checkpoint_sha256" in result["protocol"]:
-            by.setdefault(result["protocol"]["checkpoint_sha256"], []).append(name)
+    for name, protocol in kept.protocols.items():
+        by.setdefault(protocol.checkpoint_sha256, []).append(name)
     if len(by) < 2:
         return []
-    told = "; ".join(f"{', '.join(names)} of {mark}" for mark, names in by.items())
-    return [f"This page shows results of different checkpoints ({told}): type vidssl evaluate {run} what=all."]
+    who = "; ".join(f"{', '.join(names)} of {checkpoint}" for checkpoint, names in by.items())
+    return [f"This page shows results of different checkpoints ({who}): type vidssl evaluate {run} what=all."]
 
 
 def _taught(recipe: Recipe) -> str | None:
@@ -121,24 +145,17 @@ def _second(recipe: Recipe) -> str:
     return "" if method.streams == "one" else method.traits.second.format(view=method.second_view)
 
 
-def _subtitle(recipe: Recipe, facts: dict[str, Any], retrieval: dict[str, Any] | None) -> str:
+def _subtitle(recipe: Recipe, facts: Facts, retrieval: RetrievalResult | None) -> str:
     """One sentence: what was trained on what."""
     method, model = recipe.method, recipe.model
-    told = [f"<b>{method.name}</b> on a <b>{model.backbone}</b> encoder, {method.view} stream{_second(recipe)}"]
+    parts = [f"<b>{method.name}</b> on a <b>{model.backbone}</b> encoder, {method.view} stream{_second(recipe)}"]
     if retrieval:
-        about = retrieval["protocol"]
-        told.append(f"{about['steps']} steps, {len(retrieval['classes'])} classes, seed {about['seed']}")
-    told.append(f"data {facts.get('data_hash', 'unknown')}")
-    if "started" in facts:
-        told.append(f"{facts['started']} on {facts.get('machine', 'an unnamed machine')}")
-    return " · ".join(part if i == 0 else escape(part) for i, part in enumerate(told))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is damaged ({error}); remove it and evaluate again") from error
+        about = retrieval.protocol
+        parts.append(f"{about.steps} steps, {len(retrieval.classes)} classes, seed {about.seed}")
+    parts.append(escape(f"data {facts.data_hash or 'unknown'}"))
+    if facts.started is not None:
+        parts.append(escape(f"{facts.started} on {facts.machine or 'an unnamed machine'}"))
+    return " · ".join(parts)
 
 
 def _store(folder: RunFolder) -> Embedded | None:
@@ -147,7 +164,7 @@ def _store(folder: RunFolder) -> Embedded | None:
 
 
 def _strips(
-    recipe: Recipe, retrieval: dict[str, Any] | None, data: str | Path | None, opened: ExitStack
+    recipe: Recipe, retrieval: RetrievalResult | None, data: str | Path | None, opened: ExitStack
 ) -> tuple[StripReader | None, str]:
     """The reader of frames, or None and why there are none."""
     if retrieval is None:
@@ -162,7 +179,7 @@ def _strips(
         manifest = load_manifest(root)
     except DataError as error:
         return None, f"the data cannot be read ({error})"
-    wanted = retrieval["protocol"]["data_hash"]
+    wanted = retrieval.protocol.data_hash
     if manifest.hash != wanted:
         return None, f"{root} holds other data ({manifest.hash}) than was evaluated ({wanted})"
     return opened.enter_context(StripReader(manifest, recipe.clips)), ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from cluster.training.checks import check_recipe
 from cluster.training.driver import Outcome, Say, prepare, resume, run_folder_of, train
 from vidssl.errors import CheckpointError, RecipeError
 from vidssl.recipe import Recipe, phase_recipe
+from vidssl.records import read_record
 from vidssl.saved.checkpoint import latest_step
 from vidssl.saved.phases import check_sources, finish_phase, forget_phase, phase_folder, sources_of, state_of
 from vidssl.saved.run_folder import RunFolder
@@ -142,11 +142,14 @@ def phase_table(recipe: Recipe, root: Path) -> str:
 
 
 def _recall(root: Path, phase: Phase) -> str:
-    path = phase_folder(root, phase.name).evaluation / "retrieval.json"
+    from cluster.evaluation.retrieval import RetrievalResult
+
+    folder = phase_folder(root, phase.name)
+    path = folder.evaluation / "retrieval.json"
     if not path.is_file():
         return ""
-    results = json.loads(path.read_text()).get("results")
-    return f"{100 * results['trained']['recall']['1']:.1f}" if results else ""
+    found = read_record(RetrievalResult, path, f"type vidssl evaluate {folder.path}")
+    return f"{100 * found.results['trained'].r1:.1f}" if found.results else ""
 
 
 def check_phase_words(recipe: Recipe, only: str | None) -> None:

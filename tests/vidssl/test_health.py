@@ -65,7 +65,7 @@ def test_verdicts_in_words():
     assert "line or a small plane" in line.verdict
     narrow = examine(np.pad(sphere(400, 3), ((0, 0), (0, 61))))
     assert narrow.verdict.startswith("narrow")
-    assert np.isnan(narrow.alignment)
+    assert narrow.alignment is None
     assert narrow.dead == 61
 
 

@@ -1,4 +1,4 @@
-"""What did the papers report? Their rows with the protocol behind each, and in which ways a row of ours differs from it.
+"""What did the papers report? Their rows with the protocol behind each; `beside` compares ours with them.
 
 Only numbers that were read at their source are here: the abstracts of CPR and ViCC, the README tables of CoCLR and IIC and
 the answers of their authors in the issue threads. Numbers known from memory alone are left out, so the tables have holes.
@@ -11,18 +11,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-__all__ = ["PUBLISHED", "Beside", "Published", "Task", "beside", "dataset_of"]
+__all__ = ["NAMES", "PUBLISHED", "Measurement", "PaperRow", "dataset_of"]
 
-Task = Literal["retrieval", "linear", "finetune"]
+Measurement = Literal["retrieval", "linear", "finetune"]
 
 NAMES: Final = {"ucf101": "UCF101", "hmdb51": "HMDB51", "k400": "Kinetics-400", None: "unknown data"}
 _LOOKS_LIKE: Final = {"ucf101": (101, {"ApplyEyeMakeup", "YoYo"}), "hmdb51": (51, {"brush_hair", "wave"})}
 
 
 @dataclass(frozen=True)
-class Published:
+class PaperRow:
     """One row of a published table; None: not stated at the source.
 
     Attributes:
@@ -44,7 +44,7 @@ class Published:
 
     paper: str
     what: str
-    task: Task
+    task: Measurement
     data: str
     pretrained: str | None
     backbone: str | None
@@ -58,20 +58,12 @@ class Published:
     epochs: int | None = None
 
 
-@dataclass(frozen=True)
-class Beside:
-    """A published row and everything in which ours differs from it, in words."""
-
-    row: Published
-    differences: tuple[str, ...]
-
-
 def _r(*values: float) -> dict[str, float]:
     return dict(zip(("1", "5", "10", "20", "50"), values, strict=False))
 
 
 def _coclr(
-    task: Task,
+    task: Measurement,
     what: str,
     stream: str,
     values: Mapping[str, float],
@@ -79,9 +71,9 @@ def _coclr(
     data: str = "ucf101",
     pre: str | None = "ucf101",
     epochs: int | None = None,
-) -> Published:
+) -> PaperRow:
     protocol = {"retrieval": "p1", "linear": "p3", "finetune": "p4"}[task]
-    return Published(
+    return PaperRow(
         "CoCLR", what, task, data, pre, "s3d", stream, protocol, "1", 32, 128, values, f"CoCLR {source}", epochs
     )
 
@@ -90,7 +82,7 @@ def _a(value: float) -> dict[str, float]:
     return {"accuracy": value}
 
 
-def _coclr_rows() -> list[Published]:
+def _coclr_rows() -> list[PaperRow]:
     two = "rgb + flow"
     return [
         _coclr("retrieval", "InfoNCE", "rgb", _r(33.1), "README"),
@@ -124,17 +116,17 @@ def _coclr_rows() -> list[Published]:
 def _abstract(
     paper: str,
     what: str,
-    task: Task,
+    task: Measurement,
     data: str,
     backbone: str | None,
     stream: str | None,
     value: float,
     source: str,
     pre: str = "ucf101",
-) -> Published:
+) -> PaperRow:
     values, protocol = (_r(value), "p1") if task == "retrieval" else (_a(value), "p4")
     s3d = backbone == "s3d"
-    return Published(
+    return PaperRow(
         paper,
         what,
         task,
@@ -151,9 +143,9 @@ def _abstract(
     )
 
 
-def _cpr_vicc_rows() -> list[Published]:
-    rows: list[Published] = []
-    cpr: tuple[tuple[Task, str, float, str], ...] = (
+def _cpr_vicc_rows() -> list[PaperRow]:
+    rows: list[PaperRow] = []
+    cpr: tuple[tuple[Measurement, str, float, str], ...] = (
         ("retrieval", "ucf101", 56.7, "ucf101"),
         ("retrieval", "hmdb51", 24.4, "ucf101"),
         ("finetune", "ucf101", 83.8, "ucf101"),
@@ -162,7 +154,7 @@ def _cpr_vicc_rows() -> list[Published]:
     )
     for task, data, value, pre in cpr:
         rows.append(_abstract("CPR", "CPR", task, data, None, None, value, "CPR abstract", pre))
-    vicc: tuple[tuple[Task, str, str, str, float], ...] = (
+    vicc: tuple[tuple[Measurement, str, str, str, float], ...] = (
         ("retrieval", "ucf101", "s3d", "rgb", 62.1),
         ("retrieval", "hmdb51", "s3d", "rgb", 25.5),
         ("retrieval", "ucf101", "s3d", "flow", 59.7),
@@ -191,31 +183,31 @@ def _iic(
     split: str = "1",
     pre: str | None = "ucf101",
     own: bool = True,
-) -> list[Published]:
+) -> list[PaperRow]:
     """Rows of IIC's README: retrieval on one data set, recognition on UCF101 and HMDB51."""
     paper, source = ("IIC" if own else what.split(" ")[0]), "IIC README"
     source += "" if own else " (as listed there)"
     frames, size = (16, 112) if own else (None, None)
-    rows: list[Published] = []
+    rows: list[PaperRow] = []
     if retrieval:
         shown = stream if stream is None or not own else f"rgb + {stream}"
         values = _r(*retrieval)
         rows.append(
-            Published(paper, what, "retrieval", data, pre, backbone, shown, "p2", split, frames, size, values, source)
+            PaperRow(paper, what, "retrieval", data, pre, backbone, shown, "p2", split, frames, size, values, source)
         )
     for name, value in zip(("ucf101", "hmdb51"), finetune, strict=True):
         if value is not None:
             asked = "residual" if own and stream == "residual" else None  # what recognition was fed
             rows.append(
-                Published(
+                PaperRow(
                     paper, what, "finetune", name, pre, backbone, asked, "p4", split, frames, size, _a(value), source
                 )
             )
     return rows
 
 
-def _iic_rows() -> list[Published]:
-    other: list[list[Published]] = [
+def _iic_rows() -> list[PaperRow]:
+    other: list[list[PaperRow]] = [
         _iic("Jigsaw", (19.7, 28.5, 33.5, 40.0, 49.4), backbone=None, own=False),
         _iic("OPN", (19.9, 28.7, 34.0, 40.6, 51.6), backbone=None, own=False),
         _iic("R3D from random weights", (9.9, 18.9, 26.0, 35.5, 51.9), (54.5, 23.4), pre="none", own=False),
@@ -264,7 +256,7 @@ def _iic_rows() -> list[Published]:
             )
         )
     released = [
-        Published("IIC", what, "retrieval", "ucf101", "ucf101", "r3d10", stream, "p2", "1", 16, 112, _r(first), source)
+        PaperRow("IIC", what, "retrieval", "ucf101", "ucf101", "r3d10", stream, "p2", "1", 16, 112, _r(first), source)
         for what, stream, first, source in (
             ("IIC, released weights", "residual", 33.4, "IIC README"),
             ("IIC, released weights", "rgb", 34.8, "IIC README"),
@@ -293,78 +285,3 @@ def dataset_of(source: Mapping[str, str], classes: Sequence[str]) -> tuple[str |
         if len(classes) == count and some <= set(classes):
             return name, None
     return None, None
-
-
-def beside(task: Task, protocol: Mapping[str, Any], measured: Sequence[str]) -> list[Beside]:
-    """Published rows on the same data set and task, each with what makes it another measurement than ours.
-
-    Args:
-        task: retrieval | linear | finetune.
-        protocol: Of our result: `dataset`, `split`, `pretrained`, `id`, `T`, `size`, `backbone`, `stream`, `windows`, `crops`,
-            `epochs`, as far as they are known.
-        measured: Our metrics ("1", "5" … or "accuracy"); a row without any of them is left out.
-
-    Returns:
-        Fewest differences first; empty for data that no paper reports.
-    """
-    rows = [
-        row
-        for row in PUBLISHED
-        if row.task == task and row.data == protocol.get("dataset") and set(row.values) & set(measured)
-    ]
-    found = [Beside(row, _differences(row, protocol)) for row in rows]
-    return sorted(found, key=lambda one: (_count(one.differences), one.row.paper, one.row.what))
-
-
-def _count(differences: Sequence[str]) -> int:
-    """Differences, every fact that is not stated for itself."""
-    return sum(1 + (one.count(",") if one.startswith("not stated") else 0) for one in differences)
-
-
-def _differences(row: Published, ours: Mapping[str, Any]) -> tuple[str, ...]:
-    told: list[str] = []
-    pre = ours.get("pretrained")
-    if row.pretrained != pre:
-        told.append(f"pre-trained on {_data(row.pretrained)}, ours on {_data(pre)}")
-    if row.split != ours.get("split"):
-        told.append(f"split {row.split}, ours {ours.get('split') or 'unknown'}")
-    unsaid: list[str] = []
-    for name, theirs, key in (
-        ("backbone", row.backbone, "backbone"),
-        ("stream", row.stream, "stream"),
-        ("frames", row.frames, "T"),
-        ("pixels", row.size, "size"),
-        ("epochs", row.epochs, "epochs"),
-    ):
-        if theirs is None:
-            unsaid.append(name)
-        elif theirs != ours.get(key):
-            told.append(f"{name} {theirs}, ours {ours.get(key) if ours.get(key) is not None else 'unknown'}")
-    told += [f"not stated: {', '.join(unsaid)}"] if unsaid else []
-    return (*told, *_protocol_differences(row, ours))
-
-
-def _protocol_differences(row: Published, ours: Mapping[str, Any]) -> list[str]:
-    """What the measuring itself does differently."""
-    own = str(ours.get("id"))
-    if row.protocol == "p1":
-        if own == "p2":
-            return ["P1 (all windows, pooled features, centred), ours P2"]
-        told = [
-            f"all windows of a video and colour jitter at the test, ours at most {ours.get('windows')} windows, none"
-        ]
-        return told if own == "p1_ref" else [*told, "test videos centred by their own mean, ours by the training mean"]
-    if row.protocol == "p2":
-        if own != "p2":
-            return [f"P2 (ten clips, last map, not centred), ours {own}"]
-        return ["the last incomplete batch is dropped (7 test videos), ours keeps them"]
-    if row.protocol == "p3":
-        clips = [] if "clips" in own else ["trained on augmented clips, ours on one saved feature per video"]
-        crops = [] if ours.get("crops") == "ten" else ["ten crops at the test, ours the centre"]
-        return [*clips, *crops, "settings and epoch by hand or on the test split, ours on held-out training groups"]
-    told = ["epoch chosen on videos of the test split, ours on held-out training groups"]
-    return told if row.paper in ("CoCLR", "CPR", "ViCC") else []
-
-
-def _data(name: str | None) -> str:
-    return "nothing (random weights)" if name == "none" else NAMES.get(name, str(name))

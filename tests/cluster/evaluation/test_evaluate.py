@@ -14,8 +14,8 @@ from PIL import Image
 
 from cluster.embed import embed_run
 from cluster.evaluation.evaluate import evaluate_run, results_table
-from cluster.evaluation.probes import sides_of
-from cluster.evaluation.retrieval import retrieval_results
+from cluster.evaluation.retrieval import search_videos
+from cluster.evaluation.sides import sides_of
 from cluster.report.write import write_report
 from pipelines.dataset.manifest import load_manifest
 from pipelines.pack import pack
@@ -26,6 +26,7 @@ from vidssl.methods import build_method
 from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.snapshots import save_snapshot
 from vidssl.recipe import Recipe
+from vidssl.records import to_tree
 from vidssl.saved.checkpoint import Meta, save_checkpoint
 from vidssl.saved.embeddings import Embedded, load_embeddings
 from vidssl.saved.run_folder import RunFolder
@@ -61,7 +62,7 @@ def make_run(path, packed, **method):
     folder.facts.write_text(json.dumps({"data_hash": packed.hash, "command": "vidssl train x"}))
     trained = build_method(recipe, seed=99)
     meta = Meta(7, recipe.fingerprint(), packed.hash, 1, 0)
-    save_checkpoint(folder, meta, 0, {}, {"method": trained.state_dict(), "optimizer": {}})
+    save_checkpoint(folder, meta, 0, {}, {"method": trained.state_dict(), "optimizer": {}}, lambda: None)
     if recipe.method.name != "infonce":
         bank = EmbeddingBank(len(packed), 8, recipe.views, packed.samples.group.astype(np.int64))
         rng, train = np.random.default_rng(0), packed.rows("train")
@@ -75,6 +76,11 @@ def make_run(path, packed, **method):
 @pytest.fixture(scope="module")
 def run(packed, tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("runs") / "one", packed)
+
+
+def keys_of(protocol):
+    """The keys of a protocol in a file."""
+    return set(to_tree(protocol))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +114,7 @@ def test_embed_stores_unit_embeddings_features_and_the_protocol_of_every_video(r
 
 def test_embeddings_equal_those_of_the_encoder_run_by_hand_on_the_same_windows(run, packed, tmp_path):
     from pipelines.loader import EvalLoader, LoaderSpec
-    from vidssl.saved.trained import load_method
+    from vidssl.saved.checkpoint import load_method
 
     store = load_embeddings(embed_run(run.path, [f"out={tmp_path / 'e.zarr'}"]))
     method, recipe, _ = load_method(run)
@@ -124,18 +130,18 @@ def test_embeddings_equal_those_of_the_encoder_run_by_hand_on_the_same_windows(r
 
 def test_the_json_carries_its_protocol(results):
     needed = {"data_hash", "query_split", "gallery_split", "T", "stride", "size", "view", "windows", "crops", "seed"}
-    assert needed | {"epochs", "steps", "checkpoint", "centring", "id"} <= set(results["retrieval"]["protocol"])
-    assert {"plan", "last_pool", "k", "bank_step", "data_hash"} <= set(results["mining"]["protocol"])
-    assert results["retrieval"]["protocol"]["checkpoint"] == "last"
+    assert needed | {"epochs", "steps", "checkpoint", "centring", "id"} <= keys_of(results["retrieval"].protocol)
+    assert {"plan", "last_pool", "k", "bank_step", "data_hash"} <= keys_of(results["mining"].protocol)
+    assert results["retrieval"].protocol.checkpoint == "last"
 
 
 def test_trained_untrained_histogram_and_chance_are_reported_side_by_side(results):
-    table = results["retrieval"]["results"]
+    table = results["retrieval"].results
     assert list(table) == ["trained", "untrained", "histogram", "chance"]
-    assert table["trained"]["queries"] == 10
-    assert table["trained"]["gallery"] == 20
-    assert table["chance"]["recall"]["1"] == pytest.approx(0.1)
-    assert table["trained"]["omitted_k"] == [20, 50]
+    assert table["trained"].queries == 10
+    assert table["trained"].gallery == 20
+    assert table["chance"].recall["1"] == pytest.approx(0.1)
+    assert table["trained"].omitted_k == (20, 50)
     lines = results_table(results)
     assert "histogram" in lines
     assert "cascade" in lines
@@ -143,7 +149,7 @@ def test_trained_untrained_histogram_and_chance_are_reported_side_by_side(result
 
 def test_the_files_hold_what_was_returned(run, results):
     for name in ("retrieval", "mining"):
-        assert json.loads((run.evaluation / f"{name}.json").read_text()) == results[name]
+        assert json.loads((run.evaluation / f"{name}.json").read_text()) == to_tree(results[name])
 
 
 def test_two_evaluations_write_the_same_bytes_and_another_batch_the_same_numbers(run, results):
@@ -153,7 +159,7 @@ def test_two_evaluations_write_the_same_bytes_and_another_batch_the_same_numbers
     evaluate_run(run.path, ["evaluation.batch=7"])
     for name in ("retrieval", "mining"):
         again = json.loads((run.evaluation / f"{name}.json").read_text())
-        assert again["results"] == results[name]["results"]
+        assert again["results"] == to_tree(results[name])["results"]
 
 
 def test_the_untrained_rival_is_the_network_before_training(run, packed, tmp_path):
@@ -161,30 +167,30 @@ def test_the_untrained_rival_is_the_network_before_training(run, packed, tmp_pat
     fresh = make_run(tmp_path / "fresh", packed)
     start = build_method(recipe, recipe.seed).state_dict()
     meta = Meta(7, recipe.fingerprint(), packed.hash, 1, 0)
-    save_checkpoint(fresh, meta, 0, {}, {"method": start, "optimizer": {}})
-    table = evaluate_run(fresh.path)["retrieval"]["results"]
+    save_checkpoint(fresh, meta, 0, {}, {"method": start, "optimizer": {}}, lambda: None)
+    table = evaluate_run(fresh.path)["retrieval"].results
     assert table["trained"] == table["untrained"]
 
 
 def test_baseline_off_leaves_out_the_untrained_network(run, packed, tmp_path):
     other = tmp_path / "copy"
     shutil.copytree(run.path, other)
-    assert "untrained" not in evaluate_run(other, ["baseline=off"])["retrieval"]["results"]
+    assert "untrained" not in evaluate_run(other, ["baseline=off"])["retrieval"].results
 
 
 def test_the_funnel_starts_with_the_allowed_bank_and_ends_with_k(results):
-    stages = results["mining"]["stages"]
-    assert [stage["left"] for stage in stages] == [19.0, pytest.approx(10, abs=1), 6.0, 2.0]
-    assert stages[0]["purity"] == pytest.approx(1 / 19, abs=1e-6)  # 20 training videos, 2 of each class
-    assert {"cascade", "single", "sum", "random"} <= set(results["mining"]["results"])
-    assert stages[-1]["purity"] == pytest.approx(results["mining"]["results"]["cascade"]["precision"], abs=1e-6)
+    stages, mined = results["mining"].stages, results["mining"].results
+    assert [stage.left for stage in stages] == [19.0, pytest.approx(10, abs=1), 6.0, 2.0]
+    assert stages[0].purity == pytest.approx(1 / 19, abs=1e-6)  # 20 training videos, 2 of each class
+    assert {"cascade", "single", "sum", "random"} <= set(mined)
+    assert stages[-1].purity == pytest.approx(mined["cascade"].precision, abs=1e-6)
 
 
 def test_infonce_has_no_mining_to_measure_and_says_so(packed, tmp_path):
     folder = make_run(tmp_path / "plain", packed, name="infonce", warmup_steps=0)
     results = evaluate_run(folder.path, ["baseline=off"])
-    assert results["mining"]["results"] is None
-    assert results["mining"]["reason"] == "infonce does not mine"
+    assert results["mining"].results is None
+    assert results["mining"].reason == "infonce does not mine"
     assert "does not mine" in results_table(results)
     assert "This run does not mine" in write_report(folder.path).read_text()
 
@@ -197,8 +203,8 @@ def test_without_labels_there_are_no_numbers_but_embeddings(packed, tmp_path, mo
     monkeypatch.setattr("cluster.evaluation.evaluate.open_subject", lambda *_: opened)
     opened.manifest.samples.label[:] = -1
     results = evaluate_run(folder.path, ["baseline=off"])
-    assert results["retrieval"]["results"] is None
-    assert results["mining"]["reason"] == "the labels are unknown"
+    assert results["retrieval"].results is None
+    assert results["mining"].reason == "the labels are unknown"
     assert "labels are unknown" in results_table(results)
     assert len(load_embeddings(folder.evaluation / "embeddings.zarr")) == VIDEOS
     assert "No score: the labels are unknown" in write_report(folder.path).read_text()
@@ -209,11 +215,11 @@ def test_data_without_splits_leaves_one_group_out():
     store = Embedded({}, {}, np.arange(n), np.arange(n) // 2, np.arange(n) // 4, np.full(n, "all"), np.full(n, "x"), {})
     rows = np.eye(3)[store.label] + 0.01 * np.random.default_rng(0).normal(size=(n, 3))
     assert sides_of([rows], store)[1] is None
-    results = retrieval_results({"trained": [rows]}, store, "p1_strict", (1, 2), ["a", "b", "c"])
-    assert results["results"]["trained"]["recall"]["1"] == 1.0
-    assert results["results"]["chance"]["recall"]["1"] == pytest.approx(2 / 10)
-    for example in results["examples"]:
-        assert all(i // 2 != example["query"] // 2 for i in example["neighbours"])
+    found = search_videos({"trained": [rows]}, store, "p1_strict", (1, 2), ["a", "b", "c"])
+    assert found.results["trained"].recall["1"] == 1.0
+    assert found.results["chance"].recall["1"] == pytest.approx(2 / 10)
+    for example in found.examples:
+        assert all(i // 2 != example.query // 2 for i in example.neighbours)
 
 
 @pytest.mark.parametrize(
@@ -254,9 +260,9 @@ def test_other_data_is_refused_unless_it_is_named(run, packed, tmp_path):
     with pytest.raises(DataError, match=r"holds other data \(hash .*\) than this run was trained on .*type data="):
         evaluate_run(moved)
     found = evaluate_run(moved, [f"data={tmp_path / 'packed'}", "baseline=off"])
-    assert found["retrieval"]["protocol"]["data_hash"] == other.hash
-    assert found["retrieval"]["protocol"]["trained_on"] == packed.hash
-    assert found["mining"]["results"] is None
+    assert found["retrieval"].protocol.data_hash == other.hash
+    assert found["retrieval"].protocol.trained_on == packed.hash
+    assert found["mining"].results is None
 
 
 def test_data_that_is_gone_is_named(run, packed, tmp_path):
@@ -288,7 +294,7 @@ def test_only_what_was_asked_for_is_measured_and_written(everything, run, result
     }
     assert list(results) == ["retrieval", "mining"]  # the usual evaluation did not get longer
     for name, result in alone.items():
-        assert json.loads((folder.evaluation / f"{name}.json").read_text()) == result
+        assert json.loads((folder.evaluation / f"{name}.json").read_text()) == to_tree(result)
 
 
 def test_every_number_of_a_classifier_stands_beside_its_rivals_and_carries_its_protocol(everything):
@@ -298,15 +304,15 @@ def test_every_number_of_a_classifier_stands_beside_its_rivals_and_carries_its_p
         ("linear", {"probe", "probe_epochs", "chosen_on", "train_videos", "test_videos", "sides"}),
         ("fewshot", {"draws", "classifier", "interval"}),
     ):
-        assert list(alone[name]["results"]) == ["trained", "untrained", "histogram", "chance"]
-        assert own | {"data_hash", "T", "size", "view", "seed", "checkpoint", "crops"} <= set(alone[name]["protocol"])
-    assert alone["knn"]["protocol"]["neighbours"] == 4
-    linear = alone["linear"]["results"]["trained"]
-    assert linear["queries"] == 10
-    assert linear["streams"][0]["lr"] in (0.3, 1.0)
-    assert len(linear["streams"][0]["tried"]) == 4
-    assert 0 < linear["streams"][0]["held_out_videos"] < 20
-    assert len(alone["fewshot"]["results"]["trained"]["1"]["draws"]) == 10
+        assert list(alone[name].results) == ["trained", "untrained", "histogram", "chance"]
+        assert own | {"data_hash", "T", "size", "view", "seed", "checkpoint", "crops"} <= keys_of(alone[name].protocol)
+    assert alone["knn"].protocol.neighbours == 4
+    linear = alone["linear"].results["trained"]
+    assert linear.queries == 10
+    assert linear.streams[0].lr in (0.3, 1.0)
+    assert len(linear.streams[0].tried) == 4
+    assert 0 < linear.streams[0].held_out_videos < 20
+    assert len(alone["fewshot"].results["trained"]["1"].draws) == 10
 
 
 def test_the_knn_of_an_evaluation_equals_votes_counted_by_hand(everything):
@@ -321,12 +327,12 @@ def test_the_knn_of_an_evaluation_equals_votes_counted_by_hand(everything):
         near = np.argsort(-line)[:4]
         votes = np.bincount(store.label[train][near], np.exp(line[near] / 0.07), minlength=10)
         right += votes.argmax() == own
-    assert alone["knn"]["results"]["trained"]["accuracy"] == pytest.approx(right / test.sum(), abs=1e-6)
+    assert alone["knn"].results["trained"].accuracy == pytest.approx(right / test.sum(), abs=1e-6)
 
 
 def test_two_streams_are_shown_together_and_each_alone(everything):
     _, _, both = everything
-    assert list(both["retrieval"]["results"]) == [
+    assert list(both["retrieval"].results) == [
         "trained",
         "untrained",
         "rgb alone",
@@ -334,26 +340,26 @@ def test_two_streams_are_shown_together_and_each_alone(everything):
         "histogram",
         "chance",
     ]
-    assert both["retrieval"]["protocol"]["view"] == "rgb + residual"
-    assert both["retrieval"]["protocol"]["fusion"] == "sum of the two similarity matrices"
-    assert both["linear"]["protocol"]["fusion"] == "mean of the two probability vectors"
-    assert len(both["linear"]["results"]["trained"]["streams"]) == 2
+    assert both["retrieval"].protocol.view == "rgb + residual"
+    assert both["retrieval"].protocol.fusion == "sum of the two similarity matrices"
+    assert both["linear"].protocol.fusion == "mean of the two probability vectors"
+    assert len(both["linear"].results["trained"].streams) == 2
 
 
 def test_p2_looks_at_ten_clips_and_puts_the_streams_side_by_side(packed, tmp_path):
     folder = make_run(tmp_path / "p2", packed)
     words = ["what=retrieval", "evaluation.protocol=p2", "baseline=off", "view=joint"]
     found = evaluate_run(folder.path, words)["retrieval"]
-    about = found["protocol"]
-    assert (about["id"], about["windows"], about["centring"]) == ("p2", 10, "none")
-    assert about["fusion"] == "features side by side"
-    assert about["crops"] == "centre, 7/8 of the short side"
-    assert {"rgb alone", "residual alone"} <= set(found["results"])
+    about = found.protocol
+    assert (about.id, about.windows, about.centring) == ("p2", 10, "none")
+    assert about.fusion == "features side by side"
+    assert about.crops == "centre, 7/8 of the short side"
+    assert {"rgb alone", "residual alone"} <= set(found.results)
 
 
 def test_ten_crops_average_the_probabilities_of_all_windows_and_crops(packed, tmp_path):
-    from cluster.evaluation.features import features_of
-    from cluster.evaluation.probes import _ten_crops, linear_results
+    from cluster.evaluation.evaluator import Seen
+    from cluster.evaluation.linear import Linear, ten_crops
     from cluster.subject import open_subject
     from pipelines.loader import EvalLoader, LoaderSpec
     from vidssl.evaluation.probe import linear_probe
@@ -361,12 +367,13 @@ def test_ten_crops_average_the_probabilities_of_all_windows_and_crops(packed, tm
     folder = make_run(tmp_path / "ten", packed)
     words = ["evaluation.crops=ten", "evaluation.probe_epochs=2", "evaluation.probe_lr=[0.3]"]
     subject = open_subject(folder.path, [*words, "evaluation.probe_weight_decay=[0.001]"])
-    seen = features_of(subject, ("rgb",), untrained=False)
-    assert linear_results(subject, seen)[1]["crops"].startswith("ten")
+    looked = Seen(subject, ("rgb",), untrained=False)
+    assert Linear().measure(subject, looked).protocol.crops.startswith("ten")
+    seen = looked.features
     rows, store, recipe = seen.pooled["trained"][0], seen.store, subject.recipe
     options = {"classes": 10, "rates": (0.3,), "decays": (1e-3,), "epochs": 2, "held_out": 0.2}
     probe = linear_probe(rows, store.label, store.group, rows, **options)
-    found = _ten_crops(subject, seen, {"trained": [probe]}, np.array([5]))["trained"][0]
+    found = ten_crops(subject, seen, {"trained": [probe]}, np.array([5]))["trained"][0]
     spec = LoaderSpec(recipe.clips, recipe.augment, recipe.loader, ("rgb",), 20, 0)
     loader = EvalLoader(packed, spec, windows=2, device=torch.device("cpu"), instances=np.array([5]), crops="ten")
     with torch.no_grad():
@@ -379,13 +386,13 @@ def test_ten_crops_average_the_probabilities_of_all_windows_and_crops(packed, tm
 
 def test_a_card_is_evaluated_and_has_no_mining(run, packed, tmp_path):
     from vidssl.saved.card import Facts, card_of, export
-    from vidssl.saved.trained import load_method
+    from vidssl.saved.checkpoint import load_method
 
     method, recipe, step = load_method(run)
     card = card_of(recipe, "rgb", Facts(method="cpr", source="a run", steps=step, seed=0))
     export(tmp_path / "card", method.encoder("rgb").state_dict(), card)
     found = evaluate_run(tmp_path / "card", [f"data={packed.root}", "baseline=off"])
-    assert found["mining"]["results"] is None
+    assert found["mining"].results is None
     assert "a card has no bank" in results_table(found)
     assert (tmp_path / "card" / "eval" / "retrieval.json").is_file()
 
@@ -415,10 +422,10 @@ def test_a_collapsed_encoder_raises_the_alarm_in_what_is_printed(packed, tmp_pat
     state = build_method(recipe, 99).state_dict()
     state = {key: value * 0 if "head.2.weight" in key else value for key, value in state.items()}
     meta = Meta(7, recipe.fingerprint(), packed.hash, 1, 0)
-    save_checkpoint(folder, meta, 0, {}, {"method": state, "optimizer": {}})
+    save_checkpoint(folder, meta, 0, {}, {"method": state, "optimizer": {}}, lambda: None)
     found = evaluate_run(folder.path, ["what=knn", "baseline=off"])
     assert "ALARM, embeddings collapsed: all clips have nearly the same embedding" in results_table(found)
-    assert found["knn"]["health"]["alignment"] == pytest.approx(0, abs=1e-5)
+    assert found["knn"].health.alignment == pytest.approx(0, abs=1e-5)
 
 
 class Loads(HTMLParser):

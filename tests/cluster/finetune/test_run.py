@@ -19,6 +19,7 @@ from vidssl.errors import CheckpointError, DataError, RecipeError
 from vidssl.evaluation.class_scores import load_scores
 from vidssl.methods import build_method
 from vidssl.recipe import Recipe
+from vidssl.records import to_tree
 from vidssl.saved.checkpoint import Meta, save_checkpoint
 from vidssl.saved.run_folder import RunFolder
 
@@ -72,7 +73,7 @@ def make_run(path, packed, **sections):
     folder.recipe.write_text(recipe.to_yaml())
     trained = build_method(recipe, seed=99)
     meta = Meta(7, recipe.fingerprint(), packed.hash, 1, 0)
-    save_checkpoint(folder, meta, 0, {}, {"method": trained.state_dict(), "optimizer": {}})
+    save_checkpoint(folder, meta, 0, {}, {"method": trained.state_dict(), "optimizer": {}}, lambda: None)
     return folder
 
 
@@ -88,22 +89,22 @@ def quiet(line):
 def test_results_carry_their_protocol_and_the_probabilities_lie_beside_them(run, packed):
     lines = []
     results = finetune_run(run.path, [*FAST, "evaluation.protocol=p1_ref"], lines.append)
-    assert json.loads((run.evaluation / "finetune.json").read_text()) == json.loads(json.dumps(results))
-    about, test = results["protocol"], packed.rows("test")
+    assert json.loads((run.evaluation / "finetune.json").read_text()) == to_tree(results)
+    about, test = results.protocol, packed.rows("test")
     wanted = {
         "init": "pretrained", "view": "rgb", "T": 8, "stride": 2, "size": 32, "window_rule": "p1", "windows": 2,
         "crops": "inner", "average": "probability", "data_hash": packed.hash, "finetune_seed": 0,
         "sides": "the data's train and test splits", "unreadable": 0, "backbone": "tiny",
     }  # fmt: skip
-    assert {key: about[key] for key in wanted} == wanted
-    assert about["videos"]["test"] == len(test)
-    assert about["videos"]["train"] + about["videos"]["held_out"] == len(packed.rows("train"))
+    assert {key: getattr(about, key) for key in wanted} == wanted
+    assert about.videos.test == len(test)
+    assert about.videos.train + about.videos.held_out == len(packed.rows("train"))
     scores, data = load_scores(run.evaluation / "finetune.npz")
     assert data == packed.hash
     assert np.array_equal(scores.instance, np.sort(test))
     assert np.array_equal(scores.label, packed.samples.label[scores.instance])
-    assert results["results"]["chosen"]["accuracy"] == pytest.approx(scores.accuracy, abs=1e-6)
-    assert results["results"]["last"]["epoch"] == 2 == len(results["history"])
+    assert results.results.chosen.accuracy == pytest.approx(scores.accuracy, abs=1e-6)
+    assert results.results.last.epoch == 2 == len(results.history)
     assert [line[:12] for line in lines] == ["epoch    1/2", "epoch    2/2"]
     assert "held out" in lines[0]
     assert "fine-tuning (P4) from pretrained weights" in finetune_table(results)
@@ -152,8 +153,8 @@ def test_ctrl_c_saves_and_the_same_words_go_on_to_the_same_numbers(packed, tmp_p
     said.clear()
     resumed = finetune_run(run.path, FAST, said.append)
     assert said[0].startswith("going on after step ")
-    assert resumed["history"] == straight["history"]
-    assert resumed["results"] == straight["results"]
+    assert resumed.history == straight.history
+    assert resumed.results == straight.results
     said.clear()
     finetune_run(run.path, [*FAST, "finetune.lr=0.02"], said.append)
     assert said[0].endswith("is of other settings: training begins anew")
@@ -162,20 +163,20 @@ def test_ctrl_c_saves_and_the_same_words_go_on_to_the_same_numbers(packed, tmp_p
 def test_scratch_and_linear_have_files_of_their_own_and_say_so(run):
     scratch = finetune_run(run.path, [*FAST, "init=scratch"], quiet)
     linear = finetune_run(run.path, [*FAST, "finetune.backbone_lr=0"], quiet)
-    assert scratch["protocol"]["init"] == "scratch"
-    assert linear["protocol"]["id"] == "linear probe, end to end (P3)"
-    assert linear["protocol"]["finetune"]["dropout"] == 0
+    assert scratch.protocol.init == "scratch"
+    assert linear.protocol.id == "linear probe, end to end (P3)"
+    assert linear.protocol.finetune.dropout == 0
     names = {path.name for path in run.evaluation.iterdir()}
     assert names == {f"finetune{kind}.{end}" for kind in ("-scratch", "-linear") for end in ("json", "npz")}
 
 
 def test_iics_protocol_averages_the_logits_of_ten_clips_and_ten_crop_reads_ten_rows_a_window(run, packed):
-    p2 = finetune_run(run.path, [*FAST, "finetune.epochs=1", "evaluation.protocol=p2"], quiet)["protocol"]
+    p2 = finetune_run(run.path, [*FAST, "finetune.epochs=1", "evaluation.protocol=p2"], quiet).protocol
     test = len(packed.rows("test"))
-    assert (p2["average"], p2["windows"], p2["rows"]) == ("logit", 10, 10 * test)
+    assert (p2.average, p2.windows, p2.rows) == ("logit", 10, 10 * test)
     words = [*FAST, "finetune.epochs=1", "evaluation.crops=ten", "evaluation.protocol=centre"]
-    ten = finetune_run(run.path, words, quiet)["protocol"]
-    assert (ten["average"], ten["windows"], ten["rows"]) == ("probability", 1, 10 * test)
+    ten = finetune_run(run.path, words, quiet).protocol
+    assert (ten.average, ten.windows, ten.rows) == ("probability", 1, 10 * test)
 
 
 def test_the_other_streams_probabilities_are_fused(packed, tmp_path):
@@ -183,10 +184,10 @@ def test_the_other_streams_probabilities_are_fused(packed, tmp_path):
     run = make_run(tmp_path / "two", packed, **two)
     finetune_run(run.path, [*FAST, "finetune.epochs=1", "view=residual"], quiet)
     words = [*FAST, "finetune.epochs=1", f"fuse={run.evaluation / 'finetune-residual.npz'}"]
-    fused = finetune_run(run.path, words, quiet)["fused"]
+    fused = finetune_run(run.path, words, quiet).fused
     first, second = (load_scores(run.evaluation / f"finetune{end}.npz")[0] for end in ("", "-residual"))
     together = ((first.probability + second.probability) / 2).argmax(1) == first.label
-    assert fused == {
+    assert to_tree(fused) == {
         "first": first.accuracy,
         "second": second.accuracy,
         "both": together.mean(),
@@ -204,7 +205,7 @@ def test_a_card_is_fine_tuned_to_the_numbers_of_its_run(run, packed, tmp_path):
     same = [*words, f"data={packed.root}", "evaluation.windows=2", "evaluation.batch=8", "augment.preset=crop"]
     of_card = finetune_run(card, [*same, "augment.flip=false", "trainer.device=cpu"], quiet)
     of_run = finetune_run(run.path, words, quiet)
-    assert of_card["results"] == of_run["results"]
+    assert of_card.results == of_run.results
     assert (tmp_path / "card" / "eval" / "finetune.json").is_file()
 
 
@@ -251,7 +252,7 @@ def test_motions_are_learnt_well_above_chance(tmp_path, init):
         "finetune.dropout=0.2",
         "finetune.backbone_lr=1",
     ]
-    results = finetune_run(run.path, [*words, f"init={init}"], quiet)["results"]
-    assert results["chance"] == pytest.approx(1 / 3, abs=1e-6)
-    assert results["chosen"]["accuracy"] > 0.75
-    assert results["last"]["accuracy"] > 0.7
+    results = finetune_run(run.path, [*words, f"init={init}"], quiet).results
+    assert results.chance == pytest.approx(1 / 3, abs=1e-6)
+    assert results.chosen.accuracy > 0.75
+    assert results.last.accuracy > 0.7

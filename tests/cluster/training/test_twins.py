@@ -49,4 +49,4 @@ def test_a_tiny_twin_trains_and_is_evaluated(name, packed, tmp_path, ray_cluster
     assert outcome.steps == 6 * max(len(recipe.phases), 1)
     rows = [json.loads(line) for line in (last / "log.jsonl").read_text().splitlines()]
     assert all(math.isfinite(row["loss"]) for row in rows)
-    assert evaluate_run(last)["retrieval"]["results"]["trained"]["recall"]["1"] >= 0
+    assert evaluate_run(last)["retrieval"].results["trained"].r1 >= 0

@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from vidssl.evaluation.tables import PUBLISHED, _count, beside, dataset_of
+from vidssl.evaluation.beside import Ours, _count, beside
+from vidssl.evaluation.tables import PUBLISHED, dataset_of
 
 OURS = {
     "dataset": "ucf101",
@@ -72,7 +73,7 @@ def test_every_row_says_where_it_was_read_and_no_row_is_there_twice():
 
 
 def test_the_same_setting_differs_in_nothing_but_what_the_paper_does_not_say_and_its_jitter():
-    first = beside("retrieval", OURS, ["1"])[0]
+    first = beside("retrieval", Ours(**OURS), ["1"])[0]
     assert (first.row.what, first.row.stream, first.row.pretrained) == ("CoCLR", "rgb", "ucf101")
     assert first.differences[0] == "not stated: epochs"
     assert len(first.differences) == 2
@@ -83,7 +84,7 @@ def test_every_difference_of_the_protocol_is_said_in_words():
     other = OURS | {"T": 8, "size": 64, "backbone": "tiny", "stream": "residual", "split": None, "id": "p1_strict"}
     told = next(
         one.differences
-        for one in beside("retrieval", other | {"pretrained": None}, ["1"])
+        for one in beside("retrieval", Ours(**other | {"pretrained": None}), ["1"])
         if one.row.what == "CoCLR" and one.row.stream == "rgb" and one.row.pretrained == "ucf101"
     )
     for words in (
@@ -100,20 +101,20 @@ def test_every_difference_of_the_protocol_is_said_in_words():
 
 def test_rows_of_p1_and_p2_are_never_compared_without_saying_so():
     for ours in ("p1_strict", "p1_ref", "p2"):
-        for one in beside("retrieval", OURS | {"id": ours}, ["1"]):
+        for one in beside("retrieval", Ours(**OURS | {"id": ours}), ["1"]):
             if (one.row.protocol == "p2") != (ours == "p2"):
                 assert any("P2" in words for words in one.differences)
 
 
 def test_fewest_differences_come_first():
-    counts = [_count(one.differences) for one in beside("finetune", OURS, ["accuracy"])]
+    counts = [_count(one.differences) for one in beside("finetune", Ours(**OURS), ["accuracy"])]
     assert counts
     assert counts == sorted(counts)
 
 
 def test_data_that_no_paper_reports_has_no_row_beside_it():
-    assert beside("retrieval", OURS | {"dataset": None}, ["1"]) == []
-    assert beside("retrieval", OURS, ["2"]) == []
+    assert beside("retrieval", Ours(**OURS | {"dataset": None}), ["1"]) == []
+    assert beside("retrieval", Ours(**OURS), ["2"]) == []
 
 
 def test_a_data_set_is_known_by_its_format_or_by_its_classes():

@@ -6,7 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Section", "bar_list", "bare", "card", "not_evaluated", "page", "pairs", "percent", "table", "tiles"]
+__all__ = [
+    "Section",
+    "bar_list",
+    "bare",
+    "between",
+    "card",
+    "not_evaluated",
+    "page",
+    "pairs",
+    "percent",
+    "table",
+    "tiles",
+]
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ def table(
         )
 
     body = "".join(f"<tr{' class=strong' if i == strong else ''}>{cells('td', row)}</tr>" for i, row in enumerate(rows))
-    kind = " class=told" if words else ""
+    kind = " class=wordy" if words else ""
     return f'<div class="scroll"><table{kind}><thead><tr>{cells("th", head)}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -100,6 +112,11 @@ def bare(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
+def between(interval: tuple[float, float] | None) -> str:
+    """The edges of an interval of shares in percent; nothing where there is none."""
+    return f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f}" if interval else ""
+
+
 _CSS = """
 :root{--bg:#f7f7f5;--card:#fff;--ink:#1d1d1f;--soft:#6a6a70;--line:#e3e3df;--good:#1f9d55;--bad:#d64545;--mark:#2f6fdb;
 --c0:#2f6fdb;--c1:#e07b29;--c2:#2a9d8f;--c3:#c2408f;--c4:#7a5cd6;--c5:#a07c1b;--c6:#3aa0d8;--c7:#d1495b;--c8:#5f8a3a;--c9:#8a6f5c}
@@ -127,7 +144,7 @@ h3{font-size:1rem;margin:1.4em 0 .5em}
 table{border-collapse:collapse;width:100%;font-size:.94rem}th,td{padding:8px 14px;text-align:right;white-space:nowrap}
 th{color:var(--soft);font-weight:550;font-size:.84rem}td{border-top:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left}tr.strong td{font-weight:650}
-table.told td{vertical-align:top}th.words,td.words{white-space:normal;text-align:left}td.words{min-width:8em;font-size:.86rem}
+table.wordy td{vertical-align:top}th.words,td.words{white-space:normal;text-align:left}td.words{min-width:8em;font-size:.86rem}
 td.words:first-child{min-width:11em}td.words:last-child{min-width:22em;color:var(--soft)}
 .card th,.card td{padding:7px 9px}
 .alarm{border:1px solid var(--bad);border-left-width:6px;border-radius:10px;background:var(--card);padding:10px 16px;

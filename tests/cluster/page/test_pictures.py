@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster.report.pictures import Curve, Stage, class_colour, class_map, film_strip, funnel, line_chart, pca_2d
+from cluster.page.pictures import Curve, Stage, class_colour, class_map, film_strip, funnel, line_chart, pca_2d
 
 
 def svg_of(text):

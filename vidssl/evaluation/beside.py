@@ -1,0 +1,125 @@
+"""In which ways does a number of ours differ from a published one? Everything that makes the two another measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vidssl.evaluation.tables import NAMES, PUBLISHED, Measurement, PaperRow
+
+__all__ = ["Beside", "Ours", "beside"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ours:
+    """What of our own measurement the papers' rows are compared with; None: unknown.
+
+    Attributes:
+        dataset: As `PaperRow.data`, and so on for the others.
+        split: Official split.
+        pretrained: Data of the pre-training.
+        id: p1_strict | p1_ref | centre | p2; clips: trained on clips.
+        T: Frames.
+        size: Pixels.
+        backbone: Network.
+        stream: As `PaperRow.stream`.
+        windows: Most windows of a video.
+        crops: Of the test.
+        epochs: Of the pre-training.
+    """
+
+    dataset: str | None = None
+    split: str | None = None
+    pretrained: str | None = None
+    id: str | None = None
+    T: int | None = None
+    size: int | None = None
+    backbone: str | None = None
+    stream: str | None = None
+    windows: int | None = None
+    crops: str | None = None
+    epochs: float | None = None
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A published row and everything in which ours differs from it, in words."""
+
+    row: PaperRow
+    differences: tuple[str, ...]
+
+
+def beside(task: Measurement, ours: Ours, measured: Sequence[str]) -> list[Beside]:
+    """Published rows on the same data set and task, each with what makes it another measurement than ours.
+
+    Args:
+        task: retrieval | linear | finetune.
+        ours: Facts of our result, as far as they are known.
+        measured: Our metrics ("1", "5" … or "accuracy"); a row without any of them is left out.
+
+    Returns:
+        Fewest differences first; empty for data that no paper reports.
+    """
+    rows = [
+        row for row in PUBLISHED if row.task == task and row.data == ours.dataset and set(row.values) & set(measured)
+    ]
+    found = [Beside(row, _differences(row, ours)) for row in rows]
+    return sorted(found, key=lambda one: (_count(one.differences), one.row.paper, one.row.what))
+
+
+def _count(differences: Sequence[str]) -> int:
+    """Differences, every fact that is not stated for itself."""
+    return sum(1 + (one.count(",") if one.startswith("not stated") else 0) for one in differences)
+
+
+def _differences(row: PaperRow, ours: Ours) -> tuple[str, ...]:
+    differ: list[str] = []
+    pre = ours.pretrained
+    if row.pretrained != pre:
+        differ.append(f"pre-trained on {_data(row.pretrained)}, ours on {_data(pre)}")
+    if row.split != ours.split:
+        differ.append(f"split {row.split}, ours {ours.split or 'unknown'}")
+    unsaid: list[str] = []
+    for name, theirs, own in (
+        ("backbone", row.backbone, ours.backbone),
+        ("stream", row.stream, ours.stream),
+        ("frames", row.frames, ours.T),
+        ("pixels", row.size, ours.size),
+        ("epochs", row.epochs, ours.epochs),
+    ):
+        if theirs is None:
+            unsaid.append(name)
+        elif theirs != own:
+            differ.append(f"{name} {theirs}, ours {_word(own)}")
+    differ += [f"not stated: {', '.join(unsaid)}"] if unsaid else []
+    return (*differ, *_protocol_differences(row, ours))
+
+
+def _protocol_differences(row: PaperRow, ours: Ours) -> list[str]:
+    """What the measuring itself does differently."""
+    own = str(ours.id)
+    if row.protocol == "p1":
+        if own == "p2":
+            return ["P1 (all windows, pooled features, centred), ours P2"]
+        differ = [f"all windows of a video and colour jitter at the test, ours at most {ours.windows} windows, none"]
+        return (
+            differ if own == "p1_ref" else [*differ, "test videos centred by their own mean, ours by the training mean"]
+        )
+    if row.protocol == "p2":
+        if own != "p2":
+            return [f"P2 (ten clips, last map, not centred), ours {own}"]
+        return ["the last incomplete batch is dropped (7 test videos), ours keeps them"]
+    if row.protocol == "p3":
+        clips = [] if "clips" in own else ["trained on augmented clips, ours on one saved feature per video"]
+        crops = [] if ours.crops == "ten" else ["ten crops at the test, ours the centre"]
+        return [*clips, *crops, "settings and epoch by hand or on the test split, ours on held-out training groups"]
+    differ = ["epoch chosen on videos of the test split, ours on held-out training groups"]
+    return differ if row.paper in ("CoCLR", "CPR", "ViCC") else []
+
+
+def _word(value: str | float | None) -> str:
+    return "unknown" if value is None else value if isinstance(value, str) else f"{value:g}"
+
+
+def _data(name: str | None) -> str:
+    return "nothing (random weights)" if name == "none" else NAMES.get(name, str(name))
