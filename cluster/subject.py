@@ -20,8 +20,9 @@ from vidssl.evaluation.protocol import Protocol
 from vidssl.evaluation.tables import dataset_of
 from vidssl.recipe import Recipe, recipe_from_file, recipe_from_tree
 from vidssl.saved.card import Card, build_from, is_card, read_card, read_weights
-from vidssl.saved.checkpoint import Meta, checkpoint_path, load_method, read_checkpoint
+from vidssl.saved.checkpoint import Meta, checkpoint_path, read_checkpoint
 from vidssl.saved.run_folder import RunFolder, open_run
+from vidssl.saved.trained import load_method
 
 if TYPE_CHECKING:
     from pipelines.dataset.manifest import Manifest

@@ -6,9 +6,10 @@ state of a loader is the number of batches it delivered, and batches made ahead 
 
 from __future__ import annotations
 
+import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.patience import AGAIN, Patience, Say, say_in_log
 from pipelines.loading.crops import Crops, crops_of_window
 from pipelines.loading.decode import resolve_decode
 from pipelines.loading.feed import Feed, Plan
@@ -40,7 +42,7 @@ class LoaderSpec:
     Attributes:
         clips: Frames, stride, size, clips per video, form of the residual.
         augment: Preset and flips (training only), scale of the colours (always).
-        loader: Decoder, threads, batches ahead, error budget.
+        loader: Decoder, threads, batches ahead, error budget, patience with disks.
         views: Streams to make of each clip.
         batch: Videos of one rank in a training step; windows at once in evaluation.
         seed: Seed of order, windows and augmentation.
@@ -61,12 +63,14 @@ class LoaderMeter:
     Attributes:
         wait_s: Seconds the caller waited for batches that were not ready.
         batches: Batches delivered.
-        bad: Samples that could not be decoded, up to the last delivered batch.
+        bad: Samples found to be bad since this loader began, up to the last delivered batch.
+        disk: Retries and waits of the disk, batches made ahead included.
     """
 
     wait_s: float = 0.0
     batches: int = 0
     bad: list[BadSample] = field(default_factory=list)
+    disk: Patience = field(default_factory=lambda: Patience(0.0))
     _read_s: float = 0.0
 
     def read_wait(self) -> float:
@@ -88,6 +92,8 @@ class TrainLoader:
         device: Where the clips go.
         split: Split to train on; None: everything.
         instances: int64, the videos to train on, instead of a split.
+        say: Told of disks that do not answer, and when they do again.
+        on_bad: Told of each bad sample when it is found; on the thread that reads.
 
     Raises:
         DataError: fewer videos than one global batch, no such split, or a decoder that does not know the pack's codec.
@@ -104,8 +110,11 @@ class TrainLoader:
         device: torch.device,
         split: str | None = None,
         instances: NDArray[np.int64] | None = None,
+        say: Say = say_in_log,
+        on_bad: Callable[[BadSample], None] = lambda bad: None,
     ) -> None:
-        self.manifest, self.spec, self.split, self.device = manifest, spec, split, _there(device)
+        self.manifest, self.spec, self.split, self.device = manifest, spec, split, _usable(device)
+        self._say, self._on_bad = say, on_bad
         rows = manifest.rows(split) if instances is None else instances
         self._chosen = None if instances is None else f"{len(rows)} videos, {zlib.crc32(rows.tobytes()):08x}"
         self.order = Order(rows, spec.batch, rank=rank, world=world, seed=spec.seed)
@@ -129,10 +138,13 @@ class TrainLoader:
         """The next batch.
 
         Raises:
-            DataError: more bad samples than `loader.max_bad_samples`.
+            DataError: more bad samples than `loader.bad_rate` and `loader.bad_floor` allow.
+            StorageError: a shard that cannot be reached for `loader.patience` seconds.
         """
         if self._ahead is None:
-            self._ahead = Ahead(self._batches, self.spec.loader.prefetch, "vidssl-loader")
+            closed = threading.Event()
+            self.meter.disk = Patience(self.spec.loader.patience, self._say, closed)
+            self._ahead = Ahead(self._batches, self.spec.loader.prefetch, "vidssl-loader", closed)
         before = time.perf_counter()
         batch, bad = next(self._ahead)
         self.meter.wait_s += time.perf_counter() - before
@@ -149,12 +161,11 @@ class TrainLoader:
         return self.order.ids(self._delivered + ahead - 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands after the last delivered batch, as JSON can hold it."""
-        return {
-            **self._identity(),
-            "step": self._delivered,
-            "bad": [list(vars(one).values()) for one in self.meter.bad],
-        }
+        """Where the loader stands after the last delivered batch, as JSON can hold it.
+
+        Bad samples are no part of it: whoever goes on from here tries them again.
+        """
+        return {**self._identity(), "step": self._delivered}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the loader that gave `state` stood: same samples, same frames, same pixels.
@@ -170,7 +181,7 @@ class TrainLoader:
                 )
         self.close()
         self._delivered = int(state["step"])
-        self.meter.bad = [BadSample(*one) for one in state["bad"]]
+        self.meter.bad = []
 
     def close(self) -> None:
         """End the background thread."""
@@ -189,8 +200,8 @@ class TrainLoader:
 
     def _batches(self) -> Iterator[tuple[ClipBatch, tuple[BadSample, ...]]]:
         spec = self.spec
-        feed = Feed(self.manifest, spec.clips, spec.augment, spec.seed)
-        stream = _stream(spec, feed, self.device, spec.clips.per_video, replace=True, bad=self.meter.bad)
+        feed = Feed(self.manifest, spec.clips, spec.augment, spec.seed, self.meter.disk)
+        stream = _stream(spec, feed, self.device, spec.clips.per_video, replace=True, on_bad=self._on_bad)
         for made in stream.batches(self._plans(feed, self._delivered)):
             yield _batch_of(made, made.clips, self.manifest, spec, self.device), made.bad
 
@@ -239,7 +250,7 @@ class EvalLoader:
         rule: Rule = "spread",
         crops: Crops = "centre",
     ) -> None:
-        self.manifest, self.device, self.rule = manifest, _there(device), rule
+        self.manifest, self.device, self.rule = manifest, _usable(device), rule
         self.crops: Crops = "inner" if rule == "p2" and crops == "centre" else crops
         self.crops_per_window = crops_of_window(self.crops)
         self._windows_at_once = max(spec.batch // self.crops_per_window, 1)
@@ -264,13 +275,14 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[ClipBatch]:
         self.close()
-        feed = Feed(self.manifest, self.spec.clips, self.spec.augment, self.spec.seed)
+        closed = threading.Event()
+        self.meter = LoaderMeter(disk=Patience(self.spec.loader.patience, say_in_log, closed, AGAIN))
+        feed = Feed(self.manifest, self.spec.clips, self.spec.augment, self.spec.seed, self.meter.disk)
         sized = replace(self.spec, batch=self._windows_at_once)
         crops = self.crops_per_window
-        stream = _stream(sized, feed, self.device, crops, replace=False, bad=(), together=crops > 1)
-        self.meter = LoaderMeter()
+        stream = _stream(sized, feed, self.device, crops, replace=False, together=crops > 1)
         ahead = self._ahead = Ahead(
-            lambda: stream.batches(self._plans(feed)), self.spec.loader.prefetch, "vidssl-windows"
+            lambda: stream.batches(self._plans(feed)), self.spec.loader.prefetch, "vidssl-windows", closed
         )
         before = time.perf_counter()
         try:
@@ -304,7 +316,7 @@ class EvalLoader:
         return _batch_of(flat, clips.flatten(0, 1)[:, None], self.manifest, self.spec, self.device)
 
 
-def _there(device: torch.device) -> torch.device:
+def _usable(device: torch.device) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(f"clips were asked for on {device}, this machine has no usable GPU; type trainer.device=cpu")
     return device
@@ -317,11 +329,11 @@ def _stream(
     per_video: int,
     *,
     replace: bool,
-    bad: list[BadSample] | tuple[()],
+    on_bad: Callable[[BadSample], None] = lambda bad: None,
     together: bool = False,
 ) -> ClipStream:
     decode = resolve_decode(spec.loader.decode, feed.manifest.codec, device)
-    kind = {"per_video": per_video, "together": together, "replace": replace, "bad": bad}
+    kind = {"per_video": per_video, "together": together, "replace": replace, "on_bad": on_bad}
     return ClipStream(feed, decode, spec.loader, rows=spec.batch, device=device, **kind)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,31 @@ def ray_cluster() -> Iterator[None]:
 
     with ray_session(cores=2, namespace="vidssl-tests"):
         yield
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Makes disks of a few megabytes: `small_disk(3)` is the folder where one of 3 MB is mounted."""
+    mounted: list[Path] = []
+
+    def make(megabytes: float, *options: str) -> Path:
+        place = tmp_path / f"disk-{len(mounted)}"
+        place.mkdir()
+        words = [
+            "mount",
+            "-t",
+            "tmpfs",
+            "-o",
+            ",".join([f"size={int(megabytes * 1024)}k", *options]),
+            "tmpfs",
+            str(place),
+        ]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"this machine does not let the tests mount a disk ({done.stderr.strip()})")
+        mounted.append(place)
+        return place
+
+    yield make
+    for place in mounted:
+        subprocess.run(["umount", "-l", str(place)], check=True)

@@ -151,7 +151,22 @@ class Recipe(Section):
 
     def fingerprint(self) -> str:
         """Hash of everything that changes the numbers: a resumed run must have the same one."""
-        same = self.model_dump(
+        return hashlib.sha256(json.dumps(self._numbers(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def settings(self) -> dict[str, Any]:
+        """What `fingerprint` is made of: dotted key → plain value, so that two recipes can be compared by name."""
+        flat: dict[str, Any] = {}
+        left = list(self._numbers().items())
+        while left:
+            key, value = left.pop(0)
+            if isinstance(value, dict) and value:
+                left = [(f"{key}.{name}", inner) for name, inner in value.items()] + left
+            else:
+                flat[key] = value
+        return flat
+
+    def _numbers(self) -> dict[str, Any]:
+        return self.model_dump(
             mode="json",
             exclude={
                 "name": True,
@@ -160,7 +175,6 @@ class Recipe(Section):
                 "trainer": {"storage", "log_every_steps", "keep", "max_failures"},
             },
         )
-        return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML."""

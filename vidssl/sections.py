@@ -87,8 +87,12 @@ class Loader(Section):
     )
     threads: Positive = Field(default=1, description="decode threads of one rank")
     prefetch: Positive = Field(default=2, description="batches ready ahead of the step")
-    max_bad_samples: NonNegative = Field(
-        default=20, description="samples that may fail to decode in a run before it stops"
+    bad_rate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.01, description="share of the videos tried so far that may be bad before the run stops"
+    )
+    bad_floor: NonNegative = Field(default=20, description="bad videos that are allowed whatever their share")
+    patience: Annotated[float, Field(ge=0.0, le=86400.0)] = Field(
+        default=240.0, description="seconds to wait for a disk or shard that cannot be reached, before the run stops"
     )
 
 

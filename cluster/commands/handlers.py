@@ -13,7 +13,20 @@ from cluster.commands.words import Words
 from cluster.keywords import ReportWords, own_words
 from vidssl.errors import RecipeError
 
-__all__ = ["demo", "embed", "evaluate", "export", "finetune", "import_", "pack", "recipes", "report", "sweep", "train"]
+__all__ = [
+    "demo",
+    "embed",
+    "evaluate",
+    "export",
+    "finetune",
+    "import_",
+    "pack",
+    "recipes",
+    "report",
+    "sweep",
+    "train",
+    "verify",
+]
 
 
 def pack(words: Words) -> int:
@@ -27,6 +40,14 @@ def pack(words: Words) -> int:
     say(
         f"{out}: {len(manifest)} videos in {len(manifest.shards)} shards, hash {manifest.hash}; what was refused, and why: {out}/verdicts.csv"
     )
+    return 0
+
+
+def verify(words: Words) -> int:
+    """Is a packed folder whole?"""
+    from cluster.verify import run_verify
+
+    run_verify(words["PACKED"], words.settings, words.number("--workers"), say)
     return 0
 
 

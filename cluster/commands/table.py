@@ -119,6 +119,12 @@ VERBS: dict[str, Verb] = {
         options=(Option("--workers", "parallel tasks; without it the cores of the machine or cluster", "N", least=1),),
         groups=_of_pack,
     ),
+    "verify": Verb(
+        handlers.verify,
+        "read packed data whole; name every damaged sample, its shard and bytes",
+        places=(Place("PACKED", "a folder that `vidssl pack` wrote"),),
+        options=(Option("--workers", "shards read at once; without it one per core", "N", least=1),),
+    ),
     "train": Verb(
         handlers.train,
         "train a recipe, or go on with a run",

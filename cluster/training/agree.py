@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from vidssl.distributed import world
 
-__all__ = ["barrier", "from_first_rank", "max_over_ranks", "mean_over_ranks"]
+__all__ = ["barrier", "from_first_rank", "gather_over_ranks", "max_over_ranks", "mean_over_ranks"]
 
 
 def mean_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
@@ -43,3 +44,12 @@ def from_first_rank(value: int, device: torch.device) -> int:
     cell = torch.tensor(value, dtype=torch.int64, device=device)
     dist.broadcast(cell, src=0)
     return int(cell)
+
+
+def gather_over_ranks(value: Any) -> list[Any]:
+    """Every rank's value, in the order of the ranks, on all ranks; waits for all of them."""
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, value)
+    return found

@@ -13,7 +13,7 @@ from vidssl.errors import CheckpointError, DataError, RecipeError
 from vidssl.methods import method_class, mining_of
 from vidssl.mining.plan import plan_from
 from vidssl.recipe import Recipe
-from vidssl.saved.checkpoint import encoder_state
+from vidssl.saved.trained import encoder_state
 
 if TYPE_CHECKING:
     from pipelines.dataset.manifest import Manifest

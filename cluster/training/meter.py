@@ -75,7 +75,7 @@ class StepMeter:
         }
         own |= {name: _mean(values) for name, values in sorted(self._metrics.items()) if name != "loss/total"}
         own["data/seen"] = float(self._seen & 0xFFFFFF)  # two runs that saw the same windows show the same number
-        own["data/bad_samples"] = float(len(self._loader.meter.bad))
+        own["data/skipped"] = float(len(self._loader.meter.bad))
         own |= self._health()
         own |= {} if self._bank is None else self._bank.read()
         row = dict(zip(own, mean_over_ranks(list(own.values()), self._device), strict=True))

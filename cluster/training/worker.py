@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from cluster.bank.spec import BankSpec
-from cluster.training.agree import barrier, from_first_rank, max_over_ranks
+from cluster.training.agree import barrier, from_first_rank, gather_over_ranks, max_over_ranks
 from cluster.training.meter import StepMeter
 from cluster.training.runlog import RunLog
 from pipelines.dataset.manifest import Manifest, load_manifest
@@ -27,8 +27,6 @@ from vidssl.optimizers import build_optimizer
 from vidssl.recipe import Recipe
 from vidssl.saved.checkpoint import (
     Meta,
-    artifact,
-    encoder_state,
     latest_step,
     random_state,
     read_checkpoint,
@@ -36,6 +34,7 @@ from vidssl.saved.checkpoint import (
     save_checkpoint,
 )
 from vidssl.saved.run_folder import RunFolder
+from vidssl.saved.trained import artifact, encoder_state
 from vidssl.schedule import learning_rate
 
 if TYPE_CHECKING:
@@ -176,14 +175,24 @@ class Worker:
         if self.bank is not None:
             self.bank.drain()
             state["bank"] = self.bank.state_dict()
-            barrier()
-            if self.rank == 0:
-                self.bank.save(str(self.folder.bank), done)
         shared = (
             {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict()} if self.rank == 0 else None
         )
-        meta = Meta(done, self.recipe.fingerprint(), self.manifest.hash, self.world, epoch, len(self.manifest))
-        save_checkpoint(self.folder, meta, self.rank, state, shared, barrier, self.recipe.trainer.keep)
+        meta = Meta(
+            done,
+            self.recipe.fingerprint(),
+            self.manifest.hash,
+            self.world,
+            epoch,
+            len(self.manifest),
+            self.recipe.settings(),
+        )
+        keep, unset = self.recipe.trainer.keep, self.method.unset
+        save_checkpoint(self.folder, meta, self.rank, state, shared, gather_over_ranks, keep, unset)
+        if self.bank is not None:  # after the model: where the disk is full now, the weights are safe
+            if self.rank == 0:
+                self.bank.save(str(self.folder.bank), done)
+            barrier()
         self.meter.skip_interval()
 
     def _resume(self) -> None:
@@ -245,8 +254,7 @@ def _loader(recipe: Recipe, manifest: Manifest, rank: int, world: int, device: t
         batch=recipe.trainer.batch,
         seed=recipe.seed,
     )
-    split = "train" if "train" in manifest.splits else None
-    return TrainLoader(manifest, spec, rank=rank, world=world, device=device, split=split)
+    return TrainLoader(manifest, spec, rank=rank, world=world, device=device, split=manifest.training_split)
 
 
 def _distributed(method: Method, world: int, device: torch.device) -> nn.Module:

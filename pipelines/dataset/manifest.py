@@ -7,27 +7,44 @@ A packed folder holds `shard-NNNNN.tar` with `.idx` beside it, `manifest.json`, 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.dataset.shards import file_sha256
+from pipelines.dataset.fields import Fields, checked_column, read_json
+from pipelines.dataset.patience import read_whole
+from pipelines.dataset.shards import COMPONENTS, ShardIndex, file_sha256, parse_index, sample_key
 from vidssl.errors import DataError
 from vidssl.files import written_aside
 
 __all__ = ["FORMAT", "Manifest", "Samples", "Shard", "load_manifest", "write_manifest"]
 
-FORMAT = 1
+FORMAT = 2
+UNCHECKED = 1
+"""The format of packs that were made before samples had checksums; they are still read."""
 MANIFEST = "manifest.json"
 SAMPLES = "samples.npz"
 
-_KEYS = {"hash", "codec", "short_side", "fps", "gop", "classes", "groups", "splits", "shards", "rejected", "source"}
+_KINDS: dict[str, np.dtype[Any]] = {
+    "shard": np.dtype(np.int32),
+    "label": np.dtype(np.int32),
+    "group": np.dtype(np.int32),
+    "split": np.dtype(np.int8),
+    "frames": np.dtype(np.int32),
+    "width": np.dtype(np.int16),
+    "height": np.dtype(np.int16),
+    "name": np.dtype(np.str_),
+    "crc": np.dtype(np.uint32),
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,8 @@ class Samples:
         width: int16 [N], pixels.
         height: int16 [N], pixels.
         name: unicode [N], path of the original, relative to the source.
+        crc: uint32 [N], crc32 of the sample's `gop` member, which holds those of all its other bytes; None in packs of
+            format 1.
     """
 
     shard: NDArray[np.int32]
@@ -63,6 +82,7 @@ class Samples:
     width: NDArray[np.int16]
     height: NDArray[np.int16]
     name: NDArray[np.str_]
+    crc: NDArray[np.uint32] | None = None
 
     def __len__(self) -> int:
         """N, the number of samples."""
@@ -119,9 +139,49 @@ class Manifest:
             raise DataError(f"{self.root} has no split '{split}'; it has {', '.join(self.splits)}")
         return np.flatnonzero(self.samples.split == self.splits.index(split)).astype(np.int64)
 
+    @property
+    def training_split(self) -> str | None:
+        """The split that is trained on: `train`; None (all of it) where there is none."""
+        return "train" if "train" in self.splits else None
+
     def training_rows(self) -> NDArray[np.int64]:
-        """Instances that are trained on, in storage order, int64: the split `train`, or all where there is none."""
-        return self.rows("train" if "train" in self.splits else None)
+        """Instances of the training split in storage order, int64."""
+        return self.rows(self.training_split)
+
+    @property
+    def checked(self) -> bool:
+        """Whether every read of it can be held against a checksum (packs of format 1 have none)."""
+        return self.samples.crc is not None
+
+    def first_of(self, shard: int) -> int:
+        """Instance of the first sample of a shard."""
+        return int(self._first[shard])
+
+    def checked_index(self, shard: int, data: bytes) -> ShardIndex:
+        """The index of a shard out of its bytes.
+
+        Raises:
+            DataError: no index, or one of other samples or another tar.
+        """
+        path, wanted = self.index_path(shard), self.shards[shard]
+        index = parse_index(data, str(path))
+        keys = tuple(sample_key(self.first_of(shard) + row) for row in range(wanted.samples))
+        if index.keys != keys:
+            raise DataError(f"{path} names other samples than {keys[0]} … {keys[-1]}; copy it again or pack again")
+        begins = np.min([index.offset[name] for name in COMPONENTS], axis=0)
+        stops = np.max([index.offset[name] + index.size[name] for name in COMPONENTS], axis=0)
+        wrong = np.flatnonzero((begins < np.concatenate([[0], stops[:-1]])) | (stops > wanted.bytes))
+        if len(wrong):
+            row = int(wrong[0])
+            raise DataError(
+                f"{path}: the offsets of sample {keys[row]} are {begins[row]} … {stops[row]}, not behind the sample "
+                f"before it or not within the {wanted.bytes} bytes of {wanted.name}; copy it again or pack again"
+            )
+        return index
+
+    @cached_property
+    def _first(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *(shard.samples for shard in self.shards)])
 
     def shard_path(self, shard: int) -> Path:
         """The tar of shard number `shard`."""
@@ -132,37 +192,25 @@ class Manifest:
         return self.shard_path(shard).with_suffix(".idx")
 
 
-def load_manifest(path: str | Path, verify: Literal["size", "sha256"] = "size") -> Manifest:
+def load_manifest(path: str | Path, verify: Literal["nothing", "size", "sha256"] = "size") -> Manifest:
     """Read a packed folder and check that it is whole.
 
     Args:
         path: The folder (or its `manifest.json`).
-        verify: "size" compares the size of every tar, "sha256" reads every byte.
+        verify: "nothing" looks at no shard (a reader waits for one that is away), "size" compares the size of every tar
+            and reads its index, "sha256" reads every byte.
 
     Raises:
-        DataError: no manifest, another format, damaged samples, a shard or index that is missing or has changed.
+        DataError: no manifest, another format, a field that makes no sense, damaged samples, a shard or index that is
+            missing or has changed.
+        StorageError: the manifest is there and cannot be read.
     """
     root = Path(path).parent if Path(path).name == MANIFEST else Path(path)
-    tree = _read_json(root)
-    samples = _read_samples(root / SAMPLES)
-    manifest = Manifest(
-        root=root,
-        hash=tree["hash"],
-        codec=tree["codec"],
-        short_side=tree["short_side"],
-        fps=tree["fps"],
-        gop=tree["gop"],
-        classes=tuple(tree["classes"]),
-        splits=tuple(tree["splits"]),
-        shards=tuple(Shard(**shard) for shard in tree["shards"]),
-        samples=samples,
-        groups=tree["groups"],
-        rejected=tree["rejected"],
-        source=tree["source"],
-    )
+    tree = _fields(root)
+    manifest = _manifest(root, tree, _columns_of(root / SAMPLES))
     if content_hash(manifest) != manifest.hash:
         raise DataError(f"{root}: {MANIFEST} and {SAMPLES} do not belong together (hash {manifest.hash}); pack again")
-    for number in range(len(manifest.shards)):
+    for number in range(len(manifest.shards) if verify != "nothing" else 0):
         _check_shard(manifest, number, verify)
     return manifest
 
@@ -177,7 +225,7 @@ def write_manifest(manifest: Manifest) -> Manifest:
     with written_aside(sealed.root / SAMPLES) as stream:
         np.savez_compressed(stream, allow_pickle=False, **_columns(sealed.samples))
     tree = {
-        "format": FORMAT,
+        "format": FORMAT if sealed.checked else UNCHECKED,
         "hash": sealed.hash,
         **_content(sealed),
         "rejected": sealed.rejected,
@@ -212,28 +260,81 @@ def _content(manifest: Manifest) -> dict[str, Any]:
 
 
 def _columns(samples: Samples) -> dict[str, NDArray[Any]]:
-    return {column.name: getattr(samples, column.name) for column in fields(Samples)}
+    named = {column.name: getattr(samples, column.name) for column in fields(Samples)}
+    return {name: values for name, values in named.items() if values is not None}
 
 
-def _read_json(root: Path) -> dict[str, Any]:
+def _fields(root: Path) -> Fields:
     path = root / MANIFEST
     try:
-        tree = json.loads(path.read_bytes())
+        tree = read_json(read_whole(path), str(path))
     except OSError as error:
-        raise DataError(f"{root} is no packed data (no {MANIFEST}); type: vidssl pack folder VIDEOS {root}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}); pack again") from error
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT or _KEYS - tree.keys():
-        raise DataError(f"{path} is no manifest of format {FORMAT}; pack again with this version")
+        why = f"no {MANIFEST}" if isinstance(error, FileNotFoundError) else f"{MANIFEST}: {error.strerror}"
+        raise DataError(f"{root} is no packed data ({why}); type: vidssl pack folder VIDEOS {root}") from error
+    if not tree.has("format") or tree.number("format", 0) not in (UNCHECKED, FORMAT):
+        raise DataError(f"{path} is no manifest of format {UNCHECKED} or {FORMAT}; pack again with this version")
     return tree
 
 
-def _read_samples(path: Path) -> Samples:
+def _columns_of(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as columns:
-            return Samples(**{column.name: columns[column.name] for column in fields(Samples)})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        with np.load(io.BytesIO(read_whole(path)), allow_pickle=False) as columns:
+            return {name: columns[name] for name in columns.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is missing or damaged; pack again") from error
+
+
+def _manifest(root: Path, tree: Fields, columns: Mapping[str, NDArray[Any]]) -> Manifest:
+    classes, splits, shards = tree.texts("classes"), tree.texts("splits"), tuple(map(_shard, tree.objects("shards")))
+    rows, groups = sum(shard.samples for shard in shards), tree.number("groups", 0)
+    if tree.number("samples", 1) != rows:
+        raise DataError(
+            f"{root / MANIFEST}: samples is {tree.number('samples', 1)}, its shards hold {rows}; pack again"
+        )
+    bounds = {
+        "shard": (0, len(shards) - 1),
+        "label": (-1, len(classes) - 1),
+        "group": (0, groups - 1),
+        "split": (0, len(splits) - 1),
+        "frames": (1, 2**31 - 1),
+        "width": (1, 2**15 - 1),
+        "height": (1, 2**15 - 1),
+        "name": (0, 0),
+        "crc": (0, 2**32 - 1),
+    }
+    wanted = [name for name in bounds if name != "crc" or tree.number("format", 0) == FORMAT]
+    samples = Samples(**{name: checked_column(columns, name, _KINDS[name], rows, bounds[name]) for name in wanted})
+    stored = np.repeat(np.arange(len(shards)), [shard.samples for shard in shards])
+    if (samples.shard != stored).any():
+        wrong = int(np.flatnonzero(samples.shard != stored)[0])
+        raise DataError(
+            f"{SAMPLES}: shard of sample {wrong} is {samples.shard[wrong]}, the shards of {MANIFEST} put it into "
+            f"{stored[wrong]}; pack again"
+        )
+    return Manifest(
+        root=root,
+        hash=tree.text("hash"),
+        codec=tree.text("codec", "h264|vp9", "h264 or vp9"),
+        short_side=tree.number("short_side", 1, 2**15 - 1),
+        fps=tree.positive("fps"),
+        gop=tree.number("gop", 1, 2**31 - 1),
+        classes=classes,
+        splits=splits,
+        shards=shards,
+        samples=samples,
+        groups=groups,
+        rejected=tree.number("rejected", 0),
+        source=tree.words("source"),
+    )
+
+
+def _shard(tree: Fields) -> Shard:
+    return Shard(
+        name=tree.shard_name("name"),
+        bytes=tree.number("bytes", 1),
+        samples=tree.number("samples", 1, 2**31 - 1),
+        sha256=tree.text("sha256", "[0-9a-f]{64}", "64 hexadecimal digits"),
+    )
 
 
 def _check_shard(manifest: Manifest, number: int, verify: str) -> None:
@@ -243,5 +344,9 @@ def _check_shard(manifest: Manifest, number: int, verify: str) -> None:
             raise DataError(f"{needed} is missing; copy it again or pack again")
     if (size := path.stat().st_size) != shard.bytes:
         raise DataError(f"{path} has {size} bytes, the manifest says {shard.bytes}; copy it again or pack again")
+    manifest.checked_index(number, read_whole(manifest.index_path(number)))
     if verify == "sha256" and file_sha256(path) != shard.sha256:
-        raise DataError(f"{path} has changed since it was packed (sha256 differs); copy it again or pack again")
+        raise DataError(
+            f"{path} has changed since it was packed (sha256 differs); see which samples with `vidssl verify "
+            f"{manifest.root}`, then copy it again or pack again"
+        )

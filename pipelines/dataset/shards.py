@@ -1,7 +1,7 @@
 """How do samples lie in a tar? Reproducible WebDataset shards and DALI's index beside them.
 
-A sample is four members, in this order: `KEY.mp4`, `KEY.gop` (int32 fragment table), `KEY.idx` (int64 instance, group,
-label), `KEY.json`. Owner, mode and time of every member are fixed, so equal samples make equal bytes.
+A sample is four members, in this order: `KEY.mp4`, `KEY.gop` (int32 fragment table and checksums), `KEY.idx` (int64
+instance, group, label), `KEY.json`. Owner, mode and time of every member are fixed, so equal samples make equal bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.dataset.checksums import sealed
+from pipelines.dataset.fmp4 import fragment_table
 from vidssl.errors import DataError
 from vidssl.files import written_aside
 
@@ -23,14 +25,17 @@ __all__ = [
     "ShardIndex",
     "StoredSample",
     "file_sha256",
+    "parse_index",
     "read_index",
     "sample_key",
+    "sealed_sample",
     "write_index",
     "write_shard",
 ]
 
 COMPONENTS = ("mp4", "gop", "idx", "json")
 INDEX_VERSION = "v1.2"
+_REMEDY = "copy it again, or write it with `wds2idx SHARD.tar SHARD.idx`"
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class StoredSample:
     Attributes:
         instance: Dense number over all shards; names the members.
         mp4: Fragmented MP4.
-        gop: int32 [2·G + 5] fragment table.
+        gop: int32 [2·G + 5] fragment table, or with checksums [3·G + 9] (`pipelines.dataset.checksums`).
         idx: int64 [3]: instance, group, label.
         json: UTF-8 JSON object.
     """
@@ -81,6 +86,23 @@ class ShardIndex:
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.keys)
+
+    def span(self, row: int) -> tuple[int, int]:
+        """The bytes from the first to the last component of a sample: (first, one after the last)."""
+        begins = [int(self.offset[name][row]) for name in COMPONENTS]
+        stops = [begin + int(self.size[name][row]) for name, begin in zip(COMPONENTS, begins, strict=True)]
+        return min(begins), max(stops)
+
+
+def sealed_sample(instance: int, mp4: bytes, idx: NDArray[np.int64], json: bytes) -> StoredSample:
+    """A sample with its fragment table and checksums.
+
+    Raises:
+        DataError: `mp4` is no fragmented MP4.
+    """
+    table = fragment_table(mp4)
+    gop = sealed(table, mp4, idx.astype("<i8").tobytes(), json)
+    return StoredSample(instance, mp4, gop, idx, json)
 
 
 def sample_key(instance: int) -> str:
@@ -154,20 +176,45 @@ def read_index(tar: Path) -> ShardIndex:
     path = tar.with_suffix(".idx")
     if not path.is_file():
         raise DataError(f"{path} is missing; pack again, or write it with `wds2idx {tar.name} {path.name}`")
-    head, *lines = path.read_text().splitlines()
+    return parse_index(path.read_bytes(), path.name)
+
+
+def parse_index(data: bytes, name: str) -> ShardIndex:
+    """As `read_index`, of the bytes of an index called `name`.
+
+    Raises:
+        DataError: another version, no text, a sample that lacks a component, an offset or size that is no number.
+    """
+    head, *lines = data.decode("ascii", "replace").splitlines() or [""]
     if head != f"{INDEX_VERSION} {len(lines)}":
-        raise DataError(f"{path.name} starts with '{head}'; '{INDEX_VERSION} {len(lines)}' was expected: pack again")
+        raise DataError(f"{name} starts with '{head[:40]}'; '{INDEX_VERSION} {len(lines)}' was expected: {_REMEDY}")
     words = [line.split(" ") for line in lines]
-    parts = [{row[i]: (int(row[i + 1]), int(row[i + 2])) for i in range(0, len(row), 4)} for row in words]
-    for row, part in zip(words, parts, strict=True):
-        if lacking := [name for name in COMPONENTS if name not in part]:
-            raise DataError(f"{path.name}: sample '{row[3]}' lacks {', '.join(lacking)}; pack again")
-    table = {name: np.array([part[name] for part in parts], np.int64).reshape(-1, 2) for name in COMPONENTS}
-    return ShardIndex(
-        keys=tuple(row[3].partition(".")[0] for row in words),
-        offset={name: value[:, 0] for name, value in table.items()},
-        size={name: value[:, 1] for name, value in table.items()},
-    )
+    forms = {tuple(row[::4]) if len(row) % 4 == 0 else () for row in words}
+    if not all(set(COMPONENTS) <= set(form) for form in forms):
+        raise DataError(f"{name}: {_lack(words)}; {_REMEDY}")
+    uniform = next(iter(forms)) if len(forms) == 1 else None
+    offset, size = {}, {}
+    for part in COMPONENTS:
+        at = [4 * uniform.index(part)] * len(words) if uniform else [4 * row[::4].index(part) for row in words]
+        offset[part] = _numbers(name, [row[k + 1] for row, k in zip(words, at, strict=True)], "offset")
+        size[part] = _numbers(name, [row[k + 2] for row, k in zip(words, at, strict=True)], "size")
+    return ShardIndex(tuple(row[3].partition(".")[0] for row in words), offset, size)
+
+
+def _lack(words: list[list[str]]) -> str:
+    """What the first incomplete line lacks."""
+    row = next(row for row in words if len(row) % 4 or not set(COMPONENTS) <= set(row[::4]))
+    lacking = [part for part in COMPONENTS if part not in row[::4]]
+    parts = ", ".join(lacking) if lacking and len(row) % 4 == 0 else "names and places of its members"
+    return f"sample '{row[3] if len(row) > 3 else row[0][:40]}' lacks {parts}"
+
+
+def _numbers(name: str, found: list[str], what: str) -> NDArray[np.int64]:
+    # At most 18 digits: a word with more could not be a place in a file, and would not fit.
+    wrong = next((word for word in found if not (word.isdecimal() and len(word) < 19)), None)
+    if wrong is not None:
+        raise DataError(f"{name}: '{wrong[:40]}' is no {what} of a member (a number from 0 on); {_REMEDY}")
+    return np.array([int(word) for word in found], np.int64)
 
 
 def file_sha256(path: Path) -> str:

@@ -32,12 +32,19 @@ class Ahead(Generic[Item]):
         make: Called on the thread; gives the iterator (a generator is closed there too).
         depth: Items that may wait.
         name: Name of the thread.
+        closed: Set when it is no longer wanted, for an iterator that waits itself.
     """
 
-    def __init__(self, make: Callable[[], Iterator[Item]], depth: int, name: str) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Iterator[Item]],
+        depth: int,
+        name: str,
+        closed: threading.Event | None = None,
+    ) -> None:
         self._ready: queue.Queue[Item | _End] = queue.Queue(depth)
         self._end: _End | None = None
-        closed = threading.Event()
+        closed = closed or threading.Event()
         self._thread = threading.Thread(target=_work, args=(make, self._ready, closed), name=name, daemon=True)
         self._thread.start()
         # Also at the end of the process: a thread that is still inside DALI while Python goes away can crash it.

@@ -1,15 +1,17 @@
 """Plans in, clips out, whatever happens to single videos: the error budget lives here.
 
-A sample that cannot be read or decoded is named, counted, remembered (it is not tried again) and its row is given to the
-next good row of the batch, clips and instance alike; or left out, where rows must not be doubled (evaluation).
+A sample whose bytes have changed or do not decode is named, counted, remembered (it is not tried again until the run is
+resumed) and its row is given to the next good row of the batch, clips and instance alike; or left out, where rows must not
+be doubled (evaluation). A disk that does not answer is no reason: it is asked again by the reader.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,11 +33,15 @@ class BadSample:
         instance: Which; -1: a batch whose decoder failed although every sample of it decodes with PyAV.
         key: Name of the sample in its shard.
         reason: What went wrong, with the path of the original.
+        shard: Name of its shard; empty for a batch.
+        step: The batch that it was wanted for.
     """
 
     instance: int
     key: str
     reason: str
+    shard: str
+    step: int
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class ClipStream:
         together: The clips of a video are crops of one window, which is decoded once.
         device: Where the clips go.
         replace: Give bad rows to a donor; otherwise leave them out.
-        bad: Samples already known to be bad.
+        on_bad: Told of each bad sample once, when it is found.
     """
 
     def __init__(
@@ -78,15 +84,16 @@ class ClipStream:
         per_video: int,
         device: torch.device,
         replace: bool,
-        bad: Iterable[BadSample] = (),
+        on_bad: Callable[[BadSample], None] = lambda bad: None,
         together: bool = False,
     ) -> None:
         self._crops, self._clips = (per_video, 1) if together else (1, per_video)  # of one row, of one video
         self.feed, self.loader, self.replace = feed, loader, replace
         self.decode: Decode = decode
         self.rows, self.per_video, self.device = rows, per_video, device
-        self.bad = list(bad)
-        self._told = len(self.bad)
+        self.bad: list[BadSample] = []
+        self._on_bad, self._told = on_bad, 0
+        self._tried = np.zeros(len(feed.manifest), np.bool_)
         self._flying: deque[Fed] = deque()
         self._again: deque[Plan] = deque()
         self._graphs: dict[str, ClipGraph] = {}
@@ -95,7 +102,8 @@ class ClipStream:
         """A finished batch for each plan (without `replace`: for each that has a good row).
 
         Raises:
-            DataError: more bad samples than `loader.max_bad_samples`, or a batch of bad ones only.
+            DataError: more bad samples than `loader.bad_rate` and `loader.bad_floor` allow, or a batch of bad ones only.
+            StorageError: a shard that cannot be reached for `loader.patience` seconds.
         """
         self._plans = plans
         try:
@@ -131,7 +139,8 @@ class ClipStream:
         graph.start(lambda: fed)
         clips, faults = graph.run()
         if not any(faults):
-            self._count(BadSample(-1, f"step {fed.plan.step}", f"{self.decode} failed, PyAV did not: {reason}"))
+            said = f"{self.decode} failed, PyAV did not: {reason}"
+            self._count(BadSample(-1, f"step {fed.plan.step}", said, "", fed.plan.step))
         return fed, clips, faults
 
     def _graph(self, decode: Decode) -> ClipGraph:
@@ -152,9 +161,8 @@ class ClipStream:
         """What the graph asks for: the next batch that has a readable row; StopIteration after the last."""
         while True:
             plan = self._again.popleft() if self._again else next(self._plans)
-            fed, faults = self.feed.read(plan, {one.instance for one in self.bad}, self.replace)
-            for row, reason in faults.items():
-                self._name(int(plan.instance[row]), reason)
+            self._tried[plan.instance] = True
+            fed, _ = self.feed.read(plan, {one.instance for one in self.bad}, self.replace, self._name)
             if fed.videos:
                 self._flying.append(fed)
                 return fed
@@ -163,7 +171,7 @@ class ClipStream:
         clips = clips.reshape(-1, self.per_video, *clips.shape[-4:])
         faults = _by_video(texts, self._clips)
         for row, reason in faults.items():
-            self._name(int(fed.plan.instance[row]), reason)
+            self._name(fed.plan, int(fed.plan.instance[row]), reason)
         plan, clips = fed.plan, _owned(clips)
         if faults:
             rows = rows_to_take(len(clips), faults, self.replace)
@@ -172,17 +180,23 @@ class ClipStream:
             bad, self._told = tuple(self.bad[self._told :]), len(self.bad)
             yield Made(plan, clips, bad)
 
-    def _name(self, instance: int, reason: str) -> None:
+    def _name(self, plan: Plan, instance: int, reason: str) -> None:
         if all(one.instance != instance for one in self.bad):
-            name = self.feed.manifest.samples.name[instance]
-            self._count(BadSample(instance, sample_key(instance), f"{name}: {reason}"))
+            samples, shards = self.feed.manifest.samples, self.feed.manifest.shards
+            shard = shards[int(samples.shard[instance])].name
+            said = f"{samples.name[instance]}: {reason}"
+            self._count(BadSample(instance, sample_key(instance), said, shard, plan.step))
 
     def _count(self, bad: BadSample) -> None:
         self.bad.append(bad)
-        if len(self.bad) > self.loader.max_bad_samples:
+        self._on_bad(bad)
+        tried = int(np.count_nonzero(self._tried))
+        limits = self.loader
+        if len(self.bad) > max(limits.bad_floor, int(limits.bad_rate * tried)):
             raise DataError(
-                f"{len(self.bad)} samples could not be decoded, loader.max_bad_samples={self.loader.max_bad_samples} are "
-                f"allowed; the last one: {bad.key}, {bad.reason}; pack the data again or raise the limit"
+                f"{len(self.bad)} of {tried} videos tried so far are bad, loader.bad_floor={limits.bad_floor} or "
+                f"loader.bad_rate={limits.bad_rate:g} of them are allowed; the last one: {bad.key}, {bad.reason}; "
+                f"type vidssl verify {self.feed.manifest.root}, pack the data again or raise a limit"
             )
 
 

@@ -6,15 +6,15 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.dataset.fmp4 import fragment_table
+from pipelines.dataset.checksums import crc_of
 from pipelines.dataset.manifest import Manifest, Samples, Shard, write_manifest
-from pipelines.dataset.shards import StoredSample, sample_key, write_shard
+from pipelines.dataset.shards import StoredSample, sample_key, sealed_sample, write_shard
 from pipelines.packing.listing import Catalog
 from pipelines.packing.options import PackOptions
 from pipelines.packing.staging import Staged, Staging
@@ -54,11 +54,11 @@ def assemble(
     stored = good[np.random.default_rng(options.seed).permutation(len(good))]
     counts = _shard_counts([staged[row].bytes for row in stored], options.shard_mb * 1e6)
     samples = _columns(catalog, staged, stored, counts)
-    shards, first = [], 0
+    shards, first, checks = [], 0, np.zeros(len(stored), np.uint32)
     for number, count in enumerate(counts):
         rows = stored[first : first + count]
         name = f"shard-{number:05d}.tar"
-        size, digest = write_shard(out / name, _samples_of(rows, first, samples, catalog, staging, staged))
+        size, digest = write_shard(out / name, _samples_of(rows, first, samples, catalog, staging, staged, checks))
         shards.append(Shard(name, size, int(count), digest))
         first += count
     return write_manifest(
@@ -72,7 +72,7 @@ def assemble(
             classes=catalog.classes,
             splits=catalog.splits,
             shards=tuple(shards),
-            samples=samples,
+            samples=replace(samples, crc=checks),
             groups=int(samples.group.max()) + 1,
             rejected=len(staged) - len(good),
             source=source,
@@ -122,17 +122,16 @@ def _samples_of(
     catalog: Catalog,
     staging: Staging,
     staged: Sequence[Staged],
+    checks: NDArray[np.uint32],
 ) -> Iterator[StoredSample]:
-    """Samples of one shard; `first` is the instance of its first row."""
+    """Samples of one shard; `first` is the instance of its first row. Fills in `checks`, the crc32 of each."""
     for instance, row in enumerate(rows.tolist(), start=first):
         mp4 = staging.video(row, staged[row])
-        yield StoredSample(
-            instance=instance,
-            mp4=mp4,
-            gop=fragment_table(mp4),
-            idx=np.array([instance, samples.group[instance], samples.label[instance]], np.int64),
-            json=_provenance(instance, staged[row], catalog.rows[row].split),
-        )
+        idx = np.array([instance, samples.group[instance], samples.label[instance]], np.int64)
+        about = _provenance(instance, staged[row], catalog.rows[row].split)
+        sample = sealed_sample(instance, mp4, idx, about)
+        checks[instance] = crc_of(sample.component("gop"))
+        yield sample
 
 
 def _provenance(instance: int, staged: Staged, split: str) -> bytes:

@@ -18,10 +18,11 @@ from vidssl.encoder import build_encoder
 from vidssl.methods import build_method
 from vidssl.recipe import Model, Recipe
 from vidssl.saved.card import read_card, read_weights
-from vidssl.saved.checkpoint import Meta, artifact, save_checkpoint
+from vidssl.saved.checkpoint import Meta, save_checkpoint
 from vidssl.saved.embeddings import load_embeddings
 from vidssl.saved.published import to_coclr
 from vidssl.saved.run_folder import RunFolder
+from vidssl.saved.trained import artifact
 
 VIDEOS = 20
 
@@ -164,7 +165,7 @@ def run(tmp_path, packed):
     folder.recipe.write_text(recipe.to_yaml())
     method = build_method(recipe, seed=7)
     state = {"method": method.state_dict(), "optimizer": {}}
-    save_checkpoint(folder, Meta(5, recipe.fingerprint(), "hash", 1, 0), 0, {}, state, lambda: None)
+    save_checkpoint(folder, Meta(5, recipe.fingerprint(), "hash", 1, 0), 0, {}, state)
     return folder.path
 
 

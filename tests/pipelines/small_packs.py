@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import math
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import numpy as np
 
 from pipelines.dataset.fmp4 import fragment_table
 from pipelines.dataset.manifest import Manifest, Samples, Shard, load_manifest, write_manifest
-from pipelines.dataset.shards import StoredSample, read_index, write_shard
+from pipelines.dataset.shards import read_index, sealed_sample, write_shard
 
 GOP = 16
 ENCODERS = {
@@ -72,14 +74,16 @@ def whole_decode(video: bytes) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
 
 
-def write_pack(root: Path, codec: str, videos: Sequence[bytes], sides: Sequence[tuple[int, int]]) -> Manifest:
+def write_pack(
+    root: Path, codec: str, videos: Sequence[bytes], sides: Sequence[tuple[int, int]], checked: bool = True
+) -> Manifest:
     """Two shards; group = instance // 2, label = instance % 3."""
     root.mkdir(parents=True, exist_ok=True)
     n = len(videos)
     tables = [fragment_table(video) for video in videos]
-    rows = [
-        StoredSample(i, videos[i], tables[i], np.array([i, i // 2, i % 3]), b'{"key": "%08d"}' % i) for i in range(n)
-    ]
+    rows = [sealed_sample(i, videos[i], np.array([i, i // 2, i % 3]), b'{"key": "%08d"}' % i) for i in range(n)]
+    if not checked:  # as before format 2
+        rows = [replace(row, gop=table) for row, table in zip(rows, tables, strict=True)]
     cut = math.ceil(n / 2)
     shards = []
     for number, part in enumerate((rows[:cut], rows[cut:])):
@@ -96,6 +100,7 @@ def write_pack(root: Path, codec: str, videos: Sequence[bytes], sides: Sequence[
         width=np.array([side[0] for side in sides], np.int16),
         height=np.array([side[1] for side in sides], np.int16),
         name=np.array([f"videos/{i}.mp4" for i in range(n)]),
+        crc=np.array([zlib.crc32(row.component("gop")) for row in rows], np.uint32) if checked else None,
     )
     return write_manifest(
         Manifest(root, "", codec, 128, 25.0, GOP, ("a", "b", "c"), ("all",), tuple(shards), samples, groups=cut)
@@ -105,12 +110,12 @@ def write_pack(root: Path, codec: str, videos: Sequence[bytes], sides: Sequence[
 LENGTHS = (5, 16, 33, 40, 47, 64, 21, 50)
 
 
-def make_pack(root: Path, codec: str, painters: Sequence[Painter] | None = None) -> Manifest:
-    """Eight videos of several lengths, lying and standing."""
+def make_pack(root: Path, codec: str, painters: Sequence[Painter] | None = None, checked: bool = True) -> Manifest:
+    """Eight videos of several lengths, lying and standing; not `checked`: as packs were before they had checksums."""
     painters = painters or [moving(i) for i in range(len(LENGTHS))]
     sides = [(170, 128) if i % 3 else (128, 160) for i in range(len(LENGTHS))]
     videos = [encode(painters[i], LENGTHS[i], *sides[i], codec) for i in range(len(LENGTHS))]
-    return write_pack(root, codec, videos, sides)
+    return write_pack(root, codec, videos, sides, checked)
 
 
 def stored_video(manifest: Manifest, instance: int) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +55,10 @@ class Method(nn.Module, ABC):
         main_view: View of the first and the last stage of a cascade: the second view (one stream: the trained one).
         aux_view: The other view of the cascade: the trained one.
         streams: view → encoder and momentum twin.
+        unset: Names in the state dict under which NaN means "not known yet".
     """
 
+    unset: ClassVar[tuple[str, ...]] = ()
     streams: nn.ModuleDict
 
     def __init__(self, recipe: Recipe, seed: int) -> None:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -98,6 +98,7 @@ class IIC(Method):
             cascade that N is too small for.
     """
 
+    unset: ClassVar[tuple[str, ...]] = ("log_z",)
     log_z: Tensor
 
     def __init__(self, recipe: Recipe, seed: int, instances: int, rows: NDArray[np.int64] | None = None) -> None:

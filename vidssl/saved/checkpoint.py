@@ -1,86 +1,116 @@
-"""How does a run survive? Checkpoints written aside and renamed, so that a kill at any moment leaves the last whole one.
+"""How does a run survive? Checkpoints written aside, brought to the disk, renamed: the last whole one always stays.
 
 `model.pt` (rank 0) holds method and optimizer; `rank-R.pt` holds what differs between ranks: the loader's cursor, random
-states and positives already mined but not yet used; `meta.json` says which recipe, data and bank snapshot belong to it.
-Files are read with `weights_only=True`: nothing in a checkpoint can run code.
+states and positives already mined but not yet used; `meta.json` says which recipe, data and bank snapshot belong to it,
+and how long each file is and what its bytes hash to. What is not finite is never written, what does not match its hash is
+never read, and nothing in a checkpoint can run code.
+
+A run writes its model checkpoint first and its bank snapshot second (`vidssl.mining.snapshots`): where the disk is full
+at the second, the weights are safe, and the resumed run takes the bank of the checkpoint before.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import random
-import re
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
-from vidssl.errors import CheckpointError
-from vidssl.recipe import Recipe
-from vidssl.saved.run_folder import RunFolder, open_run
-
-if TYPE_CHECKING:
-    from vidssl.methods import Method
+from vidssl.errors import CheckpointError, StorageError, VidsslError
+from vidssl.files import disk_words, sync_folder, write_whole
+from vidssl.saved.meta import (
+    META,
+    MODEL,
+    Meta,
+    as_json,
+    check_same_recipe,
+    checkpoint_path,
+    checkpoint_steps,
+    latest_step,
+    rank_file,
+    read_meta,
+    weights_hash,
+)
+from vidssl.saved.run_folder import RunFolder
+from vidssl.saved.tensors import FileSum, check_sum, first_bad_number, plain, read_tensors, write_tensors
 
 __all__ = [
+    "Gather",
     "Meta",
-    "artifact",
+    "check_same_recipe",
     "checkpoint_path",
-    "encoder_state",
+    "choose_checkpoint",
     "latest_step",
-    "load_method",
     "random_state",
     "read_checkpoint",
+    "read_meta",
     "restore_random_state",
     "save_checkpoint",
+    "weights_hash",
 ]
 
-_NAME = re.compile(r"step-(\d+)$")
+_ASIDE = ".part"
+"""How names end that are no checkpoint yet, or none any more."""
+
+T = TypeVar("T")
+Say = Callable[[str], None]
+Gather = Callable[[Any], list[Any]]
+"""A collective: what every rank brought, in the order of the ranks. It also makes all of them wait for each other."""
 
 
-@dataclass(frozen=True)
-class Meta:
-    """What a checkpoint belongs to."""
+def choose_checkpoint(
+    folder: RunFolder, say: Say, unless: Callable[[int], str | None] = lambda step: None
+) -> int | None:
+    """Steps done at the newest whole checkpoint: every file of every rank is compared with its hash.
 
-    step: int
-    recipe: str
-    data: str | None
-    world: int
-    epoch: int
-    instances: int = 1
+    Called by one rank, which tells the others: two machines may see different files for some seconds.
 
+    Args:
+        folder: The run.
+        say: Told in one sentence where the newest one is passed over, and why.
+        unless: Step → why its checkpoint shall not be taken although it is whole, or None.
 
-def checkpoint_path(folder: RunFolder, step: int) -> Path:
-    """Folder of the checkpoint taken after `step` optimizer steps."""
-    return folder.checkpoints / f"step-{step:08d}"
+    Returns:
+        None when there is no checkpoint at all.
 
-
-def latest_step(folder: RunFolder) -> int | None:
-    """Steps done at the newest whole checkpoint; None when there is none."""
-    steps = [
-        int(m[1])
-        for p in folder.checkpoints.glob("step-*")
-        if (m := _NAME.match(p.name)) and (p / "meta.json").is_file()
-    ]
-    return max(steps, default=None)
+    Raises:
+        CheckpointError: there are checkpoints, and none is whole.
+    """
+    faults: dict[int, str] = {}
+    for step in sorted(checkpoint_steps(folder), reverse=True):
+        fault = _fault(folder, step) or unless(step)
+        if fault is None:
+            if faults:
+                said = "; ".join(f"step {bad}: {why}" for bad, why in faults.items())
+                say(f"a newer checkpoint of {folder.path.name} cannot be used ({said}); going on from step {step}")
+            return step
+        faults[step] = fault
+    if not faults:
+        return None
+    said = "; ".join(f"step {bad}: {why}" for bad, why in faults.items())
+    raise CheckpointError(f"no checkpoint of {folder.path} is whole ({said}); begin again with --fresh")
 
 
 def save_checkpoint(
     folder: RunFolder,
     meta: Meta,
     rank: int,
-    rank_state: dict[str, Any],
-    shared_state: dict[str, Any] | None,
-    barrier: Callable[[], None],
+    rank_state: Mapping[str, Any],
+    shared_state: Mapping[str, Any] | None,
+    gather: Gather = lambda mine: [mine],
     keep: int = 2,
+    unset: Collection[str] = (),
 ) -> None:
     """Write one checkpoint together: every rank its own file, rank 0 the shared one and the final rename.
+
+    All ranks succeed or all raise the same error; what was written aside is then removed, and the checkpoints before
+    this one stay.
 
     Args:
         folder: The run.
@@ -88,25 +118,27 @@ def save_checkpoint(
         rank: Rank of the caller.
         rank_state: Tensors, arrays, numbers, strings, lists and dicts.
         shared_state: The same; given by rank 0 only.
-        barrier: Waits for all ranks.
-        keep: Whole checkpoints left in the folder afterwards.
+        gather: See `Gather`; one process needs none.
+        keep: Checkpoints up to this step that are left in the folder afterwards; later ones stay until the run gets
+            there again.
+        unset: Last parts of names under which NaN means "not known yet" (`Method.unset`).
+
+    Raises:
+        CheckpointError: a number is not finite; nothing was written.
+        StorageError: the disk is full or cannot be written, or the ranks do not share it.
     """
+    own = {f"rank-{rank}.pt": plain(rank_state)} | ({} if shared_state is None else {MODEL: plain(shared_state)})
+    _together(gather, lambda: _refuse_bad_numbers(folder, meta.step, own, unset))
     final = checkpoint_path(folder, meta.step)
-    aside = final.with_name(f".{final.name}.tmp")
-    if rank == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    barrier()
-    torch.save(_to_tensors(rank_state), aside / f"rank-{rank}.pt")
-    if shared_state is not None:
-        torch.save(_to_tensors(shared_state), aside / "model.pt")
-    barrier()
-    if rank == 0:
-        (aside / "meta.json").write_text(json.dumps(asdict(meta)))
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(aside, final)
-        _drop_old(folder, keep)
-    barrier()
+    aside = final.with_name(f".{final.name}{_ASIDE}")
+    try:
+        _together(gather, lambda: _clear(aside.parent) if rank == 0 else None)
+        parts = _together(gather, lambda: _write_parts(aside, own))
+        whole = replace(meta, files={name: found for part in parts for name, found in part.items()})
+        _together(gather, lambda: _finish(aside, final, whole, keep) if rank == 0 else None)
+    except StorageError as error:
+        _remove(aside if rank == 0 else None, [aside / name for name in own])
+        raise StorageError(f"the checkpoint of step {meta.step} is not written: {error}; {_kept(folder)}") from error
 
 
 def read_checkpoint(
@@ -115,82 +147,16 @@ def read_checkpoint(
     """Meta, shared state and the state of `rank` (empty when None) of the checkpoint at `step`.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: a file is missing or damaged; the sentence names it.
     """
     path = checkpoint_path(folder, step)
-    try:
-        meta = Meta(**json.loads((path / "meta.json").read_text()))
-        shared = torch.load(path / "model.pt", map_location="cpu", weights_only=True)
-        own = {} if rank is None else torch.load(path / f"rank-{rank}.pt", map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, UnpicklingError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} is damaged or incomplete ({error}); remove that folder to go on from the one before"
-        ) from error
+    with _advised(folder, step):
+        meta = read_meta(folder, step)
+    own_file = None if rank is None else rank_file(path, meta, rank)
+    with _advised(folder, step):
+        shared = _mapping(path / MODEL, meta)
+        own = {} if own_file is None else _mapping(own_file, meta)
     return meta, shared, own
-
-
-def load_method(folder: RunFolder, step: int | None = None) -> tuple[Method, Recipe, int]:
-    """The trained method of a run in evaluation mode, with its recipe and the step of the checkpoint.
-
-    Raises:
-        CheckpointError: there is no whole checkpoint.
-    """
-    from vidssl.methods import build_method
-
-    found = latest_step(folder) if step is None else step
-    if found is None:
-        raise CheckpointError(
-            f"{folder.path} has no checkpoint yet; train it first: vidssl train --resume {folder.path}"
-        )
-    recipe = folder.read_recipe()
-    meta, shared, _ = read_checkpoint(folder, found)
-    method = build_method(recipe, recipe.seed, meta.instances)
-    try:
-        method.load_state_dict(shared["method"])
-    except RuntimeError as error:
-        first = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
-        raise CheckpointError(
-            f"{folder.path} was trained by another version of this network ({first[:120]}); train it again with --fresh"
-        ) from error
-    return method.eval(), recipe, found
-
-
-def encoder_state(source: str | Path, view: str) -> dict[str, torch.Tensor]:
-    """The `Encoder` state dict in an `artifact`.
-
-    Raises:
-        CheckpointError: as `artifact`.
-    """
-    return {key: rows for key, rows in artifact(source, view).items() if not key.startswith("extra.")}
-
-
-def artifact(source: str | Path, view: str) -> dict[str, torch.Tensor]:
-    """What a run can start from: `view` of a run folder or a card folder, or the encoder in a published file.
-
-    A published file does not say which stream it was trained on: it is taken to be `view`.
-
-    Raises:
-        CheckpointError: none of them, damaged, or a run or card that has no such view.
-    """
-    from vidssl.saved.card import is_card, read_card, read_weights
-    from vidssl.saved.published import import_published
-
-    path = Path(source).expanduser()
-    if path.is_file():
-        return import_published(path).artifact
-    if is_card(path):
-        _check_view(source, view, read_card(path).views)
-        return read_weights(path)
-    method, recipe, _ = load_method(open_run(path))
-    _check_view(source, view, recipe.views)
-    return method.artifact(view)
-
-
-def _check_view(source: str | Path, view: str, trained: Sequence[str]) -> None:
-    if view not in trained:
-        raise CheckpointError(
-            f"{source} trained {' and '.join(trained)}, not {view}; give a run or card that trained {view}"
-        )
 
 
 def random_state() -> dict[str, Any]:
@@ -206,20 +172,115 @@ def restore_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(words), gauss))
 
 
-def _drop_old(folder: RunFolder, keep: int) -> None:
-    whole = sorted(p for p in folder.checkpoints.glob("step-*") if (p / "meta.json").is_file())
-    for path in whole[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
+def _fault(folder: RunFolder, step: int) -> str | None:
+    """Why the checkpoint at `step` cannot be resumed from; None when every file of every rank is whole."""
+    try:
+        meta, path = read_meta(folder, step), checkpoint_path(folder, step)
+        for name in (path / MODEL, *(rank_file(path, meta, rank) for rank in range(meta.world))):
+            if meta.files:
+                check_sum(name, meta.files[name.name])
+            else:  # of an older version, without hashes
+                read_tensors(name)
+    except CheckpointError as error:
+        return str(error)
+    return None
 
 
-def _to_tensors(value: Any) -> Any:
-    # numpy arrays cannot be read back with weights_only=True
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.array(value))
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, dict):
-        return {key: _to_tensors(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_tensors(item) for item in value]
-    return value
+def _mapping(path: Path, meta: Meta) -> dict[str, Any]:
+    tree = read_tensors(path, meta.files.get(path.name))
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path.name} holds no state (a mapping of names)")
+    return tree
+
+
+@contextlib.contextmanager
+def _advised(folder: RunFolder, step: int) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError as error:
+        older = [found for found in checkpoint_steps(folder) if found < step]
+        instead = f"remove that folder to use the one of step {max(older)}" if older else "begin again with --fresh"
+        raise CheckpointError(
+            f"checkpoint {checkpoint_path(folder, step)} cannot be used: {error}; {instead}"
+        ) from error
+
+
+def _kept(folder: RunFolder) -> str:
+    step = latest_step(folder)
+    before = "there is none before it" if step is None else f"the one of step {step} is kept"
+    return f"{before}; mend that and go on with: vidssl train --resume {folder.path}"
+
+
+def _together(gather: Gather, act: Callable[[], T]) -> list[T]:
+    """What `act` gave on each rank; where it failed on one, all raise that error."""
+    mine: tuple[T | None, VidsslError | None]
+    try:
+        mine = act(), None
+    except VidsslError as error:
+        mine = None, error
+    except OSError as error:
+        mine = None, StorageError(disk_words(error, Path(error.filename or ".")))
+    outcomes = gather(mine)
+    for _, error in outcomes:
+        if error is not None:
+            raise error
+    return [value for value, _ in outcomes]
+
+
+def _refuse_bad_numbers(
+    folder: RunFolder, step: int, states: Mapping[str, Mapping[str, Any]], unset: Collection[str]
+) -> None:
+    for state in states.values():
+        bad = first_bad_number(state, unset)
+        if bad is not None:
+            newest = latest_step(folder)
+            rest = "" if newest is None else f"; the checkpoint of step {newest} is kept"
+            raise CheckpointError(
+                f"after step {step} {bad} is not a finite number, so no checkpoint is written{rest}; "
+                "lower optim.lr or set trainer.precision=fp32, under another name=NAME"
+            )
+
+
+def _clear(checkpoints: Path) -> None:
+    for left in checkpoints.glob(f".step-*{_ASIDE}"):  # of writers that were killed
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _write_parts(aside: Path, states: Mapping[str, Any]) -> dict[str, FileSum]:
+    # Every rank makes the folder: on a shared file system that looks past what a machine remembers of it.
+    aside.mkdir(parents=True, exist_ok=True)
+    return {name: write_tensors(state, aside / name) for name, state in states.items()}
+
+
+def _finish(aside: Path, final: Path, meta: Meta, keep: int) -> None:
+    for name, expected in meta.files.items():
+        part = aside / name
+        if not part.is_file() or part.stat().st_size != expected.bytes:
+            raise StorageError(
+                f"{name} was written by its rank and cannot be seen by rank 0 in {aside.parent}; "
+                "set trainer.storage to one folder that all machines share"
+            )
+    write_whole(aside / META, as_json(meta))
+    sync_folder(aside)
+    _discard(final)
+    os.rename(aside, final)
+    sync_folder(final.parent)
+    former = sorted(path for path in final.parent.glob("step-*") if path.name <= final.name)
+    for path in former[: -max(keep, 1)]:
+        _discard(path)
+
+
+def _discard(path: Path) -> None:
+    # Renamed first: a kill halfway through removing it would leave a torn checkpoint under a whole one's name.
+    old = path.with_name(f".{path.name}.old{_ASIDE}")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(folder: Path | None, files: Sequence[Path]) -> None:
+    for path in files:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 from vidssl.encoder import Encoder
 from vidssl.errors import CheckpointError, DataError
 from vidssl.saved.card import Card, Facts, build_from, card_of, is_card, read_card, read_weights
-from vidssl.saved.checkpoint import checkpoint_path, load_method, read_checkpoint
+from vidssl.saved.checkpoint import read_meta, weights_hash
 from vidssl.saved.run_folder import open_run
+from vidssl.saved.trained import load_method
 from vidssl.views import channels_of
 
 __all__ = ["LoadedEncoder", "load_encoder", "read_encoder"]
@@ -108,14 +108,12 @@ def read_encoder(path: str | Path, view: str | None = None) -> tuple[Card, dict[
     folder = open_run(path)
     method, recipe, step = load_method(folder)
     _check_view(path, view, recipe.views)
-    meta, weights = read_checkpoint(folder, step)[0], checkpoint_path(folder, step) / "model.pt"
+    meta = read_meta(folder, step)
     chosen = recipe.method.view if view is None else view
-    with weights.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     facts = Facts(
         method=recipe.method.name,
         source=f"run {folder.path.name}, step {step}",
-        source_sha256=digest,
+        source_sha256=weights_hash(folder, step),
         steps=step,
         epoch=meta.epoch,
         seed=recipe.seed,

@@ -62,7 +62,7 @@ def make_run(path, packed, **method):
     folder.facts.write_text(json.dumps({"data_hash": packed.hash, "command": "vidssl train x"}))
     trained = build_method(recipe, seed=99)
     meta = Meta(7, recipe.fingerprint(), packed.hash, 1, 0)
-    save_checkpoint(folder, meta, 0, {}, {"method": trained.state_dict(), "optimizer": {}}, lambda: None)
+    save_checkpoint(folder, meta, 0, {}, {"method": trained.state_dict(), "optimizer": {}})
     if recipe.method.name != "infonce":
         bank = EmbeddingBank(len(packed), 8, recipe.views, packed.samples.group.astype(np.int64))
         rng, train = np.random.default_rng(0), packed.rows("train")
@@ -114,7 +114,7 @@ def test_embed_stores_unit_embeddings_features_and_the_protocol_of_every_video(r
 
 def test_embeddings_equal_those_of_the_encoder_run_by_hand_on_the_same_windows(run, packed, tmp_path):
     from pipelines.loader import EvalLoader, LoaderSpec
-    from vidssl.saved.checkpoint import load_method
+    from vidssl.saved.trained import load_method
 
     store = load_embeddings(embed_run(run.path, [f"out={tmp_path / 'e.zarr'}"]))
     method, recipe, _ = load_method(run)
@@ -167,7 +167,7 @@ def test_the_untrained_rival_is_the_network_before_training(run, packed, tmp_pat
     fresh = make_run(tmp_path / "fresh", packed)
     start = build_method(recipe, recipe.seed).state_dict()
     meta = Meta(7, recipe.fingerprint(), packed.hash, 1, 0)
-    save_checkpoint(fresh, meta, 0, {}, {"method": start, "optimizer": {}}, lambda: None)
+    save_checkpoint(fresh, meta, 0, {}, {"method": start, "optimizer": {}})
     table = evaluate_run(fresh.path)["retrieval"].results
     assert table["trained"] == table["untrained"]
 
@@ -386,7 +386,7 @@ def test_ten_crops_average_the_probabilities_of_all_windows_and_crops(packed, tm
 
 def test_a_card_is_evaluated_and_has_no_mining(run, packed, tmp_path):
     from vidssl.saved.card import Facts, card_of, export
-    from vidssl.saved.checkpoint import load_method
+    from vidssl.saved.trained import load_method
 
     method, recipe, step = load_method(run)
     card = card_of(recipe, "rgb", Facts(method="cpr", source="a run", steps=step, seed=0))
@@ -422,7 +422,7 @@ def test_a_collapsed_encoder_raises_the_alarm_in_what_is_printed(packed, tmp_pat
     state = build_method(recipe, 99).state_dict()
     state = {key: value * 0 if "head.2.weight" in key else value for key, value in state.items()}
     meta = Meta(7, recipe.fingerprint(), packed.hash, 1, 0)
-    save_checkpoint(folder, meta, 0, {}, {"method": state, "optimizer": {}}, lambda: None)
+    save_checkpoint(folder, meta, 0, {}, {"method": state, "optimizer": {}})
     found = evaluate_run(folder.path, ["what=knn", "baseline=off"])
     assert "ALARM, embeddings collapsed: all clips have nearly the same embedding" in results_table(found)
     assert found["knn"].health.alignment == pytest.approx(0, abs=1e-5)

@@ -73,7 +73,7 @@ def make_run(path, packed, **sections):
     folder.recipe.write_text(recipe.to_yaml())
     trained = build_method(recipe, seed=99)
     meta = Meta(7, recipe.fingerprint(), packed.hash, 1, 0)
-    save_checkpoint(folder, meta, 0, {}, {"method": trained.state_dict(), "optimizer": {}}, lambda: None)
+    save_checkpoint(folder, meta, 0, {}, {"method": trained.state_dict(), "optimizer": {}})
     return folder
 
 

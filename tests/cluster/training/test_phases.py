@@ -14,8 +14,9 @@ from cluster.training.phases import phase_table, prepare_phases, train_phases
 from tests.cluster.training.test_driver import run_cli, wait_for_steps
 from vidssl.errors import CheckpointError, DataError, RecipeError
 from vidssl.recipe import load_recipe
-from vidssl.saved.checkpoint import encoder_state, read_checkpoint
+from vidssl.saved.checkpoint import read_checkpoint
 from vidssl.saved.phases import read_records, state_of
+from vidssl.saved.trained import encoder_state
 
 CYCLE = """\
 name: cycle

@@ -111,7 +111,7 @@ def test_a_changed_byte_is_found_by_sha256_only(manifest):
 
 def test_samples_of_another_pack_are_refused(manifest):
     tree = json.loads((manifest.root / "manifest.json").read_text())
-    (manifest.root / "manifest.json").write_text(json.dumps(tree | {"classes": ["z"]}))
+    (manifest.root / "manifest.json").write_text(json.dumps(tree | {"classes": ["z", "w"]}))
     with pytest.raises(DataError, match="do not belong together"):
         load_manifest(manifest.root)
 

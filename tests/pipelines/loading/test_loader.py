@@ -57,7 +57,7 @@ def spec(
     return LoaderSpec(
         Clips(frames=T, stride=STRIDE, size=SIZE, per_video=per_video),
         Augment(preset=preset),
-        Loader(decode=decode, threads=threads, prefetch=prefetch, max_bad_samples=budget),
+        Loader(decode=decode, threads=threads, prefetch=prefetch, bad_floor=budget, bad_rate=0.0),
         views,
         batch,
         seed,
@@ -213,25 +213,27 @@ def test_a_bad_video_gives_its_row_to_the_next_one_and_is_named_once(packs, open
     assert loader.meter.bad[0].reason.startswith("videos/5.mp4: ")
 
 
-def test_a_resumed_loader_knows_the_bad_videos_of_the_straight_one(packs, opened, tmp_path):
+def test_a_resumed_loader_tries_the_bad_videos_again_and_delivers_what_the_straight_one_did(packs, opened, tmp_path):
     manifest = damaged_copy(packs["vp9"], tmp_path / "bad", [2, 5], "body")
     straight = opened(manifest, batch=4, decode="py")
     batches, states = [], []
     for _ in range(8):
         batches.append(straight.next())
         states.append(json.loads(json.dumps(straight.state_dict())))
-    assert len(states[-1]["bad"]) == 2
+    assert {bad.instance for bad in straight.meter.bad} == {2, 5}
     for done in (1, 3, 5):
         resumed = opened(manifest, batch=4, decode="py", state=states[done - 1])
         assert all(same(resumed.next(), batches[step]) for step in range(done, 8))
         assert resumed.state_dict() == states[-1]
+        assert {bad.instance for bad in resumed.meter.bad} == {2, 5}
 
 
 def test_the_error_budget_stops_the_run_with_the_last_reason(packs, opened, tmp_path):
     manifest = damaged_copy(packs["h264"], tmp_path / "bad", [1, 3, 6], "body")
     loader = opened(manifest, batch=8, budget=2)
     with pytest.raises(
-        DataError, match=r"3 samples could not be decoded, loader\.max_bad_samples=2 are allowed; .*0000000\d"
+        DataError,
+        match=r"3 of 8 videos tried so far are bad, loader\.bad_floor=2 or loader\.bad_rate=0 of them are allowed; .*0000000\d",
     ):
         loader.next()
 

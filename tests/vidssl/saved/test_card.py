@@ -13,9 +13,10 @@ from vidssl.errors import CheckpointError, DataError
 from vidssl.methods import build_method
 from vidssl.recipe import Recipe
 from vidssl.saved.card import CARD, WEIGHTS, Card, Facts, card_of, export, read_card, read_weights
-from vidssl.saved.checkpoint import Meta, artifact, encoder_state, save_checkpoint
+from vidssl.saved.checkpoint import Meta, save_checkpoint
 from vidssl.saved.pretrained import read_encoder
 from vidssl.saved.run_folder import RunFolder
+from vidssl.saved.trained import artifact, encoder_state
 
 
 def recipe_of(**method):
@@ -38,7 +39,7 @@ def run(tmp_path_factory):
     folder.recipe.write_text(recipe.to_yaml())
     method = build_method(recipe, seed=7).eval()
     meta = Meta(12, recipe.fingerprint(), "data-hash", 1, 3)
-    save_checkpoint(folder, meta, 0, {}, {"method": method.state_dict(), "optimizer": {}}, lambda: None)
+    save_checkpoint(folder, meta, 0, {}, {"method": method.state_dict(), "optimizer": {}})
     return folder.path, method
 
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidssl.errors import CheckpointError
+from vidssl.saved.tensors import UNREADABLE, foreign_code
 
 __all__ = ["read_published"]
-
-_UNREADABLE = (UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError)
-"""What `torch.load` raises on files of another kind: the unpickler runs into whatever stands there."""
-_FOREIGN = re.compile(r"\bGLOBAL ([\w.]+)")
-"""How torch names what a file wants to import, in the text of its refusal."""
 
 
 class _LeftOut:
@@ -59,20 +54,21 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
 
 def _load(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([(_LeftOut, name) for name in _BESIDES]):
+        with (
+            torch.serialization.safe_globals([(_LeftOut, name) for name in _BESIDES]),
+            warnings.catch_warnings(action="ignore"),  # torch's words for who writes pickles
+        ):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint at {path}") from error
-    except UnpicklingError as error:
-        foreign = _FOREIGN.search(str(error))
-        if foreign is None:
+    except UNREADABLE as error:
+        code = foreign_code(error)
+        if code is None:
             raise _unreadable(path, error) from error
         raise CheckpointError(
-            f"{path} is no checkpoint that can be read safely: it asks for the code of {foreign[1]}, and only tensors, "
+            f"{path} is no checkpoint that can be read safely: it asks for the code of {code}, and only tensors, "
             "numbers and options are read; where you trust it, save its weights alone: torch.save({'state_dict': …}, FILE)"
         ) from error
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
