@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import FrameType
 
 __all__ = ["main"]
 
@@ -16,6 +19,8 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    pressed: list[int] = []
+    restore = _listen_for_ctrl_c(pressed)
     try:
         from cluster.commands.console import prepare_streams
 
@@ -24,7 +29,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        return _explain(error)
+        return _explain(error, bool(pressed))
+    finally:
+        restore()
+        if argv is None and pressed:  # this process ends now, and a second Ctrl-C must not find Python half gone
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _listen_for_ctrl_c(pressed: list[int]) -> Callable[[], object]:
+    """Note each Ctrl-C besides raising it: libraries that are half imported swallow it, or make an error of it."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return lambda: None
+    signal.signal(signal.SIGINT, stop)
+    return lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run(words: list[str]) -> int:
@@ -85,10 +108,10 @@ def _help(words: Sequence[str]) -> str:
     return verb_page(name, verb)
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, pressed: bool) -> int:
     """An error as a sentence and an exit code."""
     from cluster.commands.console import OutputGone, complain, forget_output
-    from vidssl.errors import VidsslError
+    from vidssl.errors import OurFault, VidsslError
 
     if isinstance(error, OutputGone):
         forget_output()
@@ -96,11 +119,11 @@ def _explain(error: Exception) -> int:
             return 141
         complain(f"vidssl: standard output cannot be written ({error.__cause__})")
         return 2
+    if pressed:
+        return 130
     if isinstance(error, VidsslError):
         complain(f"vidssl: {error}")
-        return 2
-    if _was_stopped(error):
-        return 130
+        return 1 if isinstance(error, OurFault) else 2
     if isinstance(error, OSError):
         complain(f"vidssl: {_disk_sentence(error)}")
         return 2
@@ -109,20 +132,14 @@ def _explain(error: Exception) -> int:
     return 1
 
 
-def _was_stopped(error: BaseException) -> bool:
-    """Whether Ctrl-C lies behind an error: libraries that are half imported turn it into one of their own."""
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        if isinstance(cause, KeyboardInterrupt):
-            return True
-        seen.add(id(cause))
-        cause = cause.__cause__ or cause.__context__
-    return False
-
-
 def _disk_sentence(error: OSError) -> str:
+    from pathlib import Path
+
+    from vidssl.files import disk_words, is_full
+
     what = (error.strerror or " ".join(str(error).split()) or type(error).__name__)[:200]
+    if is_full(error) and isinstance(error.filename, str):
+        return f"{disk_words(error, Path(error.filename))}; make room and type the same words again"
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     where = " → ".join(name if len(name) <= 120 else f"{name[:120]}…" for name in names) or "a file"
     return f"{where}: {what}; mend that and type the same words again"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -130,9 +131,16 @@ def refuse_unreadable(words: Iterable[str]) -> None:
         if not word.strip():
             raise RecipeError(f"word {number} is empty (a variable that is not set?); leave it out")
         if any("\ud800" <= sign <= "\udfff" for sign in word):
-            raise RecipeError(f"{_short(word)!a} holds bytes that are not UTF-8; rename the file, or give a link")
+            raise RecipeError(f"{_short(word)!a} {_why_unreadable()}")
         if any(ord(sign) < 32 or ord(sign) == 127 for sign in word):
             raise RecipeError(f"{_short(word)!a} holds a control character; type it without")
+
+
+def _why_unreadable() -> str:
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":
+        return f"cannot be read in this locale ({encoding}); type export LC_ALL=C.UTF-8 first"
+    return "holds bytes that are not UTF-8; rename the file, or give a link to it"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
