@@ -6,29 +6,52 @@ encoder that recognises scenes, and a colour histogram, stay near chance.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from vidssl.errors import DataError
-from vidssl.recipe import load_recipe
+import numpy as np
+
+from vidssl.errors import RecipeError
+from vidssl.files import storage_error, write_json
+from vidssl.lock import held
+from vidssl.marks import mark, refuse_foreign, remove_marked
+from vidssl.recipe import Recipe, load_recipe, recipe_from_tree
 from vidssl.saved.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from cluster.evaluation.evaluator import Result
+    from pipelines.dataset.manifest import Manifest
 
 __all__ = ["run_demo"]
 
 VIDEOS, FRAMES = 360, 56
-_MARK = "demo.json"
+KIND = "demo"
+"""What the mark of a demo's folder says."""
+RESULT = "demo.json"
+_OWN = ("data", "name", "seed", "trainer.storage")
+_MADE = {
+    "videos/videos": ("*.mp4",),
+    "videos": ("videos.csv",),
+    "packed": (
+        "shard-*.tar",
+        "shard-*.idx",
+        "manifest.json",
+        "samples.npz",
+        "verdicts.csv",
+        ".staging",
+        ".*.part",
+        ".vidssl.*",
+    ),
+}
 
 Say = Callable[[str], None]
 
@@ -37,50 +60,93 @@ def run_demo(out: Path, words: Sequence[str], seed: int, say: Say) -> dict[str, 
     """Make, pack, train, evaluate and report into `out`; returns what `out/demo.json` holds.
 
     Args:
-        out: Folder that is new, empty, or holds an earlier demo (which is replaced).
+        out: Folder that is new, empty, or holds an earlier demo (which is replaced; what a demo did not make stays).
         words: `key=value` words for the recipe `cpr-demo`.
         seed: Of data, weights and order.
         say: Takes each line for the user.
 
     Raises:
+        RecipeError: a word that is wrong, or that a demo settles itself.
         DataError: `out` holds something else.
+        DeviceError: more than this machine or cluster has. Nothing was made or removed by then.
     """
     from cluster.evaluation.evaluate import evaluate_run
-    from cluster.launch import ray_session
+    from cluster.launch import check_resources, ray_session, resolve_device
     from cluster.report.write import write_report
-    from cluster.training.driver import prepare, train
+    from cluster.training.driver import train
+    from cluster.training.plan import plan_run
 
     began = time.monotonic()
-    out = _own_folder(out)
-    settings = [f"data={out / 'packed'}", f"trainer.storage={out}", "name=run", f"seed={seed}", *words]
-    recipe = load_recipe("cpr-demo", settings)
+    out = out.expanduser().resolve()
+    recipe = _checked(out, words, seed)
+    refuse_foreign(out, KIND, "type vidssl demo --out OTHER")
     with ray_session(os.cpu_count() or 1):
-        _make_and_pack(out, seed, say)
-        folder = prepare(recipe, fresh=True, argv=["demo", f"--seed={seed}", *words])
-        outcome = train(folder.read_recipe(), folder, say)
-    if outcome.stopped:
-        raise KeyboardInterrupt
-    results = evaluate_run(folder.path, [])
-    page = write_report(folder.path)
-    figures = {"seconds": round(time.monotonic() - began, 1), "seed": seed} | _figures(folder, results)
-    (out / _MARK).write_text(json.dumps(figures, indent=1))
+        check_resources(recipe.trainer, resolve_device(recipe.trainer, say))
+        with held(out, "demo", say):
+            _begin(out, say)
+            _make_and_pack(out, seed, say)
+            outcome = train(plan_run(recipe), say, ["demo", f"--seed={seed}", *words])
+            if outcome.stopped:
+                raise KeyboardInterrupt
+            results = evaluate_run(outcome.folder.path, [])
+            page = write_report(outcome.folder.path)
+            figures = {"seconds": round(time.monotonic() - began, 1), "seed": seed} | _figures(outcome.folder, results)
+            write_json(out / RESULT, figures)
     for line in _table(figures):
         say(line)
     say(f"report: {page}")
     return figures
 
 
-def _own_folder(out: Path) -> Path:
-    out = out.expanduser().resolve()
-    if out.exists() and any(out.iterdir()) and not (out / _MARK).is_file():
-        raise DataError(f"{out} holds files that are no demo; type vidssl demo --out OTHER")
+def _checked(out: Path, words: Sequence[str], seed: int) -> Recipe:
+    """The demo's recipe, held against the data that it is going to make: all of this is known beforehand."""
+    from cluster.training.checks import check_recipe
+
+    for word in words:
+        if word.partition("=")[0] in _OWN:
+            raise RecipeError(
+                f"'{word}' cannot be set for a demo, which makes its own data and run; type vidssl demo --out FOLDER --seed N, "
+                "or vidssl train for your data"
+            )
+    settings = [f"data={out / 'packed'}", f"trainer.storage={out}", "name=run", f"seed={seed}"]
+    recipe = load_recipe("cpr-demo", words)
+    recipe = recipe_from_tree(recipe.model_dump(mode="json"), settings)
+    check_recipe(recipe, manifest=_expected(out / "packed"))
+    return recipe
+
+
+def _expected(root: Path) -> Manifest:
+    """As much of the manifest that packing will write as a recipe is held against."""
+    from pipelines.dataset.manifest import Manifest, Samples
+    from pipelines.synthetic import MOTIONS, is_test
+
+    one = np.ones(VIDEOS, np.int32)
+    split = np.array([is_test(index) for index in range(VIDEOS)], np.int8)
+    names = np.array([f"videos/{index:05d}.mp4" for index in range(VIDEOS)])
+    label = np.arange(VIDEOS, dtype=np.int32) % len(MOTIONS)
+    size = (128 * one).astype(np.int16)
+    samples = Samples(0 * one, label, np.arange(VIDEOS, dtype=np.int32), split, FRAMES * one, size, size, names)
+    return Manifest(root, "", "h264", 128, 25.0, 16, tuple(MOTIONS), ("train", "test"), (), samples, groups=VIDEOS)
+
+
+def _begin(out: Path, say: Say) -> None:
+    """Remove what an earlier demo made, and mark the folder as a demo's."""
+    from cluster.training.folder import clear
+
     try:
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        (out / _MARK).write_text("{}")
+        clear(RunFolder(out / "run"))
+        for name, patterns in _MADE.items():
+            for path in [path for pattern in patterns for path in (out / name).glob(pattern)]:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+            with suppress(OSError):  # refused by the system where anything is in it
+                (out / name).rmdir()
+        left = remove_marked(out, KIND, (RESULT,))
+        out.mkdir(parents=True, exist_ok=True)
+        mark(out, KIND)
     except OSError as error:
-        raise DataError(f"{out} cannot be written ({error.strerror}); type vidssl demo --out FOLDER") from error
-    return out
+        raise storage_error(error, out, instead="type vidssl demo --out FOLDER") from error
+    if left:
+        say(f"left alone in {out}, because no demo made it: {', '.join(left)}")
 
 
 def _make_and_pack(out: Path, seed: int, say: Say) -> None:

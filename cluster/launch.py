@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -94,8 +94,12 @@ def check_resources(trainer: Trainer, use_gpu: bool) -> None:
         )
 
 
-def resolve_device(trainer: Trainer) -> bool:
+def resolve_device(trainer: Trainer, say: Callable[[str], None] = lambda line: None) -> bool:
     """Whether workers get a GPU each.
+
+    Args:
+        trainer: The recipe's section.
+        say: Told where there are GPUs and the workers take the CPU all the same.
 
     Raises:
         DeviceError: cuda was asked for and there is none.
@@ -105,4 +109,9 @@ def resolve_device(trainer: Trainer) -> bool:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if trainer.device == "cuda" and gpus == 0:
         raise DeviceError("trainer.device=cuda was asked for and this cluster has no GPU; type trainer.device=cpu")
+    if trainer.device == "auto" and 0 < gpus < trainer.workers:
+        say(
+            f"training on the CPU: trainer.workers={trainer.workers} and this cluster has {gpus} GPU(s), each worker takes one; "
+            f"type trainer.workers={gpus} to train on the GPU, or trainer.device=cpu to mean this"
+        )
     return trainer.device == "cuda" or (trainer.device == "auto" and gpus >= trainer.workers)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from vidssl.errors import DataError
 
-__all__ = ["MOTIONS", "SHAPES", "Scene", "make_motion_set", "make_motion_video", "render", "scene_of"]
+__all__ = ["MOTIONS", "SHAPES", "Scene", "is_test", "make_motion_set", "make_motion_video", "render", "scene_of"]
 
 FPS = 25
 BACKGROUNDS = 2
@@ -201,9 +201,14 @@ def _write_table(path: Path, names: list[str], seed: int) -> Path:
         table = csv.writer(file)
         table.writerow(("path", "label", "split", "group"))
         for index, name in enumerate(names):
-            split = "test" if index // len(MOTIONS) % 3 == 2 else "train"
+            split = "test" if is_test(index) else "train"
             table.writerow((name, scene_of(index, seed).motion, split, index))
     return path
+
+
+def is_test(index: int) -> bool:
+    """Whether video number `index` of a motion set is in the split `test`."""
+    return index // len(MOTIONS) % 3 == 2
 
 
 def _behind(scene: Scene, time: Floats, size: int, seed: int) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "DeviceError",
+    "DiskFullError",
     "OurFault",
     "RecipeError",
     "StorageError",
@@ -59,6 +60,12 @@ class StorageError(VidsslError):
     """A disk, a store or the bank cannot be reached or written now; it was tried again before this was said."""
 
     final: ClassVar[bool] = False
+
+
+class DiskFullError(StorageError):
+    """A disk is full: trying again does not help, making room does."""
+
+    final: ClassVar[bool] = True
 
 
 class OurFault(VidsslError):

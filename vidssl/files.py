@@ -19,11 +19,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from vidssl.errors import DiskFullError, StorageError
+
 __all__ = [
     "disk_words",
     "folder_aside",
     "is_full",
     "remove_parts",
+    "storage_error",
     "sync_folder",
     "sync_tree",
     "write_json",
@@ -162,6 +165,19 @@ def disk_words(error: OSError, path: Path, needed: int | None = None) -> str:
     there = path if path.exists() else next((above for above in path.parents if above.exists()), Path("/"))
     free = shutil.disk_usage(there).free
     return f"{path} cannot be written: the disk {_mount(there)} is full ({wanted}{_size(free)} free)"
+
+
+def storage_error(error: OSError, path: Path, needed: int | None = None, instead: str = "") -> StorageError:
+    """`disk_words` as the exception to raise; a full disk is final, what else a disk may have is not.
+
+    Args:
+        error: As for `disk_words`.
+        path: As for `disk_words`.
+        needed: As for `disk_words`.
+        instead: What to type.
+    """
+    kind = DiskFullError if is_full(error) else StorageError
+    return kind(disk_words(error, path, needed) + (f"; {instead}" if instead else ""))
 
 
 def _beside(path: Path) -> Path:

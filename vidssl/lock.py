@@ -19,8 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vidssl.errors import BusyError, StorageError
-from vidssl.files import disk_words
+from vidssl.errors import BusyError
+from vidssl.files import storage_error
 from vidssl.marks import LOCK
 
 __all__ = ["HEARTBEAT_S", "STALE_S", "Owner", "held", "owner_of"]
@@ -104,7 +104,7 @@ def _taken(folder: Path, doing: str, say: Callable[[str], None]) -> Iterator[Non
         folder.mkdir(parents=True, exist_ok=True)
         owner = _take(folder, doing, say)
     except OSError as error:
-        raise StorageError(disk_words(error, folder)) from error
+        raise storage_error(error, folder) from error
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(folder / LOCK, owner, stop, say), name="lock-heartbeat", daemon=True)
     beat.start()

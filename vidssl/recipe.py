@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
 from vidssl.errors import RecipeError
@@ -82,6 +82,18 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     finetune: Finetune = Finetune()
     phases: tuple[Phase, ...] = Field(default=(), description="trainings in a row; empty: this recipe is one training")
+
+    @field_validator("name")
+    @classmethod
+    def _one_folder(cls, name: str) -> str:
+        """A run lies in its storage and nowhere else."""
+        outside = not name.strip(". ") or name != name.strip() or any(c in "/\\" or not c.isprintable() for c in name)
+        if outside or len(name.encode()) > 200:
+            raise ValueError(
+                "a name is one folder below trainer.storage: letters, digits, '-', '_' and '.', no '/', not '.' or '..'; "
+                "type name=NAME trainer.storage=FOLDER"
+            )
+        return name
 
     @model_validator(mode="after")
     def _meaningful(self) -> Recipe:

@@ -53,50 +53,17 @@ def verify(words: Words) -> int:
 
 def train(words: Words) -> int:
     """Start or resume a training, then evaluate it."""
-    from cluster.training.driver import prepare, resume, train
-    from cluster.training.phases import check_phase_words, prepare_phases, train_phases
-    from vidssl.recipe import load_recipe, recipe_names
+    from cluster.training.verb import TrainWords, run_train
 
-    name, resumed = words.place("RECIPE"), words.option("--resume")
-    if resumed is not None:
-        if name is not None:
-            raise RecipeError(
-                f"a resumed run keeps its recipe, so '{name}' cannot be set; type only: vidssl train --resume {resumed}"
-            )
-        folder, recipe = resume(resumed, words.settings)
-    else:
-        if name is None:
-            raise RecipeError(
-                f"no recipe named; type vidssl train RECIPE key=value …, with one of {', '.join(recipe_names())}"
-            )
-        recipe = load_recipe(name, words.settings)
-        make = prepare_phases if recipe.phases else prepare
-        folder = make(recipe, fresh=words.on("--fresh"), argv=words.argv)
-        recipe = folder.read_recipe()
-    only, evaluates = words.option("--phase"), not words.on("--no-evaluation")
-    check_phase_words(recipe, only)
-    if recipe.phases:
-
-        def after(path: Path) -> None:
-            if evaluates:
-                _evaluate_and_report(path, [])
-
-        outcome = train_phases(recipe, folder, say, only=only, after=after, argv=words.argv)
-    else:
-        outcome = train(recipe, folder, say)
-    if outcome.stopped:
-        say(
-            f"stopped after step {outcome.steps} of {outcome.total_steps}; to go on: vidssl train --resume {folder.path}"
-        )
-        return 130
-    say(f"trained {outcome.steps} steps in {outcome.seconds:.0f} s")
-    if recipe.phases:
-        from cluster.training.phases import phase_table
-
-        say(phase_table(recipe, folder.path))
-    elif evaluates:
-        _evaluate_and_report(folder.path, [])
-    return 0
+    typed = TrainWords(
+        words.place("RECIPE"),
+        words.settings,
+        resume=words.option("--resume"),
+        fresh=words.on("--fresh"),
+        phase=words.option("--phase"),
+        argv=words.argv,
+    )
+    return run_train(typed, say, None if words.on("--no-evaluation") else lambda path: _evaluate_and_report(path, []))
 
 
 def evaluate(words: Words) -> int:

@@ -1,16 +1,25 @@
-"""What do all ranks agree on between steps? Means for the log, one stop for all, a barrier; nothing is sent alone."""
+"""What do all ranks agree on between steps? Means for the log, one stop for all, a barrier; nothing is sent alone.
+
+A rank that fails while others wait for it would leave them waiting until a timeout: `Meeting` is a barrier at which each
+says whether it is well, so that all end together, with the reason of the first that is not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from cluster.training.failure import Failure, Halt, failure_of
 from vidssl.distributed import world
+from vidssl.errors import VidsslError
+from vidssl.saved.run_folder import RunFolder
 
-__all__ = ["barrier", "from_first_rank", "gather_over_ranks", "max_over_ranks", "mean_over_ranks"]
+__all__ = ["barrier", "from_first_rank", "gather_over_ranks", "max_over_ranks", "mean_over_ranks", "together"]
+
+T = TypeVar("T")
 
 
 def mean_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
@@ -53,3 +62,29 @@ def gather_over_ranks(value: Any) -> list[Any]:
     found: list[Any] = [None] * world()
     dist.all_gather_object(found, value)
     return found
+
+
+def together(work: Callable[[Callable[[], None]], T], folder: RunFolder, device: torch.device) -> T:
+    """Do on all ranks what may fail on one of them: writing to a disk.
+
+    Args:
+        work: Called with the barrier at which its ranks meet, as often as it likes but equally often on all.
+        folder: Of the run.
+        device: Of this rank.
+
+    Raises:
+        Halt: on every rank, when it failed on any.
+    """
+    try:
+        done = work(lambda: _meet(None, device))
+    except (OSError, VidsslError) as error:
+        _meet(failure_of(error, folder), device)
+        raise
+    _meet(None, device)
+    return done
+
+
+def _meet(failure: Failure | None, device: torch.device) -> None:
+    """Raises `Halt` on all ranks with the first rank's failure, when there is one."""
+    if max_over_ranks(float(failure is not None), device) > 0:
+        raise Halt(next(one for one in gather_over_ranks(failure) if one is not None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,37 +13,67 @@ from vidssl.encoder import build_encoder, check_fit
 from vidssl.errors import CheckpointError, DataError, RecipeError
 from vidssl.methods import method_class, mining_of
 from vidssl.mining.plan import plan_from
-from vidssl.recipe import Recipe
+from vidssl.recipe import Recipe, phase_recipe
+from vidssl.saved.phases import sources_of
 from vidssl.saved.trained import encoder_state
 
 if TYPE_CHECKING:
     from pipelines.dataset.manifest import Manifest
 
-__all__ = ["check_recipe", "steps_of"]
+__all__ = ["Checked", "check", "check_recipe"]
 
 
-def check_recipe(recipe: Recipe, later: Collection[str] = ()) -> Manifest:
+@dataclass(frozen=True)
+class Checked:
+    """A recipe that can be trained; looked at once and handed on, so that nobody has to look again.
+
+    Attributes:
+        recipe: Of one training, or with phases.
+        manifest: Of its data.
+        total_steps: Optimizer steps of the whole run; of a recipe with phases, 0: each phase counts its own.
+    """
+
+    recipe: Recipe
+    manifest: Manifest
+    total_steps: int
+
+
+def check(recipe: Recipe, later: Collection[str] = (), *, sources: bool = True) -> Checked:
+    """`check_recipe`, and how long the run is; of a recipe with phases, every one of them.
+
+    Raises:
+        VidsslError: as `check_recipe`.
+    """
+    manifest = check_recipe(recipe, later, sources=sources)
+    for phase in recipe.phases:
+        check_recipe(phase_recipe(recipe, phase), sources_of(phase), manifest=manifest)
+    per_epoch = 0 if recipe.phases else _steps_per_epoch(recipe, manifest)
+    return Checked(recipe, manifest, 0 if recipe.phases else recipe.trainer.steps or recipe.trainer.epochs * per_epoch)
+
+
+def check_recipe(
+    recipe: Recipe, later: Collection[str] = (), *, sources: bool = True, manifest: Manifest | None = None
+) -> Manifest:
     """Open the data of a recipe and hold the recipe against it.
 
     Args:
         recipe: One training.
         later: Sources (`start`, `second`) that another phase will have made by then: they are not looked for.
+        sources: Whether the runs it starts from are looked for; a run with a checkpoint has them in it.
+        manifest: Of data opened before; it is opened again only where the recipe names other data.
 
     Raises:
         RecipeError: no data named; a second stream with random weights; an infeasible cascade.
         DataError: not packed, damaged, fewer videos than a step takes, no labels where they are needed.
         CheckpointError: a source that cannot be read.
     """
-    from pipelines.dataset.manifest import load_manifest
-
-    if recipe.data is None:
-        raise RecipeError("no data given; type data=FOLDER, a folder that `vidssl pack` wrote")
-    manifest = load_manifest(Path(recipe.data).expanduser().resolve())
+    manifest = _opened(recipe, manifest)
     _steps_per_epoch(recipe, manifest)
     if recipe.phases:
         return manifest
     method_class(recipe.method.name).check(recipe)
-    _check_sources(recipe, later)
+    if sources:
+        _check_sources(recipe, later)
     _check_labels(recipe, manifest)
     _check_flow(recipe)
     if recipe.mines:
@@ -51,13 +82,13 @@ def check_recipe(recipe: Recipe, later: Collection[str] = ()) -> Manifest:
     return manifest
 
 
-def steps_of(recipe: Recipe) -> int:
-    """Optimizer steps of the whole run.
+def _opened(recipe: Recipe, manifest: Manifest | None) -> Manifest:
+    from pipelines.dataset.manifest import load_manifest
 
-    Raises:
-        VidsslError: as `check_recipe`.
-    """
-    return recipe.trainer.steps or recipe.trainer.epochs * _steps_per_epoch(recipe, check_recipe(recipe))
+    if recipe.data is None:
+        raise RecipeError("no data given; type data=FOLDER, a folder that `vidssl pack` wrote")
+    root = Path(recipe.data).expanduser().resolve()
+    return manifest if manifest is not None and manifest.root == root else load_manifest(root)
 
 
 def _steps_per_epoch(recipe: Recipe, manifest: Manifest) -> int:

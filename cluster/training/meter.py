@@ -13,7 +13,6 @@ import torch
 from cluster.training.agree import mean_over_ranks
 from vidssl.batch import ClipBatch
 from vidssl.distributed import world
-from vidssl.errors import VidsslError
 from vidssl.health import examine
 
 if TYPE_CHECKING:
@@ -61,11 +60,7 @@ class StepMeter:
         self._last = time.perf_counter()
 
     def read(self, step: int, epoch: int, rate: float) -> dict[str, float]:
-        """The row of this interval, averaged over ranks, and a fresh start.
-
-        Raises:
-            VidsslError: the loss is not a finite number.
-        """
+        """The row of this interval, averaged over ranks, and a fresh start."""
         seconds = sum(self._steps_s)
         own: dict[str, float] = {
             "loss": float(torch.stack(self._losses).mean()),
@@ -81,10 +76,6 @@ class StepMeter:
         row = dict(zip(own, mean_over_ranks(list(own.values()), self._device), strict=True))
         row["clips_per_second"] = row.pop("clips_per_rank_second") * world()
         self._clear()
-        if row["loss"] != row["loss"]:
-            raise VidsslError(
-                f"the loss is not a number at step {step + 1}; lower optim.lr or set trainer.precision=fp32 and go on from the last checkpoint with --resume"
-            )
         return {"step": step, "epoch": epoch, "lr": rate} | row
 
     def _health(self) -> dict[str, float]:

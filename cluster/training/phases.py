@@ -5,41 +5,32 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cluster.launch import ray_session
-from cluster.training.checks import check_recipe
-from cluster.training.driver import Outcome, Say, prepare, resume, run_folder_of, train
+from cluster.launch import check_resources, ray_session, resolve_device
+from cluster.training.driver import Outcome, train
+from cluster.training.folder import enter
+from cluster.training.plan import Plan, plan_resume, plan_run
+from cluster.training.watch import Say
 from vidssl.errors import CheckpointError, RecipeError
+from vidssl.lock import held
 from vidssl.recipe import Recipe, phase_recipe
 from vidssl.records import read_record
 from vidssl.saved.checkpoint import latest_step
-from vidssl.saved.phases import check_sources, finish_phase, forget_phase, phase_folder, sources_of, state_of
-from vidssl.saved.run_folder import RunFolder
+from vidssl.saved.phases import check_sources, finish_phase, forget_phase, phase_folder, state_of
 from vidssl.sections import Phase
 
-__all__ = ["check_phase_words", "phase_table", "prepare_phases", "train_phases"]
+__all__ = ["check_phase_words", "phase_table", "train_phases"]
 
 After = Callable[[Path], Any]
 """What is done with the run folder of a finished phase (evaluation and report)."""
 
 
-def prepare_phases(recipe: Recipe, fresh: bool = False, argv: Sequence[str] = ()) -> RunFolder:
-    """Check every phase as far as that can be done before the first one runs, and make the folder of the whole.
-
-    Raises:
-        VidsslError: anything that would stop one of them later.
-    """
-    for phase in recipe.phases:
-        check_recipe(phase_recipe(recipe, phase), later=sources_of(phase))
-    return prepare(recipe, fresh=fresh, argv=argv)
-
-
 def train_phases(
-    recipe: Recipe,
-    folder: RunFolder,
-    say: Say,
+    plan: Plan,
+    say: Say = lambda line: None,
     *,
     only: str | None = None,
     after: After = lambda path: None,
@@ -48,8 +39,7 @@ def train_phases(
     """Train what is not finished; a stopped phase is resumed exactly where it stands.
 
     Args:
-        recipe: With phases.
-        folder: Of the whole run.
+        plan: Of a recipe with phases.
         say: Prints a line.
         only: Train this phase again, alone, from its finished sources.
         after: Called with the folder of each phase that is finished here.
@@ -63,57 +53,65 @@ def train_phases(
         CheckpointError: a source is not finished.
         VidsslError: as `cluster.training.driver.train`.
     """
-    wanted = _wanted(recipe, only)
-    with ray_session(max(os.cpu_count() or 1, 1)):
-        return _train_in_turn(recipe, folder, wanted, say, only is not None, after, argv)
+    wanted, root = _wanted(plan.recipe, only), plan.folder.path
+    for note in plan.notes:
+        say(note)
+    if only is not None:
+        check_sources(wanted[0], plan.recipe, root)
+    with ExitStack() as open_things:
+        if root.exists():
+            open_things.enter_context(held(root, "train", say))
+        open_things.enter_context(ray_session(max(os.cpu_count() or 1, 1)))
+        own = [phase_recipe(plan.recipe, phase).trainer for phase in wanted]
+        devices = [resolve_device(trainer) for trainer in own]
+        for trainer, use_gpu in zip(own, devices, strict=True):
+            check_resources(trainer, use_gpu)
+        open_things.enter_context(held(root, "train", say))
+        for note in enter(plan, argv, "cuda" if all(devices) else "cpu"):
+            say(note)
+        return _train_in_turn(plan, wanted, say, only is not None, after, argv)
 
 
 def _train_in_turn(
-    recipe: Recipe,
-    folder: RunFolder,
-    wanted: Sequence[Phase],
-    say: Say,
-    again: bool,
-    after: After,
-    argv: Sequence[str],
+    plan: Plan, wanted: Sequence[Phase], say: Say, again: bool, after: After, argv: Sequence[str]
 ) -> Outcome:
     began, steps, total = time.monotonic(), 0, 0
-    root = folder.path
+    recipe, root = plan.recipe, plan.folder.path
     for phase in wanted:
-        state = state_of(phase, root)
-        if again:
-            check_sources(phase, recipe, root)
-            forget_phase(phase.name, root)
-            state = "waiting"
-        if state == "done":
-            say(f"phase {phase.name}: finished before, kept")
-            continue
-        if state == "stale":
-            say(
-                f"phase {phase.name}: kept, although a phase it came from was trained again since; "
-                f"to make it again: vidssl train --resume {root} --phase {phase.name}"
-            )
+        if not again and _kept(phase, root, say):
             continue
         check_sources(phase, recipe, root)
-        outcome = _train_one(recipe, phase, root, say, again=again, argv=argv)
+        own = _plan_one(recipe, phase, root, again=again)
+        if again:
+            forget_phase(phase.name, root)
+        outcome = train(own, say, argv)
         steps, total = steps + outcome.steps, total + outcome.total_steps
         if outcome.stopped:
-            return Outcome(folder, steps, total, time.monotonic() - began, True)
+            return Outcome(plan.folder, steps, total, time.monotonic() - began, True)
         finish_phase(phase, phase_folder(root, phase.name).read_recipe(), root)
         say(f"phase {phase.name}: finished after {outcome.steps} steps")
         after(outcome.folder.path)
-    return Outcome(folder, steps, total, time.monotonic() - began, False)
+    return Outcome(plan.folder, steps, total, time.monotonic() - began, False)
 
 
-def _train_one(recipe: Recipe, phase: Phase, root: Path, say: Say, *, again: bool, argv: Sequence[str]) -> Outcome:
-    own = phase_recipe(recipe, phase, root)
-    folder = run_folder_of(own)
+def _kept(phase: Phase, root: Path, say: Say) -> bool:
+    """Whether a phase is finished and stays as it is."""
+    state = state_of(phase, root)
+    if state == "done":
+        say(f"phase {phase.name}: finished before, kept")
+    elif state == "stale":
+        say(
+            f"phase {phase.name}: kept, although a phase it came from was trained again since; "
+            f"to make it again: vidssl train --resume {root} --phase {phase.name}"
+        )
+    return state in ("done", "stale")
+
+
+def _plan_one(recipe: Recipe, phase: Phase, root: Path, *, again: bool) -> Plan:
+    folder = phase_folder(root, phase.name)
     if not again and folder.recipe.is_file() and latest_step(folder) is not None:
-        folder, own = resume(folder.path)
-    else:
-        folder = prepare(own, fresh=True, argv=argv)
-        own = folder.read_recipe()
-    return train(own, folder, say)
+        return plan_resume(folder.path)
+    return plan_run(phase_recipe(recipe, phase, root), fresh=True)
 
 
 def _wanted(recipe: Recipe, only: str | None) -> tuple[Phase, ...]:

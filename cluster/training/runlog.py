@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import TextIO
 
 from vidssl.saved.run_folder import RunFolder
 
-__all__ = ["RunLog", "live_line"]
+__all__ = ["RunLog", "live_line", "note_event"]
 
 _TOP = {
     "loss": "loss/total",
@@ -30,6 +31,7 @@ class RunLog:
     def __init__(self, folder: RunFolder, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._folder = folder
         folder.forget_log_after(start) if folder.log.is_file() else folder.log.touch()
         self._file: TextIO = folder.log.open("a", buffering=1)
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=start)
@@ -43,9 +45,12 @@ class RunLog:
                 self._board.add_scalar(tag, value, int(row["step"]))
 
     def close(self) -> None:
-        """Flush both."""
-        self._file.close()
-        self._board.close()
+        """Flush both; the rows are on the disk by then, so a disk that takes no more is told and ends nothing."""
+        for one in (self._file, self._board):
+            try:
+                one.close()
+            except OSError as error:
+                note_event(self._folder, f"the end of the log or of TensorBoard's file is missing: {error}")
 
     def __enter__(self) -> RunLog:
         return self
@@ -54,6 +59,18 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def note_event(folder: RunFolder, sentence: str, *, restart: bool = False) -> None:
+    """Have the driver say a sentence, and keep it; where even that cannot be written, Ray's own log has it.
+
+    Args:
+        folder: The run.
+        sentence: For the user.
+        restart: Whether it says why an attempt ended.
+    """
+    with suppress(OSError), folder.events.open("a") as file:
+        file.write(json.dumps({"sentence": sentence, "restart": restart}) + "\n")
 
 
 def live_line(row: Mapping[str, float], total: int) -> str:

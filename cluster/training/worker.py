@@ -6,6 +6,7 @@ The training thread makes no Ray call: the loader decodes on its own thread and 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,11 @@ import torch
 from torch import nn
 
 from cluster.bank.spec import BankSpec
-from cluster.training.agree import barrier, from_first_rank, gather_over_ranks, max_over_ranks
+from cluster.training.agree import from_first_rank, gather_over_ranks, max_over_ranks, together
+from cluster.training.failure import Failure, Halt, failure_of, read_failure, write_failure
+from cluster.training.finite import FiniteWatch
 from cluster.training.meter import StepMeter
-from cluster.training.runlog import RunLog
+from cluster.training.runlog import RunLog, note_event
 from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.loader import LoaderSpec, TrainLoader
 from vidssl.batch import Embeddings, Positives
@@ -27,7 +30,7 @@ from vidssl.optimizers import build_optimizer
 from vidssl.recipe import Recipe
 from vidssl.saved.checkpoint import (
     Meta,
-    latest_step,
+    choose_checkpoint,
     random_state,
     read_checkpoint,
     restore_random_state,
@@ -40,7 +43,7 @@ from vidssl.schedule import learning_rate
 if TYPE_CHECKING:
     from cluster.bank.client import BankClient
 
-__all__ = ["Job", "worker_loop"]
+__all__ = ["Job", "Summary", "worker_loop"]
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,48 @@ class Job:
     bank_spec: BankSpec | None = None
 
 
-def worker_loop(config: dict[str, Any]) -> dict[str, Any]:
-    """Entry of one Ray Train worker: `config["job"]` is a `Job`; returns rank 0's summary."""
+@dataclass(frozen=True)
+class Summary:
+    """What rank 0 says at the end.
+
+    Attributes:
+        step: Steps done.
+        stopped: Whether the run was asked to stop.
+        failure: Why the run cannot go on, where all ranks ended together.
+    """
+
+    step: int
+    stopped: bool = False
+    failure: Failure | None = None
+
+
+def worker_loop(config: dict[str, Any]) -> Summary:
+    """Entry of one Ray Train worker: `config["job"]` is a `Job`. What it raises is tried again, what it returns is final."""
+    import ray.train
+
     job: Job = config["job"]
-    folder = RunFolder(job.folder)
-    if folder.failure.is_file():  # an attempt before met a user's mistake: meeting it again helps nobody
-        return {"failed": True}
+    folder, context = RunFolder(job.folder), ray.train.get_context()
+    if read_failure(folder) is not None:  # an attempt before met a user's mistake: meeting it again helps nobody
+        return Summary(0)
     try:
         with Worker(job) as worker:
             return worker.train()
-    except VidsslError as error:
-        folder.write_failure(error)
+    except Halt as halt:
+        failure = halt.failure
+        if not failure.again:
+            return Summary(0, failure=failure)
+        if context.get_world_rank() == 0:
+            note_event(folder, f"{failure.sentence}; the workers begin again", restart=True)
+        raise failure.error() from halt
+    except (OSError, VidsslError) as error:
+        failure = failure_of(error, folder)
+        if not failure.again and context.get_world_size() == 1:
+            return Summary(0, failure=failure)
+        if not failure.again:  # the others wait for this rank: only Ray can end them
+            write_failure(folder, failure)
+        else:
+            what = f"rank {context.get_world_rank()}: {failure.sentence}; the workers begin again"
+            note_event(folder, what, restart=True)
         raise
 
 
@@ -92,7 +126,7 @@ class Worker:
         self.open = contextlib.ExitStack()
         self._settle_numerics()
         self.manifest = load_manifest(job.data)
-        self.start = latest_step(self.folder) or 0
+        self.start = self._start()
         rows = self.manifest.training_rows()
         self.method = build_method(self.recipe, self.recipe.seed, len(self.manifest), rows).to(self.device)
         self.optimizer = build_optimizer(self.recipe.optim, [p for p in self.method.parameters() if p.requires_grad])
@@ -111,6 +145,7 @@ class Worker:
             self.recipe.trainer.batch * self.recipe.clips.per_video,
             self.device,
         )
+        self.finite = FiniteWatch(self.recipe, self.folder, job.total_steps, self.device)
         self.log = self.open.enter_context(RunLog(self.folder, self.start)) if self.rank == 0 else None
 
     def __enter__(self) -> Worker:
@@ -119,8 +154,12 @@ class Worker:
     def __exit__(self, *reason: object) -> None:
         self.open.close()
 
-    def train(self) -> dict[str, Any]:
-        """The loop: from the last checkpoint to the last step, or to the step at which the run is asked to stop."""
+    def train(self) -> Summary:
+        """The loop: from the last checkpoint to the last step, or to the step at which the run is asked to stop.
+
+        Raises:
+            Halt: on all ranks: a loss that is not finite, a disk that cannot be written.
+        """
         trainer, step = self.recipe.trainer, self.start
         self.method.train()
         for step in range(self.start, self.job.total_steps):
@@ -129,6 +168,7 @@ class Worker:
             self._set_rate(step)
             with self._autocast():
                 out: StepOutput = self.ddp(batch, positives)
+            self.finite.note(step, out.loss, batch.instance)
             self.optimizer.zero_grad(set_to_none=True)
             out.loss.backward()
             self.method.before_update(batch)
@@ -140,10 +180,10 @@ class Worker:
                 self._log(step, batch.epoch)
             stop = self._asked_to_stop(step)
             if (step + 1) % trainer.checkpoint_every_steps == 0 or step + 1 == self.job.total_steps or stop:
-                self._checkpoint(step + 1, batch.epoch)
+                self._save(step + 1, batch.epoch)
             if stop:
-                return {"step": step + 1, "stopped": True}
-        return {"step": self.job.total_steps, "stopped": False}
+                return Summary(step + 1, stopped=True)
+        return Summary(self.job.total_steps)
 
     def _positives(self, step: int, rows: torch.Tensor) -> Positives | None:
         if self.bank is None or not self.method.needs_positives(step):
@@ -160,9 +200,9 @@ class Worker:
         self.bank.push(pushed, wanted, soon)
 
     def _log(self, step: int, epoch: int) -> None:
-        row = self.meter.read(step, epoch, self.optimizer.param_groups[0]["lr"])
-        if self.log is not None:
-            self.log.write(row)
+        self.finite.settle()
+        row, log = self.meter.read(step, epoch, self.optimizer.param_groups[0]["lr"]), self.log
+        together(lambda meet: None if log is None else log.write(row), self.folder, self.device)
 
     def _asked_to_stop(self, step: int) -> bool:
         # One number per few steps is shared, so that all ranks leave after the same step.
@@ -170,7 +210,11 @@ class Worker:
             return False
         return max_over_ranks(float(self.rank == 0 and self.folder.stop_flag.exists()), self.device) > 0
 
-    def _checkpoint(self, done: int, epoch: int) -> None:
+    def _save(self, done: int, epoch: int) -> None:
+        self.finite.settle()
+        together(lambda meet: self._checkpoint(done, epoch, meet), self.folder, self.device)
+
+    def _checkpoint(self, done: int, epoch: int, meet: Callable[[], None]) -> None:
         state: dict[str, Any] = {"loader": self.loader.state_dict(), "random": random_state()}
         if self.bank is not None:
             self.bank.drain()
@@ -190,10 +234,16 @@ class Worker:
         keep, unset = self.recipe.trainer.keep, self.method.unset
         save_checkpoint(self.folder, meta, self.rank, state, shared, gather_over_ranks, keep, unset)
         if self.bank is not None:  # after the model: where the disk is full now, the weights are safe
+            meet()
             if self.rank == 0:
                 self.bank.save(str(self.folder.bank), done)
-            barrier()
+            meet()
         self.meter.skip_interval()
+
+    def _start(self) -> int:
+        """Steps done at the newest whole checkpoint: machines may see a shared folder differently, rank 0 chooses for all."""
+        chosen = choose_checkpoint(self.folder, lambda line: note_event(self.folder, line)) if self.rank == 0 else None
+        return from_first_rank(chosen or 0, self.device)
 
     def _resume(self) -> None:
         _, shared, own = read_checkpoint(self.folder, self.start, self.rank)

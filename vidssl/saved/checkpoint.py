@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import torch
 
 from vidssl.errors import CheckpointError, StorageError, VidsslError
-from vidssl.files import disk_words, sync_folder, write_whole
+from vidssl.files import storage_error, sync_folder, write_whole
 from vidssl.saved.meta import (
     META,
     MODEL,
@@ -138,7 +138,7 @@ def save_checkpoint(
         _together(gather, lambda: _finish(aside, final, whole, keep) if rank == 0 else None)
     except StorageError as error:
         _remove(aside if rank == 0 else None, [aside / name for name in own])
-        raise StorageError(f"the checkpoint of step {meta.step} is not written: {error}; {_kept(folder)}") from error
+        raise type(error)(f"the checkpoint of step {meta.step} is not written: {error}; {_kept(folder)}") from error
 
 
 def read_checkpoint(
@@ -219,7 +219,7 @@ def _together(gather: Gather, act: Callable[[], T]) -> list[T]:
     except VidsslError as error:
         mine = None, error
     except OSError as error:
-        mine = None, StorageError(disk_words(error, Path(error.filename or ".")))
+        mine = None, storage_error(error, Path(error.filename or "."))
     outcomes = gather(mine)
     for _, error in outcomes:
         if error is not None:

@@ -7,6 +7,7 @@ runs/NAME/
   bank/              snap-100/ … zarr, one per checkpoint kept
   tensorboard/       loss/ mining/ bank/ data/ health/
   log.jsonl          one line per logged step
+  events.jsonl       what happened between them: attempts that ended, and why
   eval/              one JSON per evaluation, embeddings.zarr
   report.html
 """
@@ -18,7 +19,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidssl.errors import CheckpointError, VidsslError
+from vidssl.errors import CheckpointError
 from vidssl.recipe import Recipe, recipe_from_file
 
 __all__ = ["RunFolder", "open_run"]
@@ -59,6 +60,11 @@ class RunFolder:
     def log(self) -> Path:
         """One JSON object per logged step."""
         return self.path / "log.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """What is worth a sentence between two steps (an attempt that ended, and why), one JSON object per line."""
+        return self.path / "events.jsonl"
 
     @property
     def evaluation(self) -> Path:
@@ -106,10 +112,6 @@ class RunFolder:
         aside = self.log.with_suffix(".tmp")
         aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(aside, self.log)
-
-    def write_failure(self, error: VidsslError) -> None:
-        """Note a user's mistake for the driver."""
-        self.failure.write_text(json.dumps({"kind": type(error).__name__, "sentence": str(error)}))
 
 
 def open_run(path: str | Path) -> RunFolder:

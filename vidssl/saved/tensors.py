@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vidssl.errors import CheckpointError, StorageError
-from vidssl.files import disk_words
+from vidssl.files import storage_error
 
 __all__ = [
     "UNREADABLE",
@@ -69,7 +69,7 @@ def write_tensors(tree: Any, path: Path) -> FileSum:
     except OSError as error:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-        raise StorageError(disk_words(error, path, stream.length)) from error
+        raise storage_error(error, path, stream.length) from error
     return FileSum(stream.length, stream.digest.hexdigest())
 
 

@@ -11,21 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from cluster.training.driver import prepare
-from vidssl.errors import CheckpointError, DataError, RecipeError
-from vidssl.recipe import Recipe, load_recipe
+from cluster.training.driver import train
+from cluster.training.plan import plan_run
+from tests.cluster.training.small_runs import RECIPE, small
+from vidssl.errors import DeviceError
 from vidssl.saved.run_folder import RunFolder
-
-RECIPE = """\
-name: small
-clips: {frames: 4, stride: 2, size: 32}
-augment: {flip: false}
-model: {backbone: tiny, dim: 16, width: 4}
-method: {name: cpr, view: residual, second_view: rgb, warmup_steps: 5, queue: 24, momentum: 0.9}
-mining: {where: actor, stages: 3, pool: 8, topk: 2}
-trainer: {workers: 2, batch: 4, steps: 24, checkpoint_every_steps: 8, log_every_steps: 1, deterministic: true}
-"""
 
 
 def run_cli(*words: str, cwd: Path) -> subprocess.Popen[str]:
@@ -101,60 +93,14 @@ def test_control_c_leaves_a_run_that_can_be_resumed(here, packed):
     assert step > folder.read_log()[-1]["step"]
 
 
-def small(packed: Path, tmp_path: Path, *words: str) -> Recipe:
-    (tmp_path / "small.yaml").write_text(RECIPE)
-    return load_recipe(str(tmp_path / "small.yaml"), [f"data={packed}", f"trainer.storage={tmp_path}", *words])
-
-
-@pytest.mark.parametrize(
-    ("words", "kind", "sentence"),
-    [
-        (["trainer.batch=20"], DataError, r"training videos and one step takes 40 .*type trainer.batch=\d+"),
-        (["mining.pool=1"], RecipeError, r"pool"),
-        (["mining.stages=9", "mining.pool=null", "mining.ratio=0.1"], RecipeError, r"mining.stages=9"),
-        (["method.warmup_steps=0"], RecipeError, r"would have random weights; type method.warmup_steps=N"),
-        (["method.second_from=nowhere"], CheckpointError, r"nowhere is no run folder"),
-        (["trainer.storage=/proc"], DataError, r"the run folder /proc/small cannot be written"),
-    ],
-)
-def test_what_cannot_work_is_refused_before_anything_starts(packed, tmp_path, words, kind, sentence):
-    with pytest.raises(kind, match=sentence):
-        prepare(small(packed, tmp_path, *words))
-
-
-def test_changed_shards_are_refused(packed, tmp_path):
-    import shutil
-
-    copy = tmp_path / "copy"
-    shutil.copytree(packed, copy)
-    shard = next(copy.glob("*.tar"))
-    shard.write_bytes(shard.read_bytes()[:-512])
-    with pytest.raises(DataError, match=shard.name):
-        prepare(small(copy, tmp_path))
-
-
-def test_a_run_is_not_overwritten_unasked(packed, tmp_path):
-    recipe = small(packed, tmp_path)
-    prepare(recipe)
-    with pytest.raises(CheckpointError, match=r"already holds a run; type --fresh"):
-        prepare(recipe)
-    prepare(recipe, fresh=True)
-
-
 @pytest.mark.ray
 def test_a_gpu_where_there_is_none_is_refused(packed, tmp_path, ray_cluster):
-    from cluster.training.driver import train
-
-    recipe = small(packed, tmp_path, "trainer.device=cuda")
-    folder = prepare(recipe)
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    from vidssl.errors import DeviceError
-
+    plan = plan_run(small(packed, tmp_path, "trainer.device=cuda", f"trainer.storage={tmp_path / 'new'}"))
     with pytest.raises(DeviceError, match=r"has no GPU; type trainer.device=cpu"):
-        train(recipe, folder)
+        train(plan)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.ray

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.training.driver import resume
-from cluster.training.phases import phase_table, prepare_phases, train_phases
+from cluster.training.phases import phase_table, train_phases
+from cluster.training.plan import plan_run
 from tests.cluster.training.test_driver import run_cli, wait_for_steps
 from vidssl.errors import CheckpointError, DataError, RecipeError
 from vidssl.recipe import load_recipe
 from vidssl.saved.checkpoint import read_checkpoint
-from vidssl.saved.phases import read_records, state_of
+from vidssl.saved.phases import phase_folder, read_records, state_of
 from vidssl.saved.trained import encoder_state
 
 CYCLE = """\
@@ -44,21 +44,20 @@ def cycle(folder: Path, packed: Path, *words: str):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data's own settings, read inside Ray Train
 def test_a_cycle_starts_from_finished_phases_and_one_can_be_made_again_alone(packed, tmp_path, ray_cluster):
     recipe = cycle(tmp_path, packed)
-    folder = prepare_phases(recipe)
     said: list[str] = []
-    outcome = train_phases(recipe, folder, said.append)
+    outcome = train_phases(plan_run(recipe), said.append)
     assert (outcome.steps, outcome.stopped) == (18, False)
-    root = folder.path
+    root = outcome.folder.path
     assert [state_of(phase, root) for phase in recipe.phases] == ["done"] * 3
     records = read_records(root)
     assert records["first-1"].inputs == {"start": records["first-0"].weights, "second": records["second-0"].weights}
-    _, state, _ = read_checkpoint(resume(root / "first-1")[0], 6)
+    _, state, _ = read_checkpoint(phase_folder(root, "first-1"), 6)
     frozen = {k.removeprefix("streams.residual.query."): v for k, v in state["method"].items() if "residual.query" in k}
     trained = encoder_state(root / "second-0", "residual")
     assert all(frozen[key].equal(value) for key, value in trained.items())
     # Again: nothing to do. One alone: what came from it is said to be stale, and kept.
-    assert train_phases(recipe, folder, said.append).steps == 0
-    assert train_phases(recipe, folder, said.append, only="second-0").steps == 6
+    assert train_phases(plan_run(recipe), said.append).steps == 0
+    assert train_phases(plan_run(recipe), said.append, only="second-0").steps == 6
     again = read_records(root)
     assert again["second-0"].weights == records["second-0"].weights  # deterministic: the same training
     assert [state_of(phase, root) for phase in recipe.phases] == ["done"] * 3
@@ -88,16 +87,16 @@ def test_a_killed_phase_goes_on_where_it_stood(packed, tmp_path):
 
 def test_every_phase_is_checked_before_the_first_one_runs(packed, tmp_path):
     with pytest.raises(RecipeError, match=r"mining.stages=9 mining.ratio=0.1 leave 0 of 8 slots"):
-        prepare_phases(cycle(tmp_path, packed, "first-1:mining.stages=9", "first-1:mining.ratio=0.1"))
+        plan_run(cycle(tmp_path, packed, "first-1:mining.stages=9", "first-1:mining.ratio=0.1"))
     with pytest.raises(DataError, match=r"holds no optical flow.*type method.second_view=residual"):
-        prepare_phases(cycle(tmp_path, packed, "method.second_view=flow"))
+        plan_run(cycle(tmp_path, packed, "method.second_view=flow"))
     assert not (tmp_path / "cycle").exists()
 
 
-def test_a_phase_is_not_started_from_an_unfinished_one(packed, tmp_path, ray_cluster):
-    recipe = cycle(tmp_path, packed)
-    folder = prepare_phases(recipe)
+def test_a_phase_is_not_started_from_an_unfinished_one_and_nothing_is_made(packed, tmp_path):
+    plan = plan_run(cycle(tmp_path, packed))
     with pytest.raises(CheckpointError, match=r"phase 'first-1' takes its start stream from 'first-0', which is not"):
-        train_phases(recipe, folder, lambda line: None, only="first-1")
+        train_phases(plan, only="first-1")
     with pytest.raises(RecipeError, match=r"no phase 'third' in this recipe; there are first-0, second-0, first-1"):
-        train_phases(recipe, folder, lambda line: None, only="third")
+        train_phases(plan, only="third")
+    assert not (tmp_path / "cycle").exists()

@@ -8,8 +8,9 @@ import math
 import pytest
 
 from cluster.evaluation.evaluate import evaluate_run
-from cluster.training.driver import prepare, train
-from cluster.training.phases import prepare_phases, train_phases
+from cluster.training.driver import train
+from cluster.training.phases import train_phases
+from cluster.training.plan import plan_run
 from vidssl.recipe import RECIPES, load_recipe, recipe_names
 
 TWINS = [name for name in recipe_names() if name.endswith("-tiny")]
@@ -39,13 +40,11 @@ def test_every_published_recipe_names_its_twin():
 def test_a_tiny_twin_trains_and_is_evaluated(name, packed, tmp_path, ray_cluster):
     recipe = load_recipe(name, [f"data={packed}", f"trainer.storage={tmp_path}", *words_for(name)])
     if recipe.phases:
-        folder = prepare_phases(recipe)
-        outcome = train_phases(recipe, folder, lambda line: None)
-        last = folder.path / recipe.phases[-1].name
+        outcome = train_phases(plan_run(recipe))
+        last = outcome.folder.path / recipe.phases[-1].name
     else:
-        folder = prepare(recipe)
-        outcome = train(folder.read_recipe(), folder)
-        last = folder.path
+        outcome = train(plan_run(recipe))
+        last = outcome.folder.path
     assert outcome.steps == 6 * max(len(recipe.phases), 1)
     rows = [json.loads(line) for line in (last / "log.jsonl").read_text().splitlines()]
     assert all(math.isfinite(row["loss"]) for row in rows)

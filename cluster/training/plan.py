@@ -1,0 +1,189 @@
+"""Which run does `vidssl train …` mean, and may it begin? Everything is looked at here; nothing is made or removed.
+
+| there is | typed | what happens |
+|---|---|---|
+| no run | `train RECIPE` | a new one |
+| a run of this recipe and data | `train RECIPE`, `train --resume RUN` | it goes on from its last checkpoint |
+| the same, finished | either | nothing, in words |
+| a run of another recipe or other data | `train RECIPE` | refused, with what differs |
+| any run that we made | `train RECIPE --fresh` | removed, then a new one |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cluster.launch import in_ray_job
+from cluster.training.checks import Checked, check
+from vidssl.errors import CheckpointError, RecipeError
+from vidssl.marks import refuse_foreign
+from vidssl.recipe import Recipe
+from vidssl.saved.checkpoint import check_same_recipe, choose_checkpoint, latest_step, read_meta
+from vidssl.saved.run_folder import RunFolder, open_run
+
+__all__ = ["KIND", "Plan", "differences", "plan_resume", "plan_run", "run_folder_of"]
+
+KIND = "run"
+"""What the mark of a run folder says."""
+
+_SHOWN = 6
+_FREE = ("data",)  # data may be moved: what it holds is compared by its hash
+_ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command is going to do.
+
+    Attributes:
+        checked: Recipe (with absolute paths), data and length.
+        folder: Of the run.
+        start: Steps done at the last checkpoint; None: there is none.
+        exists: Whether a run lies there that goes on; False: a new one is made.
+        fresh: Whether what lies there is removed first.
+        notes: Sentences for the user.
+    """
+
+    checked: Checked
+    folder: RunFolder
+    start: int | None = None
+    exists: bool = False
+    fresh: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is trained."""
+        return self.checked.recipe
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train; of a recipe with phases, each phase says so itself."""
+        return not self.recipe.phases and self.start is not None and self.start >= self.checked.total_steps
+
+
+def plan_run(recipe: Recipe, fresh: bool = False) -> Plan:
+    """What `vidssl train RECIPE` does.
+
+    Args:
+        recipe: As typed.
+        fresh: Begin again, whatever run lies there.
+
+    Raises:
+        RecipeError, DataError, CheckpointError: as `cluster.training.checks.check`; a folder that we did not make; a run of
+            another recipe or other data under this name.
+    """
+    folder = run_folder_of(recipe)
+    exists = folder.recipe.is_file() and not fresh
+    start = None if not exists else latest_step(folder)
+    checked = check(recipe, sources=start is None)
+    checked = replace(checked, recipe=_with_absolute_paths(recipe, checked.manifest.root))
+    if not exists:
+        refuse_foreign(folder.path, KIND, "type name=OTHER or trainer.storage=FOLDER")
+        return Plan(checked, folder, fresh=fresh)
+    _refuse_another(folder, folder.read_recipe(), checked)
+    return _going_on(checked, folder, start)
+
+
+def plan_resume(path: str | Path, words: Sequence[str] = ()) -> Plan:
+    """What `vidssl train --resume RUN` does.
+
+    Raises:
+        CheckpointError: no run there, words that would change it, or a recipe.yaml that was changed since it began.
+        VidsslError: as `cluster.training.checks.check`.
+    """
+    folder = open_run(path)
+    if words:
+        raise CheckpointError(
+            f"a resumed run keeps its recipe, so '{words[0]}' cannot be set; type only: vidssl train --resume {path}"
+        )
+    recipe, start = folder.read_recipe(), latest_step(folder)
+    checked = check(recipe, sources=start is None)
+    _refuse_other_data(folder, checked)
+    return _going_on(checked, folder, start)
+
+
+def run_folder_of(recipe: Recipe) -> RunFolder:
+    """The folder of a new run; inside a submitted job a relative one lies under the home directory, which outlives the job.
+
+    Raises:
+        RecipeError: `trainer.storage` is an address and not a folder.
+    """
+    given = recipe.trainer.storage
+    if _ADDRESS.match(given):
+        raise RecipeError(
+            f"trainer.storage={given} is an address, and a run is written to a folder; type trainer.storage=FOLDER, one that all nodes share"
+        )
+    storage = Path(given).expanduser()
+    if not storage.is_absolute() and in_ray_job():
+        storage = Path.home() / "vidssl" / storage
+    return RunFolder((storage / recipe.name).resolve())
+
+
+def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
+    """`key is A there and B here` for every key that both have with different values; empty: the same recipe.
+
+    Keys that one side lacks are left out: another version of vidssl knew more or fewer.
+    """
+    both = [key for key in here if key in there and key not in _FREE]
+    return [f"{key} is {there[key]} there and {here[key]} here" for key in both if there[key] != here[key]]
+
+
+def _going_on(checked: Checked, folder: RunFolder, start: int | None) -> Plan:
+    """A run that exists, with a word on where it stands."""
+    said: list[str] = []
+    if start is not None:
+        start = choose_checkpoint(folder, said.append)
+    if start is not None:
+        meta = read_meta(folder, start)
+        if meta.data != checked.manifest.hash:
+            raise _other_data(folder, checked, meta.data)
+        check_same_recipe(folder, meta, checked.recipe)
+    total = checked.total_steps
+    if checked.recipe.phases:
+        where = f"{folder.path} holds this run: it goes on with what is not finished"
+    elif start is None:
+        where = f"{folder.path} holds this run without a checkpoint yet: it begins at its first step"
+    elif start >= total:
+        where = f"{folder.path} is finished ({start} of {total} steps), there is nothing to train; to begin again, type --fresh"
+    else:
+        where = f"{folder.path} holds this run: it goes on from step {start} of {total}"
+    return Plan(checked, folder, start, exists=True, notes=(*said, where))
+
+
+def _refuse_another(folder: RunFolder, there: Recipe, checked: Checked) -> None:
+    differing = differences(there.settings(), checked.recipe.settings())
+    if differing:
+        raise CheckpointError(
+            f"{folder.path} holds a run of another recipe ({_shown(differing)}); "
+            "type name=OTHER for another run, or --fresh to begin again"
+        )
+    _refuse_other_data(folder, checked)
+
+
+def _refuse_other_data(folder: RunFolder, checked: Checked) -> None:
+    told = folder.read_facts().get("data_hash")
+    if told is not None and told != checked.manifest.hash:
+        raise _other_data(folder, checked, told)
+
+
+def _other_data(folder: RunFolder, checked: Checked, told: object) -> CheckpointError:
+    return CheckpointError(
+        f"{checked.recipe.data} holds other data (hash {checked.manifest.hash}) than the run {folder.path} was begun with ({told}); "
+        "put that data back, type name=OTHER for another run, or --fresh to begin again"
+    )
+
+
+def _shown(differing: Sequence[str]) -> str:
+    more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+    return "; ".join(differing[:_SHOWN]) + more
+
+
+def _with_absolute_paths(recipe: Recipe, data: Path) -> Recipe:
+    """A run, and its workers on other machines, must find their files from any folder."""
+    given = {"first_from": recipe.method.first_from, "second_from": recipe.method.second_from}
+    found = {key: str(Path(path).expanduser().resolve()) for key, path in given.items() if path is not None}
+    return recipe.model_copy(update={"data": str(data), "method": recipe.method.model_copy(update=found)})

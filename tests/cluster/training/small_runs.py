@@ -1,0 +1,23 @@
+"""Small recipes for the tests of training: seconds a run, every part of a real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vidssl.recipe import Recipe, load_recipe
+
+RECIPE = """\
+name: small
+clips: {frames: 4, stride: 2, size: 32}
+augment: {flip: false}
+model: {backbone: tiny, dim: 16, width: 4}
+method: {name: cpr, view: residual, second_view: rgb, warmup_steps: 5, queue: 24, momentum: 0.9}
+mining: {where: actor, stages: 3, pool: 8, topk: 2}
+trainer: {workers: 2, batch: 4, steps: 24, checkpoint_every_steps: 8, log_every_steps: 1, deterministic: true}
+"""
+
+
+def small(packed: Path, folder: Path, *words: str) -> Recipe:
+    """The small recipe on `packed`, its runs below `folder` (a later word wins)."""
+    (folder / "small.yaml").write_text(RECIPE)
+    return load_recipe(str(folder / "small.yaml"), [f"data={packed}", f"trainer.storage={folder}", *words])
