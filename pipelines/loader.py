@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,8 @@ class TrainLoader:
     ) -> None:
         self.manifest, self.spec, self.split, self.device = manifest, spec, split, _usable(device)
         self._say, self._on_bad = say, on_bad
+        if rank == 0 and not manifest.checked:
+            say(_unchecked(manifest))
         rows = manifest.rows(split) if instances is None else instances
         self._chosen = None if instances is None else f"{len(rows)} videos, {zlib.crc32(rows.tobytes()):08x}"
         self.order = Order(rows, spec.batch, rank=rank, world=world, seed=spec.seed)
@@ -255,6 +258,8 @@ class EvalLoader:
         self.crops_per_window = crops_of_window(self.crops)
         self._windows_at_once = max(spec.batch // self.crops_per_window, 1)
         self.spec = replace(spec, augment=spec.augment.model_copy(update={"preset": "none"}))
+        if not manifest.checked:
+            _say_once(_unchecked(manifest))
         self.decode = resolve_decode(spec.loader.decode, manifest.codec, device)
         self.meter = LoaderMeter()
         self._ahead: Ahead[Made] | None = None
@@ -314,6 +319,18 @@ class EvalLoader:
         rows = np.repeat(np.arange(len(clips)), self.crops_per_window)
         flat = replace(made, plan=replace(plan.taken(rows), start=plan.start.reshape(-1, 1)))
         return _batch_of(flat, clips.flatten(0, 1)[:, None], self.manifest, self.spec, self.device)
+
+
+@lru_cache(maxsize=8)
+def _say_once(sentence: str) -> None:
+    say_in_log(sentence)
+
+
+def _unchecked(manifest: Manifest) -> str:
+    return (
+        f"{manifest.root} was packed before samples had checksums: a damaged byte that still decodes is not noticed; "
+        "pack again to have every read checked"
+    )
 
 
 def _usable(device: torch.device) -> torch.device:

@@ -25,7 +25,7 @@ SMALL_FILE_S = 5.0
 SAY_AFTER_S = 1.0
 """An outage that lasts longer is a wait, and said when it begins and when it ends; a shorter one is a retry, and counted."""
 
-RESUME = "when it is back go on with --resume; loader.patience=SECONDS waits longer"
+RESUME = "when it is back go on with --resume (a run begun with a larger loader.patience waits longer)"
 AGAIN = "when it is back type the same command again"
 
 _log = logging.getLogger(__name__)
