@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from vidssl.errors import VidsslError
+from vidssl.errors import RecipeError, VidsslError
 
 if TYPE_CHECKING:
     from pipelines.dataset.manifest import Manifest
@@ -37,8 +37,8 @@ def run_pack(
     """Pack a source with a progress bar on stderr; see `pipelines.pack.pack`.
 
     Args:
-        format: folder, csv, ucf101 or hmdb51.
-        src: Folder or CSV file.
+        format: A name in `pipelines.packing.catalog.FORMATS`.
+        src: Folder of the videos, or the file that lists them.
         out: Folder to pack into; on a cluster, one that all nodes share.
         overrides: `key=value` words of `PackOptions`.
         workers: Videos decoded at once; None: the cores of the machine or cluster.
@@ -51,6 +51,8 @@ def run_pack(
 
     options = pack_options(overrides)
     bar = PackBar(sys.stderr)
+    if workers is not None and workers < 1:
+        raise RecipeError(f"--workers {workers} packs nothing; give at least 1, or leave it out for all cores")
     if workers == 1 or not _on_cluster():
 
         def spread(jobs: Sequence[Job], work: Work, count: int) -> Iterator[Staged]:
@@ -168,7 +170,7 @@ def _batch(jobs: Sequence[Job], work: Work) -> list[Staged] | Exception:
     from pipelines.packing.guard import Guard
 
     try:
-        with Guard(work.target, work.timeout) as guard:
+        with Guard(work.target, work.limits) as guard:
             return [stage_one(job, work, guard) for job in jobs]
     except (VidsslError, OSError) as error:
         return error

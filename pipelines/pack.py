@@ -5,12 +5,11 @@ catalogue → plan (refused when OUT holds another) → each video in a guarded 
 
 from __future__ import annotations
 
-import errno
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +21,20 @@ from pipelines.packing.catalog import read_catalog
 from pipelines.packing.guard import Guard
 from pipelines.packing.listing import Catalog
 from pipelines.packing.options import PackOptions, pack_options
-from pipelines.packing.plan import alone, begin, finished, make_plan, refuse_overlap
-from pipelines.packing.staging import Staged, Staging
-from pipelines.packing.verdict import Target, Verdict
-from vidssl.errors import DataError
+from pipelines.packing.plan import begin, finished, make_plan, refuse_address, refuse_overlap, refuse_strangers
+from pipelines.packing.staging import DamagedStaging, Staged, Staging
+from pipelines.packing.verdict import Limits, Target, Verdict
+from vidssl.errors import RecipeError, StorageError
+from vidssl.files import disk_words, is_full
+from vidssl.lock import held
+from vidssl.marks import mark_of
 
 __all__ = ["Job", "Mapper", "PackOptions", "Silent", "Watch", "Work", "in_threads", "pack", "pack_options", "stage_one"]
 
 _SAMPLED = 4
 _WORTH_SAMPLING = 24
+_ROUNDS = 3
+"""How often staged videos may be damaged before the disk is to blame."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,13 @@ class Work:
         root: Folder the paths are relative to.
         out: Folder that is packed into (shared by all workers).
         target: Form of the packed videos.
-        timeout: Seconds without a frame that count as hung.
+        limits: What one video may take.
     """
 
     root: str
     out: str
     target: Target
-    timeout: float
+    limits: Limits
 
 
 Mapper = Callable[[Sequence[Job], Work, int], Iterator[Staged]]
@@ -98,6 +102,19 @@ class Silent:
         """Nothing."""
 
 
+@dataclass(frozen=True)
+class _Task:
+    """One call of `pack`, everything decided."""
+
+    catalog: Catalog
+    plan: Mapping[str, str]
+    options: PackOptions
+    work: Work
+    workers: int
+    run: Mapper
+    watch: Watch
+
+
 def pack(
     format: str,
     src: str | Path,
@@ -124,25 +141,32 @@ def pack(
 
     Raises:
         RecipeError: options that do not go together or with the format.
-        DataError: a bad source, an OUT that holds another pack, a full disk, or not one good video.
+        DataError: a bad source, an OUT that holds another pack or what we did not make, or not one good video.
+        BusyError: another process packs into OUT.
+        StorageError: OUT cannot be written (a full disk …) or the source does not answer; what is done is kept.
         OurFault: an error in our own code; what is done is kept.
     """
     options, watch, place = options or PackOptions(), watch or Silent(), Path(out)
+    refuse_address(src, "the source")
+    refuse_address(out, "OUT")
+    if workers is not None and workers < 1:
+        raise RecipeError(f"{workers} workers pack nothing; give at least 1, or none for one per core")
     catalog = read_catalog(format, src, options)
     refuse_overlap(catalog.root, place, format)
     plan = make_plan(format, src, catalog, options)
-    if (done := finished(place, plan, options)) is not None:
-        Staging(place).remove()  # there when the last run was killed after its manifest
-        rejected = f", {done.rejected} rejected" if done.rejected else ""
-        watch.say(f"nothing to do: {len(done)} of {len(catalog.rows)} packed{rejected} in {place} (data {done.hash})")
+    if (done := _nothing_to_do(place, catalog, plan, options, watch)) is not None:
         return done
-    work = Work(str(catalog.root.resolve()), str(place.resolve()), options.target(), options.timeout)
-    workers = workers or len(os.sched_getaffinity(0))
-    staging = Staging(place)
-    with _sentences_for_the_disk(place), alone(place):
-        begin(staging, plan, options)
-        _stage_all(catalog, staging, work, workers, run or in_threads, watch)
-        manifest = assemble(place, catalog, staging, options, plan)
+    refuse_strangers(place)
+    for note in catalog.notes:
+        watch.say(note)
+    work = Work(os.path.realpath(catalog.root), os.path.realpath(place), options.target(), options.limits())
+    task = _Task(catalog, plan, options, work, workers or len(os.sched_getaffinity(0)), run or in_threads, watch)
+    with _sentences_for_the_disk(place, len(catalog.rows)), held(place, "pack", watch.say):
+        # Another pack may have ended while this one looked.
+        if (done := _nothing_to_do(place, catalog, plan, options, watch)) is not None:
+            return done
+        staging = begin(place, plan, options)
+        manifest = _stage_and_assemble(task, staging)
         staging.remove()
     return manifest
 
@@ -167,7 +191,7 @@ def in_threads(jobs: Sequence[Job], work: Work, workers: int) -> Iterator[Staged
 
     def serve() -> None:
         try:
-            with Guard(work.target, work.timeout) as guard:
+            with Guard(work.target, work.limits) as guard:
                 while not stop.is_set():
                     results.put(stage_one(waiting.get_nowait(), work, guard))
         except queue.Empty:
@@ -190,16 +214,54 @@ def in_threads(jobs: Sequence[Job], work: Work, workers: int) -> Iterator[Staged
             thread.join()
 
 
-def _stage_all(catalog: Catalog, staging: Staging, work: Work, workers: int, run: Mapper, watch: Watch) -> None:
-    before = staging.finished()
-    jobs = [Job(number, row.path) for number, row in enumerate(catalog.rows) if number not in before]
+def _nothing_to_do(
+    place: Path, catalog: Catalog, plan: Mapping[str, str], options: PackOptions, watch: Watch
+) -> Manifest | None:
+    done = finished(place, plan, options)
+    if done is None:
+        return None
+    if mark_of(place) is not None:
+        Staging(place).remove()  # there when the last run was killed after its manifest
+    rejected = f", {done.rejected} rejected" if done.rejected else ""
+    watch.say(f"nothing to do: {len(done)} of {len(catalog.rows)} packed{rejected} in {place} (data {done.hash})")
+    return done
+
+
+def _stage_and_assemble(task: _Task, staging: Staging) -> Manifest:
+    """Pack what is not packed; again, where the disk does not give back what was staged."""
+    for _ in range(_ROUNDS):
+        _stage_all(task, staging)
+        try:
+            return assemble(Path(task.work.out), task.catalog, staging, task.options, task.plan)
+        except DamagedStaging:
+            _forget_damaged(staging, range(len(task.catalog.rows)), task.watch, read_all=True)
+    raise StorageError(
+        f"{task.work.out} does not give back what is written to it: staged videos were damaged {_ROUNDS} times in a row; look"
+        " after that disk, or give another OUT"
+    )
+
+
+def _forget_damaged(staging: Staging, rows: Iterable[int], watch: Watch, *, read_all: bool) -> set[int]:
+    damaged = staging.damaged(rows, read_all=read_all)
+    staging.forget(damaged)
+    if damaged:
+        number = "1 staged video is" if len(damaged) == 1 else f"{len(damaged)} staged videos are"
+        watch.say(f"{number} damaged (a loss of power?) and packed again")
+    return damaged
+
+
+def _stage_all(task: _Task, staging: Staging) -> None:
+    rows, watch = task.catalog.rows, task.watch
+    before = staging.finished() & set(range(len(rows)))
+    before -= _forget_damaged(staging, before, watch, read_all=False)
+    jobs = [Job(number, row.path) for number, row in enumerate(rows) if number not in before]
     if before:
-        watch.say(f"going on: {len(before)} of {len(catalog.rows)} videos were done before")
-    watch.begin(len(catalog.rows), len(before))
+        watch.say(f"going on: {len(before)} of {len(rows)} videos were done before")
+    watch.begin(len(rows), len(before))
     try:
         if len(jobs) > _WORTH_SAMPLING:
-            jobs = _tell_size(jobs, catalog.root, work, workers, watch)
-        for staged in run(jobs, work, workers):
+            jobs = _tell_size(jobs, task.catalog.root, task.work, task.workers, watch)
+        for staged in task.run(jobs, task.work, task.workers):
             watch.tick(staged.verdict)
     finally:
         watch.end()
@@ -228,15 +290,23 @@ def _tell_size(jobs: list[Job], root: Path, work: Work, workers: int, watch: Wat
 
 
 @contextmanager
-def _sentences_for_the_disk(out: Path) -> Iterator[None]:
+def _sentences_for_the_disk(out: Path, videos: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            text = f"the disk of {out} is full; make room and type the same command again: what is done is kept"
-        else:
-            text = f"{out} cannot be written: {error.strerror or error}"
-        raise DataError(text) from error
+        # Counted after the failure: what a full disk still takes is room again by then.
+        words = disk_words(error, out, _still_needed(out, videos) if is_full(error) else None)
+        way = "; make room and type the same command again: what is done is kept" if is_full(error) else ""
+        raise StorageError(words + way) from error
+
+
+def _still_needed(out: Path, videos: int) -> int | None:
+    """Bytes that the rest of the pack will take, judged by what is staged: the journal and the shards lie side by side."""
+    sizes = [_size(path) for path in Staging(out).folder.glob("done/*/*") if path.name.isdigit()]
+    if not sizes:
+        return None
+    shards = sum(_size(path) for path in out.glob("shard-*.tar"))
+    return max(int(2 * sum(sizes) / len(sizes) * videos) - sum(sizes) - shards, 0)
 
 
 def _size(path: Path) -> int:

@@ -34,9 +34,7 @@ def pack(words: Words) -> int:
     from cluster.pack import run_pack
 
     out = words["OUT"]
-    manifest = run_pack(
-        words["FORMAT"], Path(words["SOURCE"]), Path(out), words.settings, workers=words.number("--workers")
-    )
+    manifest = run_pack(words["FORMAT"], words["SOURCE"], out, words.settings, workers=words.number("--workers"))
     say(
         f"{out}: {len(manifest)} videos in {len(manifest.shards)} shards, hash {manifest.hash}; what was refused, and why: {out}/verdicts.csv"
     )

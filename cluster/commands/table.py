@@ -23,6 +23,7 @@ from cluster.keywords import (
     ImportWords,
     ReportWords,
 )
+from pipelines.packing.catalog import FORMATS
 
 __all__ = ["VERBS", "Verb"]
 
@@ -112,8 +113,8 @@ VERBS: dict[str, Verb] = {
         handlers.pack,
         "videos → verified, normalised shards with a manifest",
         places=(
-            Place("FORMAT", "folder | csv | ucf101 | hmdb51"),
-            Place("SOURCE", "folder or csv file"),
+            Place("FORMAT", " | ".join(FORMATS)),
+            Place("SOURCE", "folder of the videos, or the file that lists them"),
             Place("OUT", "folder to write"),
         ),
         options=(Option("--workers", "parallel tasks; without it the cores of the machine or cluster", "N", least=1),),

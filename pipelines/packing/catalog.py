@@ -1,33 +1,41 @@
-"""Which videos are there? Folder, CSV, UCF101 and HMDB51 → rows of (path, label, split, group).
-
-Every file in a class folder becomes a row (a verdict says later whether it is a video); hidden files are passed over,
-and so are text files beside the class folders.
-"""
+"""Which videos are there? A source of any format → rows of (path, label, split, group)."""
 
 from __future__ import annotations
 
-import csv
+import difflib
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.packing.listing import Catalog, Row, files_below, is_sidecar
-from pipelines.packing.official import read_hmdb51, read_ucf101
+from pipelines.packing.formats.folder import FOLDER
+from pipelines.packing.formats.hmdb51 import HMDB51
+from pipelines.packing.formats.table import CSV
+from pipelines.packing.formats.ucf101 import UCF101
+from pipelines.packing.listing import Catalog, Format, Row, without_copies
 from pipelines.packing.options import PackOptions
 from vidssl.errors import DataError, RecipeError
 
-__all__ = ["FORMATS", "Catalog", "Row", "read_catalog"]
+__all__ = ["FORMATS", "Catalog", "Format", "Row", "read_catalog"]
+
+FORMATS: dict[str, Format] = {
+    "folder": FOLDER,
+    "csv": CSV,
+    "ucf101": UCF101,
+    "hmdb51": HMDB51,
+}
+"""Name → format. A new one is its file in `pipelines/packing/formats`, its line here, its test."""
 
 
 def read_catalog(format: str, src: str | Path, options: PackOptions | None = None) -> Catalog:
     """List a source.
 
     Args:
-        format: "folder" (CLASS/file), "csv" (path[,label][,split][,group]), "ucf101" or "hmdb51".
-        src: Folder of the videos, or the CSV file.
+        format: A name in `FORMATS`.
+        src: Folder of the videos, or the file that lists them.
         options: Reads `splits`, `fold`, `group`, `test_share`, `seed`.
 
     Raises:
@@ -35,65 +43,25 @@ def read_catalog(format: str, src: str | Path, options: PackOptions | None = Non
         DataError: a source, column or split file that is missing or damaged, or no videos at all.
     """
     options, place = options or PackOptions(), Path(src)
-    if format not in FORMATS:
-        raise RecipeError(f"unknown format '{format}'; there are {', '.join(FORMATS)}")
-    if options.splits and format not in ("ucf101", "hmdb51"):
-        raise RecipeError(
-            f"splits={options.splits}: only ucf101 and hmdb51 have split files; use csv with a column 'split'"
-        )
-    if not (place.is_file() if format == "csv" else place.is_dir()):
-        raise DataError(f"{place} is no {'file' if format == 'csv' else 'folder'}; type: vidssl pack {format} SRC OUT")
-    catalog = FORMATS[format](place, options)
+    kind = _format(format)
+    if options.splits and not kind.has_split_files:
+        have = " and ".join(name for name, other in FORMATS.items() if other.has_split_files)
+        raise RecipeError(f"splits={options.splits}: only {have} have split files; use csv with a column 'split'")
+    if not (os.path.isfile if kind.is_file else os.path.isdir)(place):
+        raise DataError(f"{place} is no {'file' if kind.is_file else 'folder'}; type: vidssl pack {format} SRC OUT")
+    catalog = kind.read(place, options)
     if not catalog.rows:
-        raise DataError(f"{place} holds no videos; format {format} looks for {_LOOKS_FOR[format]}")
+        raise DataError(f"{place} holds no videos; format {format} looks for {kind.looks_for}")
+    catalog = without_copies(catalog)
     return _with_test_share(_with_groups(catalog, options), options)
 
 
-def _read_folder(root: Path, options: PackOptions) -> Catalog:
-    del options
-    rows = [
-        Row(path, path.split("/")[0] if "/" in path else None, "all", path)
-        for path in files_below(root)
-        if not is_sidecar(path)
-    ]
-    return Catalog(root, tuple(rows), tuple(sorted({row.label for row in rows if row.label is not None})))
-
-
-def _read_csv(place: Path, options: PackOptions) -> Catalog:
-    rows: list[Row] = []
-    try:
-        with place.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
-            table = csv.DictReader(stream, skipinitialspace=True)
-            columns = set(table.fieldnames or ())
-            if "path" not in columns:
-                found = ", ".join(table.fieldnames or ()) or "nothing"
-                raise DataError(f"{place} has no column 'path' (its first line is: {found})")
-            rows.extend(_csv_row(place, table.line_num, line) for line in table)
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{place} cannot be read: {error}") from error
-    if "group" in columns and options.group:
-        raise RecipeError(f"{place} has a column 'group' already; leave group={options.group} out or drop the column")
-    if "split" in columns and options.test_share:
-        raise RecipeError(f"{place} has a column 'split' already; leave test_share out or drop the column")
-    _refuse_repeats(place, rows)
-    return Catalog(place.parent, tuple(rows), tuple(sorted({row.label for row in rows if row.label is not None})))
-
-
-def _csv_row(place: Path, line: int, fields: Mapping[str, str | None]) -> Row:
-    path = (fields.get("path") or "").strip()
-    if not path:
-        raise DataError(f"{place} line {line} has no path")
-    return Row(
-        path, (fields.get("label") or "").strip() or None, fields.get("split") or "all", fields.get("group") or path
-    )
-
-
-def _refuse_repeats(place: Path, rows: Sequence[Row]) -> None:
-    seen: set[str] = set()
-    for row in rows:
-        if row.path in seen:
-            raise DataError(f"{place} lists '{row.path}' twice; a video is one row")
-        seen.add(row.path)
+def _format(name: str) -> Format:
+    if name not in FORMATS:
+        near = difflib.get_close_matches(name, FORMATS, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise RecipeError(f"unknown format '{name}'; there are {', '.join(FORMATS)}{hint}")
+    return FORMATS[name]
 
 
 def _with_groups(catalog: Catalog, options: PackOptions) -> Catalog:
@@ -138,17 +106,3 @@ def _share_of(sizes: Mapping[str, int], share: float, rng: np.random.Generator) 
         taken.append(names[index])
         wanted -= sizes[names[index]]
     return taken
-
-
-FORMATS: Mapping[str, Callable[[Path, PackOptions], Catalog]] = {
-    "folder": _read_folder,
-    "csv": _read_csv,
-    "ucf101": read_ucf101,
-    "hmdb51": read_hmdb51,
-}
-_LOOKS_FOR = {
-    "folder": "CLASS/file",
-    "csv": "a header line and one line per video",
-    "ucf101": "CLASS/v_CLASS_gNN_cNN.avi",
-    "hmdb51": "CLASS/name.avi",
-}

@@ -1,8 +1,8 @@
 """The process in which foreign bytes are decoded: it may hang or die, and takes nothing with it.
 
 Started by `pipelines.packing.guard.Guard` as `python -m pipelines.packing.child FD`; FD is one end of a socket pair that carries pickled
-messages: a `Target` first, then (path, name) per video; back go "ready", "alive" now and then, and an `Outcome`, or a
-`Fault` where the error is ours.
+messages: (`Target`, megabytes of memory) first, then (path, name) per video; back go "ready", "alive" now and then, and an
+`Outcome`, or a `Fault` where something other than the video is to blame.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipelines.packing.verdict import Fault
+    from pipelines.packing.verdict import Fault, Outcome
 
 __all__ = ["main"]
 
 _BEAT_S = 0.2
+_PAUSES_S = (0.5, 1, 2, 4)
+"""Before a store that does not answer is asked again."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -32,18 +35,31 @@ def main(descriptor: int, parent: int) -> None:
     from pipelines.packing.normalise import normalise  # brings PyAV; a failure here ends the process before "ready"
 
     wire.send("ready")
-    target = wire.recv()
+    target, memory_mb = wire.recv()
+    _limit_memory(memory_mb)
     beat = _Beat(wire)
     while True:
         try:
             path, name = wire.recv()
         except EOFError:
             return
+        wire.send(_answer(lambda path=path, name=name: normalise(path, name, target, beat), beat))
+
+
+def _answer(work: Callable[[], Outcome], beat: _Beat) -> Outcome | Fault:
+    """The outcome; asked again with growing pauses where the store of the file does not answer."""
+    from pipelines.packing.foreign import cannot_be_reached
+
+    pauses = list(_PAUSES_S)
+    while True:
         try:
-            message = normalise(path, name, target, beat)
+            return work()
         except Exception as error:  # normalise() makes a verdict of whatever the video is to blame for
-            message = _fault(error)
-        wire.send(message)
+            if not cannot_be_reached(error):
+                return _fault(error)
+            if not pauses:
+                return _no_answer(error)
+            beat.through(pauses.pop(0))
 
 
 class _Beat:
@@ -58,6 +74,28 @@ class _Beat:
         if now - self._last > _BEAT_S:
             self._last = now
             self._wire.send("alive")
+
+    def through(self, seconds: float) -> None:
+        """Wait, and say so."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self()
+            time.sleep(min(left, _BEAT_S))
+
+
+def _no_answer(error: Exception) -> Fault:
+    from pipelines.packing.verdict import Fault
+
+    return Fault(str(getattr(error, "strerror", None) or error))
+
+
+def _limit_memory(megabytes: int) -> None:
+    """A file may claim any size; the kernel then refuses this process, and no other one has to die for it."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = megabytes * 1_000_000
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
 def _fault(error: Exception) -> Fault:

@@ -6,6 +6,7 @@ otherwise pull in files from outside the source, or from the network.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -16,12 +17,26 @@ import av
 from av.container import InputContainer
 from av.error import FFmpegError
 
-__all__ = ["Rejected", "opened"]
+__all__ = ["Rejected", "cannot_be_reached", "opened"]
 
 _NOTHING_ELSE = {"protocol_whitelist": "none"}
 """For demuxers that open by themselves what they are pointed at (concat); the others ask `_refuse`."""
 
 _POINTERS = (b"ffconcat", b"#EXTM3U")
+_UNREACHABLE = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENOTCONN,
+    errno.ECONNRESET,
+    errno.EREMOTEIO,
+    errno.EMFILE,
+    errno.ENFILE,
+}
 _READ_AT_ONCE = 1 << 16
 
 _open: Any = av.open
@@ -61,6 +76,11 @@ def opened(path: str) -> Iterator[InputContainer]:
             raise
         with cast(InputContainer, container):
             yield container
+
+
+def cannot_be_reached(error: Exception) -> bool:
+    """Whether the store or the machine is to blame, not the file: reading it again may succeed."""
+    return isinstance(error, OSError) and not isinstance(error, FFmpegError) and error.errno in _UNREACHABLE
 
 
 def _refuse_what_is_no_file(path: str) -> None:

@@ -7,11 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from multiprocessing.connection import Connection
 from types import TracebackType
 
-from pipelines.packing.verdict import Fault, Outcome, Target, Verdict
-from vidssl.errors import DataError, OurFault
+from pipelines.packing.verdict import Fault, Limits, Outcome, Target, Verdict
+from vidssl.errors import DataError, OurFault, StorageError
 
 __all__ = ["Guard"]
 
@@ -27,12 +28,12 @@ class Guard:
 
     Args:
         target: Form of the packed videos.
-        timeout: Seconds without a new frame after which the child counts as hung.
+        limits: What one video may take; None: the defaults.
     """
 
-    def __init__(self, target: Target, timeout: float) -> None:
+    def __init__(self, target: Target, limits: Limits | None = None) -> None:
         self.target = target
-        self.timeout = timeout
+        self.limits = limits or Limits()
         self._process: subprocess.Popen[bytes] | None = None
         self._wire: Connection | None = None
 
@@ -59,25 +60,38 @@ class Guard:
         Raises:
             DataError: the child process does not start at all (PyAV is missing or broken).
             OurFault: an error of our own, which says nothing about the file.
+            StorageError: the store of the file does not answer, several times.
         """
         reason = ""
         for _ in range(_TRIES):  # a second try, since a healthy video may have met a machine short of memory
             wire = self._ready()
             try:
                 wire.send((path, name))
-                while wire.poll(self.timeout):
-                    message = wire.recv()
-                    if isinstance(message, Outcome):
-                        return message
-                    if isinstance(message, Fault):
-                        raise _our_fault(message, name)
+                answer = self._answer(wire)
             except (EOFError, OSError):
                 reason = f"the decoder crashed ({_cause(self._end())})"
                 continue
+            if isinstance(answer, Outcome):
+                return answer
+            if isinstance(answer, Fault):
+                raise _stop(answer, path, name)
             self._end()
-            reason = f"decoding hung: no new frame within {self.timeout:g} s"
+            reason = answer
             break
         return Outcome(Verdict(name, "rejected", reason))
+
+    def _answer(self, wire: Connection) -> Outcome | Fault | str:
+        """What the child says of a video; or, in words, that it hangs or takes too long."""
+        limits, end = self.limits, time.monotonic() + self.limits.max_seconds
+        while (left := end - time.monotonic()) > 0:
+            if not wire.poll(min(limits.timeout, left)):
+                if left > limits.timeout:
+                    return f"decoding hung: no new frame within {limits.timeout:g} s"
+                break
+            message = wire.recv()
+            if isinstance(message, Outcome | Fault):
+                return message
+        return f"not done after {limits.max_seconds:g} s of work (max_seconds={limits.max_seconds:g})"
 
     def close(self) -> None:
         """End the child process."""
@@ -98,7 +112,7 @@ class Guard:
         self._wire = Connection(ours.detach())
         try:
             if self._wire.poll(_START_S) and self._wire.recv() == "ready":
-                self._wire.send(self.target)
+                self._wire.send((self.target, self.limits.memory_mb))
                 return self._wire
         except (EOFError, OSError):
             pass
@@ -119,7 +133,13 @@ class Guard:
             return process.wait()
 
 
-def _our_fault(fault: Fault, name: str) -> OurFault:
+def _stop(fault: Fault, path: str, name: str) -> OurFault | StorageError:
+    """Why the pack goes no further; neither is a verdict on the video."""
+    if not fault.place:
+        return StorageError(
+            f"{path} cannot be read now ({fault.error}; tried several times), so nothing is said of it and the pack stops;"
+            " when the disk or store answers again, type the same command again: what is done is kept"
+        )
     return OurFault(
         f"a fault of vidssl itself, not of '{name}', stops the pack (what is done is kept): {fault.error} ({fault.place});"
         f" please report this line and '{name}' with {fault.versions}"

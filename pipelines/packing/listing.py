@@ -1,15 +1,16 @@
-"""What a source is, as a list: rows of videos, and the files below a folder."""
+"""What a source is, as a list: rows of videos, and the files below a folder, each once however links lead to it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipelines.packing.options import PackOptions
 from vidssl.errors import DataError
 
-__all__ = ["Catalog", "Row", "files_below", "is_sidecar"]
+__all__ = ["Catalog", "Format", "Row", "classes_of", "files_below", "identities", "is_sidecar", "without_copies"]
 
 _SIDECARS = {".csv", ".tsv", ".txt", ".json", ".yaml", ".yml", ".md", ".html", ".pdf", ".xml"}
 _SPLIT_ORDER = ("all", "train", "val", "test", "unused")
@@ -40,11 +41,13 @@ class Catalog:
         root: Folder the paths are relative to.
         rows: Sorted by path (CSV: as written).
         classes: Class names; labels index them.
+        notes: Sentences on what was passed over.
     """
 
     root: Path
     rows: tuple[Row, ...]
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -54,26 +57,131 @@ class Catalog:
         return (*known, *sorted(present.difference(known)))
 
 
+@dataclass(frozen=True)
+class Format:
+    """One kind of source.
+
+    Attributes:
+        read: (source, options) → its catalogue; raises DataError for what is missing or damaged.
+        looks_for: What an empty source lacks, for people.
+        is_file: The source is a file, not a folder.
+        has_split_files: The options `splits` and `fold` mean something.
+    """
+
+    read: Callable[[Path, PackOptions], Catalog]
+    looks_for: str
+    is_file: bool = False
+    has_split_files: bool = False
+
+
 def is_sidecar(path: str) -> bool:
     """Whether a relative path is a text file beside the class folders (a list, a readme), not a video."""
     return "/" not in path and Path(path).suffix.lower() in _SIDECARS
 
 
-def files_below(root: Path) -> list[str]:
-    """Relative paths of all files below `root`, sorted; hidden files and folders are passed over.
+def identities(root: Path, paths: Iterable[str]) -> Iterator[Hashable]:
+    """One value per path, equal where two lead to one file, whatever links and spellings; a missing file is its spelling."""
+    real: dict[str, str] = {}  # folder → where it really is; asking once per folder saves most of the time
+    for path in paths:
+        whole = os.path.join(root, path)
+        folder, name = os.path.split(whole)
+        if folder not in real:
+            real[folder] = os.path.realpath(folder)
+        try:
+            status = os.stat(whole)
+            place = os.path.realpath(whole) if os.path.islink(whole) else os.path.join(real[folder], name)
+        except OSError:
+            yield os.path.abspath(whole)
+            continue
+        # Some network file systems number every file 0: only a file with several names is known by its number.
+        yield (status.st_dev, status.st_ino) if status.st_nlink > 1 else place
+
+
+def without_copies(catalog: Catalog) -> Catalog:
+    """Drop rows that are a file which is listed already (through a link), and note it.
 
     Raises:
-        DataError: a folder cannot be listed.
+        DataError: one file with two labels or two splits.
     """
-    return sorted(_walk(root))
+    first: dict[Hashable, Row] = {}
+    dropped: list[tuple[Row, Row]] = []
+    for row, file in zip(catalog.rows, identities(catalog.root, (row.path for row in catalog.rows)), strict=True):
+        before = first.setdefault(file, row)
+        if before is row:
+            continue
+        if (before.label, before.split) != (row.label, row.split):
+            raise DataError(
+                f"'{before.path}' and '{row.path}' in {catalog.root} are one file,"
+                f" once as {_place(before)} and once as {_place(row)}; remove one of the two"
+            )
+        dropped.append((before, row))
+    if not dropped:
+        return catalog
+    gone = {row.path for _, row in dropped}
+    before, row = dropped[0]
+    more = f" (and {len(dropped) - 1} more like it)" if len(dropped) > 1 else ""
+    note = f"passed over '{row.path}', which is the same file as '{before.path}'{more}"
+    rows = tuple(row for row in catalog.rows if row.path not in gone)
+    return replace(catalog, rows=rows, notes=(*catalog.notes, note))
 
 
-def _walk(root: Path) -> Iterator[str]:
+def files_below(root: Path) -> tuple[list[str], tuple[str, ...]]:
+    """Relative paths of all files below `root`, sorted; hidden files and folders are passed over.
+
+    Links to folders are followed, each folder once: by its own name where it has one below `root`.
+
+    Returns:
+        The paths, and sentences on folders that were passed over because a link leads to them again.
+
+    Raises:
+        DataError: a folder cannot be listed, or a link shows a whole class folder under a second class.
+    """
+    listed: dict[str, str] = {}  # real folder → the relative path it was listed by
+    files: list[str] = []
+    again: list[str] = []
+    links = [""]
+    while links:
+        files.extend(_walk(root, links.pop(0), listed, links, again))
+    notes = (f"passed over {', '.join(again[:3])}{' …' if len(again) > 3 else ''}",) if again else ()
+    return sorted(files), notes
+
+
+def _walk(root: Path, start: str, listed: dict[str, str], links: list[str], again: list[str]) -> Iterator[str]:
+    """Files below one folder; links to folders are put off, so that real folders come first."""
+
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be listed: {error.strerror}") from error
 
-    for folder, inner, names in os.walk(root, onerror=refuse, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                yield Path(folder, name).relative_to(root).as_posix()
+    for folder, inner, names in os.walk(root / start, onerror=refuse):
+        here = Path(folder).relative_to(root).as_posix()
+        if (before := listed.setdefault(os.path.realpath(folder), here)) != here:
+            again.append(_said_again(root, here, before))
+            inner[:] = []
+            continue
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        links.extend(_below(here, name) for name in inner if os.path.islink(os.path.join(folder, name)))
+        yield from (_below(here, name) for name in names if not name.startswith("."))
+
+
+def _said_again(root: Path, here: str, before: str) -> str:
+    inside = os.path.realpath((root / here).parent)
+    loop = inside == (real := os.path.realpath(root / here)) or inside.startswith(real.rstrip("/") + "/")
+    if not loop and here.split("/")[0] != before.split("/")[0]:
+        raise DataError(
+            f"'{here}' in {root} leads to the folder that is listed as '{before}' already, so its videos would have two"
+            f" classes; remove one of the two"
+        )
+    return f"'{here}', which leads back to '{before}'"
+
+
+def _below(folder: str, name: str) -> str:
+    return name if folder == "." else f"{folder}/{name}"
+
+
+def _place(row: Row) -> str:
+    return f"label {row.label or '(none)'} in split {row.split}"
+
+
+def classes_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Class names of rows, sorted."""
+    return tuple(sorted({row.label for row in rows if row.label is not None}))

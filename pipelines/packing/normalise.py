@@ -18,7 +18,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from av.video.stream import VideoStream
 
 from pipelines.packing.encode import ClipEncoder, verified_table
-from pipelines.packing.foreign import Rejected, opened
+from pipelines.packing.foreign import Rejected, cannot_be_reached, opened
 from pipelines.packing.geometry import Geometry, arrange_planes, plan_geometry
 from pipelines.packing.timeline import Stamps, Timeline, nominal_step
 from pipelines.packing.verdict import Outcome, Target, Verdict
@@ -43,6 +43,7 @@ def normalise(path: str, name: str, target: Target, alive: Callable[[], None]) -
         The verdict, with the packed bytes where it is "packed". Never raises for what is wrong with the video.
 
     Raises:
+        OSError: the store of the file does not answer.
         Exception: an error of our own, or of this installation; it says nothing about the video.
     """
     facts = _Facts()
@@ -63,7 +64,7 @@ def is_complaint(error: Exception) -> bool:
     Foreign bytes make PyAV raise many types (seven were seen). ValueError and its like count where PyAV raised them; what
     a wrong call raises (TypeError, AttributeError …) never does, nor does a codec that this PyAV was built without.
     """
-    if isinstance(error, UnknownCodecError):
+    if isinstance(error, UnknownCodecError) or cannot_be_reached(error):
         return False
     if isinstance(error, FFmpegError | OSError | UnicodeError | MemoryError | DataError):
         return True
@@ -141,6 +142,8 @@ def _encode_all(
         alive()
         ticks = stamps.choose(frame.pts, frame.dts)
         slot = clock.slot(None if ticks is None else ticks * (frame.time_base or stream.time_base or clock.step))
+        if clock.time > target.max_minutes * 60:
+            raise Rejected(f"longer than {target.max_minutes:g} minutes (max_minutes={target.max_minutes:g})")
         damaged += frame.is_corrupt
         if encoding is None:
             encoding = _Encoding(frame, stream, target, facts)
@@ -265,6 +268,8 @@ def _count(number: int, noun: str) -> str:
 
 def _words(error: Exception) -> str:
     """An exception without codes and machine paths."""
+    if isinstance(error, MemoryError):
+        return "not enough memory (memory_mb sets the limit)"
     if isinstance(error, FFmpegError | OSError) and error.strerror:
         return error.strerror
     return f"{error}".splitlines()[0][:200] if str(error) else type(error).__name__

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pipelines.packing.verdict import Target
+from pipelines.packing.verdict import Limits, Target
 from vidssl.errors import RecipeError
 
 __all__ = ["PackOptions", "pack_options"]
@@ -22,7 +22,7 @@ _CRF = {"h264": 23, "vp9": 34}  # about the same quality and bytes at 128 pixels
 class PackOptions(BaseModel):
     """Everything that can be chosen about a pack; frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     codec: Literal["h264", "vp9"] = Field(default="h264", description="vp9 is decoded by DALI on a CPU too")
     fps: Annotated[float, Field(ge=1, le=120)] = Field(
@@ -36,8 +36,8 @@ class PackOptions(BaseModel):
         default="veryfast", description="of x264: slower is smaller"
     )
     gop: Annotated[int, Field(ge=1, le=256)] = Field(default=16, description="frames per closed GOP and fragment")
-    min_frames: Annotated[int, Field(ge=1)] = Field(default=8, description="shorter videos are rejected")
-    min_side: Annotated[int, Field(ge=1)] = Field(
+    min_frames: Annotated[int, Field(ge=1, le=1_000_000)] = Field(default=8, description="shorter videos are rejected")
+    min_side: Annotated[int, Field(ge=1, le=8192)] = Field(
         default=16, description="videos with a smaller side, pixels, are rejected"
     )
     max_aspect: Annotated[float, Field(ge=1, le=16)] = Field(
@@ -46,8 +46,18 @@ class PackOptions(BaseModel):
     keep_partial: bool = Field(
         default=False, description="pack the frames before a decoding error instead of rejecting"
     )
-    timeout: Annotated[float, Field(gt=0)] = Field(
+    max_minutes: Annotated[float, Field(gt=0, le=100_000)] = Field(
+        default=600, description="longer videos are rejected"
+    )
+    timeout: Annotated[float, Field(gt=0, le=86_400)] = Field(
         default=30, description="seconds without a new frame that count as hung"
+    )
+    max_seconds: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
+        default=3600, description="seconds of work after which a video is given up and rejected"
+    )
+    memory_mb: Annotated[int, Field(ge=1024, le=1_000_000)] = Field(
+        default=8192,
+        description="megabytes of address space of a decoding process; a video that wants more is rejected",
     )
     splits: str | None = Field(default=None, description="folder of the official split files (ucf101, hmdb51)")
     fold: Literal[1, 2, 3] = Field(default=1, description="which official split")
@@ -57,8 +67,10 @@ class PackOptions(BaseModel):
     test_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0, description="share of each class, by group, for test"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of the order in the shards and of test_share")
-    shard_mb: Annotated[float, Field(gt=0)] = Field(default=256, description="size of a shard, megabytes")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        default=0, description="of the order in the shards and of test_share"
+    )
+    shard_mb: Annotated[float, Field(gt=0, le=1_000_000)] = Field(default=256, description="size of a shard, megabytes")
     fresh: bool = Field(default=False, description="throw away what OUT holds if it was packed from something else")
 
     @field_validator("fold", mode="before")
@@ -84,16 +96,20 @@ class PackOptions(BaseModel):
 
     def target(self) -> Target:
         """The form of one packed video."""
-        same = ("size", "codec", "preset", "gop", "min_frames", "min_side", "max_aspect", "keep_partial")
+        same = ("size", "codec", "preset", "gop", "min_frames", "min_side", "max_aspect", "keep_partial", "max_minutes")
         return Target(
             fps=_exact_rate(self.fps),
             crf=_CRF[self.codec] if self.crf is None else self.crf,
             **{name: getattr(self, name) for name in same},
         )
 
+    def limits(self) -> Limits:
+        """What one video may take."""
+        return Limits(self.timeout, self.max_seconds, self.memory_mb)
+
     def identity(self) -> str:
-        """What decides the packed bytes, as JSON (neither `fresh` nor `timeout` do)."""
-        return json.dumps(self.model_dump(mode="json", exclude={"fresh", "timeout"}), sort_keys=True)
+        """What decides the packed bytes, as JSON (neither `fresh` nor the limits of a machine do)."""
+        return json.dumps(self.model_dump(mode="json", exclude={"fresh", *vars(Limits())}), sort_keys=True)
 
 
 def _exact_rate(fps: float) -> Fraction:

@@ -1,24 +1,31 @@
-"""What is being packed, and does OUT hold just that? The plan of a pack, the lock, and refusals."""
+"""What is being packed, and does OUT hold just that? The plan of a pack, and everything that is refused before it begins."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines.dataset.manifest import Manifest, load_manifest
+from pipelines.packing.catalog import FORMATS
 from pipelines.packing.listing import Catalog
 from pipelines.packing.options import PackOptions
 from pipelines.packing.staging import Staging
 from vidssl.errors import DataError
+from vidssl.marks import mark, mark_of, refuse_foreign
 
-__all__ = ["alone", "begin", "finished", "make_plan", "refuse_overlap"]
+__all__ = ["KIND", "begin", "finished", "make_plan", "refuse_address", "refuse_overlap", "refuse_strangers"]
+
+KIND = "pack"
+"""What a packed folder is marked as (`vidssl.marks`)."""
 
 _PACK_VERSION = "1"
+_INSTEAD = "give another OUT"
+_OURS = re.compile(r"manifest\.json|samples\.npz|verdicts\.csv|shard-\d{5}\.(tar|idx)")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: what pathlib makes of s3://…
 
 
 def make_plan(format: str, src: str | Path, catalog: Catalog, options: PackOptions) -> dict[str, str]:
@@ -45,81 +52,67 @@ def finished(out: Path, plan: Mapping[str, str], options: PackOptions) -> Manife
     """The manifest in `out` when this very pack is done.
 
     Raises:
-        DataError: `out` holds another or a damaged pack, and `fresh` is off.
+        DataError: `out` holds another or a damaged pack and `fresh` is off, or something that is no pack of ours.
     """
-    if not (out / "manifest.json").is_file():
+    if not os.path.isfile(out / "manifest.json"):
         return None
     try:
         manifest = load_manifest(out)
         _refuse_other(out, manifest.source, plan)
     except DataError:
+        refuse_foreign(out, KIND, _INSTEAD)
         if options.fresh:
             return None
         raise
     return manifest
 
 
-def begin(staging: Staging, plan: Mapping[str, str], options: PackOptions) -> None:
-    """Make the journal, or take up the one that is there.
+def refuse_strangers(out: Path) -> None:
+    """Refuse to write over what this pack did not make.
+
+    Raises:
+        DataError: `out` is a file, or holds files without our mark, or beside our own such as we would write over.
+    """
+    refuse_foreign(out, KIND, _INSTEAD)
+    if strange := sorted(_named_like_ours(out) - _made(out)):
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        raise DataError(
+            f"{out} holds {strange[0]}{more}, which is not of the pack in it and is left alone; move it away, or {_INSTEAD}"
+        )
+
+
+def begin(out: Path, plan: Mapping[str, str], options: PackOptions) -> Staging:
+    """Make the journal, or take up the one that is there; remove what an earlier pack of ours wrote. Hold the lock.
 
     Raises:
         DataError: another pack was being written, and `fresh` is off.
+        OSError: the folder cannot be written.
     """
-    out = staging.folder.parent
-    if (out / "manifest.json").is_file():  # `finished` did not want it
-        _remove_pack(out)
+    staging = Staging(out)
     before = staging.plan
-    if before is not None:
-        try:
-            _refuse_other(out, before, plan)
-            return
-        except DataError:
-            if not options.fresh:
-                raise
-            staging.remove()
-    staging.begin(plan)
+    same = before is not None and not _differs(before, plan)
+    if before is not None and not same and not options.fresh:
+        _refuse_other(out, before, plan)
+    made = _made(out)  # of a pack that is thrown away, or of an assembly that was killed: it is written again
+    if mark_of(out) is None:
+        mark(out, KIND)
+    if not same:
+        staging.remove()
+        staging.begin(plan)
+    for name in sorted(made):  # the manifest goes first
+        (out / name).unlink(missing_ok=True)
+    return staging
 
 
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Hold the folder's lock; it goes with the process, however that ends.
+def refuse_address(word: str | Path, what: str) -> None:
+    """Refuse `s3://…` and its like where a folder is needed, before a folder of that name is made.
 
     Raises:
-        DataError: another process holds it.
-        OSError: the folder cannot be made.
+        DataError: it is an address.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    lock = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"another `vidssl pack` is writing to {out}; wait for it or give another OUT") from error
-        yield
-    finally:
-        os.close(lock)
-
-
-def _refuse_other(out: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    differs = [key for key in ("version", "format", "options", "content") if before.get(key) != now[key]]
-    if not differs:
-        return
-    what = "the files of the source have changed since"
-    if differs[0] == "options":
-        old, new = json.loads(before["options"]), json.loads(now["options"])
-        what = "; ".join(f"{key}={old.get(key)} then, {key}={new[key]} now" for key in new if old.get(key) != new[key])
-    elif differs[0] != "content":
-        what = f"{differs[0]} {before.get(differs[0])} then, {now[differs[0]]} now"
-    raise DataError(f"{out} holds another pack ({what}); give another OUT, or type fresh=true to throw it away")
-
-
-def _remove_pack(out: Path) -> None:
-    """Remove what a pack wrote, and nothing else."""
-    (out / "manifest.json").unlink(missing_ok=True)
-    for pattern in ("shard-*.tar", "shard-*.idx", "samples.npz", "verdicts.csv"):
-        for path in out.glob(pattern):
-            path.unlink()
-    Staging(out).remove()
+    if _ADDRESS.match(str(word)) and not os.path.exists(word):
+        way = "pack into a folder and copy it there" if what == "OUT" else "copy the videos into a folder first"
+        raise DataError(f"{what} {word} is an address, and pack reads and writes folders only; {way}")
 
 
 def refuse_overlap(root: Path, out: Path, format: str) -> None:
@@ -128,6 +121,56 @@ def refuse_overlap(root: Path, out: Path, format: str) -> None:
     Raises:
         DataError: `out` is the source, or lies inside of it.
     """
-    inner, outer = out.resolve(), root.resolve()
-    if inner == outer or (format != "csv" and inner.is_relative_to(outer)):
+    inner, outer = Path(os.path.realpath(out)), Path(os.path.realpath(root))
+    if inner == outer or (not FORMATS[format].is_file and inner.is_relative_to(outer)):
         raise DataError(f"OUT {out} lies in the source {root}; give a folder outside of it")
+
+
+def _named_like_ours(out: Path) -> set[str]:
+    return {name for name in os.listdir(out) if _OURS.fullmatch(name)} if os.path.isdir(out) else set()
+
+
+def _made(out: Path) -> set[str]:
+    """Names in `out` that a pack of ours wrote: what the manifest says, or whatever is there while a pack is under way."""
+    there = _named_like_ours(out)
+    if mark_of(out) is None:
+        return set()
+    if "manifest.json" not in there:
+        # A verdict table alone is what a pack without one good video leaves.
+        return there if Staging(out).plan is not None else there & {"verdicts.csv"}
+    try:
+        tree = json.loads((out / "manifest.json").read_bytes())
+        shards = [str(shard["name"]) for shard in tree["shards"]]
+    except (OSError, ValueError, TypeError, LookupError):
+        return there
+    indexes = [str(Path(name).with_suffix(".idx")) for name in shards]
+    return there & {"manifest.json", "samples.npz", "verdicts.csv", *shards, *indexes}
+
+
+def _refuse_other(out: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    if what := _differs(before, now):
+        raise DataError(f"{out} holds another pack ({what}); {_INSTEAD}, or type fresh=true to throw it away")
+
+
+def _differs(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What makes two packs two, in words; empty when they are one."""
+    old = {**before, "options": _options(before.get("options", ""))}
+    new = {**now, "options": _options(now["options"])}
+    differs = [key for key in ("version", "format", "options", "content") if old.get(key) != new[key]]
+    if not differs:
+        return ""
+    if differs[0] == "options":
+        pairs = [(key, old["options"].get(key), value) for key, value in new["options"].items()]
+        return "; ".join(f"{key}={then} then, {key}={value} now" for key, then, value in pairs if then != value)
+    if differs[0] != "content":
+        return f"{differs[0]} {before.get(differs[0])} then, {now[differs[0]]} now"
+    return "the files of the source have changed since"
+
+
+def _options(text: str) -> dict[str, object]:
+    """Options of a plan; one that did not exist when it was written has its default."""
+    try:
+        given = json.loads(text)
+    except ValueError:
+        given = {}
+    return {**json.loads(PackOptions().identity()), **(given if isinstance(given, dict) else {})}

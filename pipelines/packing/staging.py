@@ -1,7 +1,9 @@
 """What is done already? One small file per finished video, so that a killed pack goes on where it was.
 
-`OUT/.staging/plan.json` says what is being packed; `OUT/.staging/done/NNN/NNNNNNNN` holds one video each: a JSON line
-with the verdict, then the packed bytes. The folder goes when the manifest is written.
+`OUT/.staging/plan.json` says what is being packed; `OUT/.staging/done/NNN/NNNNNNNN` holds one video each: a line with the
+sha256 of what follows, a JSON line with the verdict, then the packed bytes. These files are not fsynced, which would cost
+a disk more than the packing: what a loss of power damages is found by size or checksum, and packed again. The folder goes
+when the manifest is written.
 """
 
 from __future__ import annotations
@@ -9,17 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipelines.packing.verdict import Outcome, Verdict
-from vidssl.errors import DataError
-from vidssl.files import written_aside
+from vidssl.errors import VidsslError
+from vidssl.files import remove_parts, write_json, written_aside
 
-__all__ = ["Staged", "Staging"]
+__all__ = ["DamagedStaging", "Staged", "Staging"]
 
 _PER_FOLDER = 1000
+_HEAD = 65  # a sha256 and the end of its line
+_NOTHING = (OSError, ValueError, TypeError, LookupError)
+
+
+class DamagedStaging(VidsslError):
+    """A staged video is not what was written; it has to be packed again."""
 
 
 @dataclass(frozen=True)
@@ -46,55 +54,91 @@ class Staging:
 
     @property
     def plan(self) -> Mapping[str, str] | None:
-        """What was being packed here; None when nothing was."""
-        path = self.folder / "plan.json"
-        return json.loads(path.read_bytes()) if path.is_file() else None
+        """What was being packed here; None when nothing was, or nothing that can be read."""
+        try:
+            tree = json.loads((self.folder / "plan.json").read_bytes())
+            return {str(key): str(value) for key, value in tree.items()}
+        except (*_NOTHING, AttributeError):
+            return None
 
     def begin(self, plan: Mapping[str, str]) -> None:
         """Make the folder and write down what is packed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with written_aside(self.folder / "plan.json") as stream:
-            stream.write(json.dumps(dict(plan), indent=1).encode())
+        write_json(self.folder / "plan.json", dict(plan))
 
     def finished(self) -> set[int]:
-        """Rows of the catalogue that are done."""
+        """Rows of the catalogue that are done; the files of killed writers are removed, so call it before any starts."""
+        for folder in self.folder.glob("done/*"):
+            remove_parts(folder)
         return {int(path.name) for path in self.folder.glob("done/*/*") if path.name.isdigit()}
+
+    def damaged(self, rows: Iterable[int], *, read_all: bool) -> set[int]:
+        """Those of some finished rows that are not whole: by their size, or by every byte of them."""
+        return {row for row in rows if not self._is_whole(row, read_all)}
+
+    def forget(self, rows: Iterable[int]) -> None:
+        """Count rows as not done."""
+        for row in rows:
+            self._path(row).unlink(missing_ok=True)
 
     def store(self, row: int, outcome: Outcome) -> Staged:
         """Write one outcome (any process may; the same row twice is harmless)."""
         data = outcome.mp4
         checksum = hashlib.sha256(data).hexdigest() if data else ""
         staged = Staged(outcome.verdict, outcome.frames, outcome.width, outcome.height, len(data), checksum)
+        body = json.dumps(asdict(staged)).encode() + b"\n" + data
         path = self._path(row)
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path, durable=False) as stream:
-            stream.write(json.dumps(asdict(staged)).encode() + b"\n" + data)
+            stream.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
         return staged
 
     def load(self, row: int) -> Staged:
-        """The verdict and figures of a finished row."""
-        with self._path(row).open("rb") as stream:
-            tree = json.loads(stream.readline())
-        return Staged(**{**tree, "verdict": Verdict(**tree["verdict"])})
+        """The verdict and figures of a finished row.
+
+        Raises:
+            DamagedStaging: they cannot be read.
+        """
+        try:
+            with self._path(row).open("rb") as stream:
+                stream.seek(_HEAD)
+                return _staged(stream.readline())
+        except _NOTHING as error:
+            raise DamagedStaging(f"{self._path(row)} is damaged") from error
 
     def video(self, row: int, staged: Staged) -> bytes:
         """The packed bytes of a finished row.
 
         Raises:
-            DataError: they are damaged (power loss); the row is forgotten, so that the next start packs it again.
+            DamagedStaging: they are not what was written.
         """
-        path = self._path(row)
-        with path.open("rb") as stream:
-            stream.readline()
-            data = stream.read()
+        try:
+            data = self._path(row).read_bytes()[-staged.bytes :]
+        except OSError as error:
+            raise DamagedStaging(f"{self._path(row)} is damaged") from error
         if hashlib.sha256(data).hexdigest() != staged.sha256:
-            path.unlink()
-            raise DataError(f"the staged copy of '{staged.verdict.path}' is damaged; type the same command again")
+            raise DamagedStaging(f"{self._path(row)} is damaged")
         return data
 
     def remove(self) -> None:
         """Forget everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _is_whole(self, row: int, read_all: bool) -> bool:
+        path = self._path(row)
+        try:
+            with path.open("rb") as stream:
+                head, line = stream.read(_HEAD), stream.readline()
+                if len(head) + len(line) + _staged(line).bytes != path.stat().st_size:
+                    return False
+                return not read_all or hashlib.sha256(line + stream.read()).hexdigest().encode() + b"\n" == head
+        except _NOTHING:
+            return False
+
     def _path(self, row: int) -> Path:
         return self.folder / "done" / f"{row // _PER_FOLDER:05d}" / f"{row:08d}"
+
+
+def _staged(line: bytes) -> Staged:
+    tree = json.loads(line)
+    return Staged(**{**tree, "verdict": Verdict(**tree["verdict"])})

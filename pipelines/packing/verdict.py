@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-__all__ = ["Fault", "Outcome", "Target", "Verdict"]
+__all__ = ["Fault", "Limits", "Outcome", "Target", "Verdict"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,22 @@ class Target:
     min_side: int = 16
     max_aspect: float = 4.0
     keep_partial: bool = False
+    max_minutes: float = 600
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one video may take of this machine; they reject, and never change a packed byte.
+
+    Attributes:
+        timeout: Seconds without a new frame that count as hung.
+        max_seconds: Seconds of work in all.
+        memory_mb: Megabytes of address space of the process that decodes.
+    """
+
+    timeout: float = 30
+    max_seconds: float = 3600
+    memory_mb: int = 8192
 
 
 @dataclass(frozen=True)
@@ -74,14 +90,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Fault:
-    """An error of our own on the way; no verdict on the video.
+    """Something other than the video stopped it: an error of our own, or a store that does not answer.
 
     Attributes:
         error: Type and text.
-        place: File, line and function of ours where it came from.
+        place: File and line of ours where it came from; empty when a store does not answer.
         versions: Of what took part.
     """
 
     error: str
-    place: str
-    versions: str
+    place: str = ""
+    versions: str = ""

@@ -11,7 +11,7 @@ from pipelines.dataset.shards import file_sha256
 from pipelines.pack import PackOptions, pack
 from pipelines.packing.verdict import Verdict
 from pipelines.synthetic import make_motion_set
-from vidssl.errors import DataError, RecipeError
+from vidssl.errors import RecipeError, StorageError
 
 VIDEOS = 30
 
@@ -56,7 +56,9 @@ def test_an_error_in_a_task_comes_back_as_one_sentence(ray_cluster, table, tmp_p
         return OSError(28, "No space left on device")
 
     monkeypatch.setattr(cluster_pack, "_batch", full)
-    with pytest.raises(DataError, match=r"^the disk of .* is full; make room and type the same command again"):
+    with pytest.raises(
+        StorageError, match=r"the disk .* is full \(.* free\); make room and type the same command again"
+    ):
         pack("csv", table, tmp_path / "out", workers=2, run=in_ray)
 
 

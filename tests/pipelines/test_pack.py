@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.dataset.shards import file_sha256, read_index
 from pipelines.pack import PackOptions, Silent, in_threads, pack
 from tests.pipelines.footage import numbers_of, write_video
-from vidssl.errors import DataError
+from vidssl.errors import DataError, RecipeError, StorageError
 
 GOOD = 12
 
@@ -123,7 +122,10 @@ def test_an_interrupted_pack_goes_on_and_ends_with_the_same_bytes(packed, source
                 raise OSError(errno.ENOSPC, "No space left on device")
             yield staged
 
-    with pytest.raises(DataError, match=r"the disk of .* is full; make room and type the same command again"):
+    sentence = (
+        r"the disk .* is full \(.* needed, .* free\); make room and type the same command again: what is done is kept"
+    )
+    with pytest.raises(StorageError, match=sentence):
         pack("folder", source, tmp_path / "out", run=five_then_full)
     with pytest.raises(DataError, match="no packed data"):
         load_manifest(tmp_path / "out")
@@ -169,7 +171,7 @@ def test_other_options_are_refused_while_half_done_too(source, tmp_path):
         raise OSError(errno.ENOSPC, "full")
         yield
 
-    with pytest.raises(DataError, match="is full"):
+    with pytest.raises(StorageError, match="is full"):
         pack("folder", source, tmp_path / "out", run=none)
     with pytest.raises(DataError, match="crf=None then, crf=30 now"):
         pack("folder", source, tmp_path / "out", PackOptions(crf=30))
@@ -197,20 +199,55 @@ def test_a_damaged_pack_is_refused_and_fresh_mends_it(packed, source, tmp_path):
     assert checksums(tmp_path / "out") == checksums(packed.root)
 
 
-def test_a_staged_video_damaged_by_a_crash_is_packed_again(packed, source, tmp_path):
+def staged_then_stopped(source: Path, out: Path) -> list[Path]:
+    """A pack that ends when all is staged and nothing assembled; returns the staged files by size."""
+
     def then_stop(jobs, work, workers):
         yield from in_threads(jobs, work, 2)
-        raise OSError(errno.ENOSPC, "full")
+        raise OSError(errno.EACCES, "stopped")
 
-    out = tmp_path / "out"
-    with pytest.raises(DataError, match="full"):
+    with pytest.raises(StorageError, match=r"cannot be written \(stopped\)"):
         pack("folder", source, out, run=then_stop)
-    victim = max(out.glob(".staging/done/*/*"), key=lambda path: path.stat().st_size)
-    victim.write_bytes(victim.read_bytes()[:-7])
-    with pytest.raises(DataError, match=r"staged copy of '.*' is damaged; type the same command again"):
-        pack("folder", source, out)
+    return sorted(out.glob(".staging/done/*/*"), key=lambda path: path.stat().st_size)
+
+
+def test_staged_videos_that_a_power_cut_damaged_are_all_packed_again_in_one_start(packed, source, tmp_path):
+    out, ear = tmp_path / "out", Ear()
+    *_, one, two, three, four, five = staged_then_stopped(source, out)
+    one.write_bytes(b"")  # what a journalling file system leaves of a file that was not fsynced
+    two.write_bytes(two.read_bytes()[:-7])
+    three.write_bytes(b"{" + three.read_bytes()[1:70])
+    four.write_bytes(bytes(four.stat().st_size))
+    flipped = bytearray(five.read_bytes())
+    flipped[-100] ^= 4
+    five.write_bytes(flipped)
+    pack("folder", source, out, watch=ear)
+    assert ear.sentences == [
+        "4 staged videos are damaged (a loss of power?) and packed again",
+        "going on: 11 of 15 videos were done before",
+        "1 staged video is damaged (a loss of power?) and packed again",
+        "going on: 14 of 15 videos were done before",
+    ]
+    assert ear.ticks == 5
+    assert checksums(out) == checksums(packed.root)
+
+
+@pytest.mark.parametrize("plan", [b"", b"{", b"[]"])
+def test_a_torn_plan_begins_the_staging_again(packed, source, tmp_path, plan):
+    out = tmp_path / "out"
+    staged_then_stopped(source, out)
+    (out / ".staging/plan.json").write_bytes(plan)
     pack("folder", source, out)
     assert checksums(out) == checksums(packed.root)
+
+
+def test_a_disk_that_never_gives_back_what_was_written_ends_the_pack(source, tmp_path):
+    def forgetful(jobs, work, workers):
+        yield from in_threads(jobs, work, 2)
+        max(Path(work.out).glob(".staging/done/*/*"), key=lambda path: path.stat().st_size).write_bytes(b"")
+
+    with pytest.raises(StorageError, match=r"does not give back what is written to it: .* 3 times in a row"):
+        pack("folder", source, tmp_path / "out", run=forgetful)
 
 
 @pytest.mark.parametrize("inside", ["", "packed"])
@@ -219,20 +256,56 @@ def test_packing_into_the_source_is_refused(source, inside):
         pack("folder", source, source / inside)
 
 
-def test_two_packs_into_one_folder_are_refused(source, tmp_path):
-    lock = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        with pytest.raises(DataError, match=r"another `vidssl pack` is writing to"):
-            pack("folder", source, tmp_path)
-    finally:
-        os.close(lock)
+def start_pack(source: Path, out: Path) -> subprocess.Popen[bytes]:
+    """`vidssl pack folder SOURCE OUT` in a process of its own."""
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(words_of_pack(source, out), stdout=quiet, stderr=quiet, cwd=Path(__file__).parents[2])
+
+
+def words_of_pack(source: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "cluster", "pack", "folder", str(source), str(out), "--workers", "1"]
+
+
+def test_two_packs_into_one_folder_at_once_are_refused_and_the_first_goes_on(packed, source, tmp_path):
+    out = tmp_path / "out"
+    with start_pack(source, out) as first:
+        while first.poll() is None and not (out / ".staging/plan.json").is_file():
+            time.sleep(0.005)
+        first.send_signal(signal.SIGSTOP)  # so that it cannot end before the second has begun
+        second = subprocess.run(words_of_pack(source, out), capture_output=True, text=True, check=False)
+        first.send_signal(signal.SIGCONT)
+        assert first.wait() == 0
+    assert second.returncode == 2
+    assert f"{out} is in use by `vidssl pack` (process {first.pid} on " in second.stderr
+    assert "give another folder" in second.stderr
+    assert second.stderr.count("\n") == 1
+    assert checksums(out) == checksums(packed.root)
+
+
+def test_the_lock_of_a_killed_pack_is_taken_over_with_a_word(packed, source, tmp_path):
+    out, ear = tmp_path / "out", Ear()
+    with start_pack(source, out) as first:
+        while first.poll() is None and not (out / ".staging/plan.json").is_file():
+            time.sleep(0.005)
+        first.send_signal(signal.SIGKILL)
+    assert (out / ".vidssl.lock").is_file()
+    pack("folder", source, out, watch=ear)
+    assert f"(process {first.pid} on " in ear.sentences[0]
+    assert ear.sentences[0].endswith("which is gone, is taken over")
+    assert checksums(out) == checksums(packed.root)
 
 
 def test_a_folder_that_cannot_be_made_is_said(source, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be written: Not a directory"):
+    with pytest.raises(StorageError, match=r"cannot be written \(Not a directory\)"):
         pack("folder", source, tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("workers", [0, -1, -(10**9)])
+def test_no_workers_are_refused_before_anything_is_made(source, tmp_path, workers):
+    with pytest.raises(RecipeError, match=f"{workers} workers pack nothing; give at least 1"):
+        pack("folder", source, tmp_path / "out", workers=workers)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_source_without_one_good_video_is_an_error_with_the_table(tmp_path):

@@ -11,7 +11,7 @@ import av
 import pytest
 
 from pipelines.packing.guard import Guard
-from pipelines.packing.verdict import Target
+from pipelines.packing.verdict import Limits, Target
 from tests.pipelines.footage import write_video
 from vidssl.errors import DataError, OurFault
 
@@ -48,7 +48,7 @@ class Fragile(Guard):
 def test_one_child_does_many_videos(tmp_path):
     good = write_video(tmp_path / "a.mp4")
     (tmp_path / "b.mp4").write_bytes(b"nonsense")
-    with Guard(Target(), 30) as guard:
+    with Guard(Target()) as guard:
         verdicts = [guard.run(str(path), path.name).verdict for path in (good, tmp_path / "b.mp4", good)]
         child = guard._process
         assert child is not None
@@ -58,12 +58,12 @@ def test_one_child_does_many_videos(tmp_path):
 
 def test_a_video_that_hangs_is_rejected_and_the_next_one_gets_a_new_child(tmp_path):
     good = write_video(tmp_path / "a.mp4", frames=200)
-    with Guard(Target(), 30) as guard:
+    with Guard(Target()) as guard:
         guard.run(str(good), "a.mp4")
         first = guard._process
-        guard.timeout = 0.001  # no frame can come that fast: to the watchdog this is a hang
+        guard.limits = Limits(timeout=0.001)  # no frame can come that fast: to the watchdog this is a hang
         hung = guard.run(str(good), "a.mp4").verdict
-        guard.timeout = 30
+        guard.limits = Limits()
         assert guard.run(str(good), "a.mp4").verdict.verdict == "packed"
         assert first is not None
         assert not alive(first.pid)
@@ -71,14 +71,14 @@ def test_a_video_that_hangs_is_rejected_and_the_next_one_gets_a_new_child(tmp_pa
 
 
 def test_a_child_that_dies_once_is_given_a_second_try(tmp_path):
-    with Fragile(Target(), 30) as guard:
+    with Fragile(Target()) as guard:
         guard.deaths = 1
         assert guard.run(str(write_video(tmp_path / "a.mp4")), "a.mp4").verdict.verdict == "packed"
 
 
 def test_a_child_that_dies_twice_is_a_verdict_and_the_next_video_goes_on(tmp_path):
     good = str(write_video(tmp_path / "a.mp4"))
-    with Fragile(Target(), 30) as guard:
+    with Fragile(Target()) as guard:
         guard.deaths = 2
         verdict = guard.run(good, "a.mp4").verdict
         assert (verdict.verdict, verdict.reason) == ("rejected", "the decoder crashed (Killed)")
@@ -88,7 +88,7 @@ def test_a_child_that_dies_twice_is_a_verdict_and_the_next_video_goes_on(tmp_pat
 def test_a_child_that_never_starts_is_said_once_and_not_blamed_on_the_video(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with (
-        Guard(Target(), 30) as guard,
+        Guard(Target()) as guard,
         pytest.raises(DataError, match=r"does not start \(exit code 1\); try: /bin/false"),
     ):
         guard.run("a.mp4", "a.mp4")
@@ -99,9 +99,9 @@ def test_the_child_dies_with_a_killed_parent(tmp_path):
     source = write_video(tmp_path / "a.mp4")
     script = f"""
         from pipelines.packing.guard import Guard
-        from pipelines.packing.verdict import Target
+        from pipelines.packing.verdict import Limits, Target
         import time
-        guard = Guard(Target(), 30)
+        guard = Guard(Target())
         guard.run({str(source)!r}, "a")
         print(guard._process.pid, flush=True)
         time.sleep(60)
@@ -140,7 +140,7 @@ def test_an_error_of_our_own_is_no_verdict_and_says_what_to_report(tmp_path, mon
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sitecustomize.py").write_text(BROKEN.format(body=body))
     monkeypatch.syspath_prepend(str(tmp_path / "broken"))
-    with Guard(Target(), 30) as guard, pytest.raises(OurFault) as stopped:
+    with Guard(Target()) as guard, pytest.raises(OurFault) as stopped:
         guard.run(str(source), "a.mp4")
     said = str(stopped.value)
     assert said.startswith(f"a fault of vidssl itself, not of 'a.mp4', stops the pack (what is done is kept): {kind}: ")
@@ -156,6 +156,6 @@ def test_what_pyav_says_of_a_file_is_a_verdict_whatever_its_type(tmp_path, monke
         "raise UnicodeDecodeError('utf-8', b'', 0, 1, 'bad')",
     ):
         (tmp_path / "sitecustomize.py").write_text(BROKEN.format(body=body))
-        with monkeypatch.context() as patch, Guard(Target(), 30) as guard:
+        with monkeypatch.context() as patch, Guard(Target()) as guard:
             patch.syspath_prepend(str(tmp_path))
             assert guard.run(str(source), "a.mp4").verdict.verdict == "rejected"
