@@ -103,6 +103,7 @@ def _taken(folder: Path, doing: str, say: Callable[[str], None]) -> Iterator[Non
     try:
         folder.mkdir(parents=True, exist_ok=True)
         owner = _take(folder, doing, say)
+        _sweep(folder / LOCK)
     except OSError as error:
         raise storage_error(error, folder) from error
     stop = threading.Event()
@@ -172,6 +173,15 @@ def _removed(path: Path, judged: Owner | None) -> bool:
         return False
     finally:
         away.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed comers left beside the lock: files that are too old to belong to one that is still at it."""
+    now = path.stat().st_mtime  # just made, so the clock of the file system
+    for left in path.parent.glob(f"{path.name}.*"):
+        with suppress(OSError):
+            if now - left.stat().st_mtime > STALE_S:
+                left.unlink()
 
 
 def _gone(path: Path, owner: Owner | None) -> bool:

@@ -158,3 +158,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         held(tmp_path / "file" / "run", "train"),
     ):
         pass
+
+
+def test_what_a_killed_comer_left_beside_the_lock_is_swept_away_once_it_is_old(tmp_path):
+    old, new = tmp_path / f"{LOCK}.old", tmp_path / f"{LOCK}.new"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (time.time() - 2 * lock.STALE_S,) * 2)
+    with held(tmp_path, "test"):
+        assert (old.exists(), new.exists()) == (False, True)
