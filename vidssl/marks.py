@@ -70,7 +70,8 @@ def refuse_foreign(folder: Path, kind: str, instead: str) -> None:
             if folder.exists() or folder.is_symlink():
                 raise DataError(f"{folder} is a file and a folder is needed; {instead}")
             return
-        if all(path.name.startswith(LOCK) for path in folder.iterdir()):
+        # Somebody who was killed at his first step left no more than a lock, or the beginning of a mark.
+        if all(path.name.startswith((LOCK, f".{MARK}.")) for path in folder.iterdir()):
             return
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror}); {instead}") from error

@@ -15,6 +15,7 @@ from pipelines.packing.listing import Catalog
 from pipelines.packing.options import PackOptions
 from pipelines.packing.staging import Staging
 from vidssl.errors import DataError
+from vidssl.files import remove_parts
 from vidssl.marks import mark, mark_of, refuse_foreign
 
 __all__ = ["KIND", "begin", "finished", "make_plan", "refuse_address", "refuse_overlap", "refuse_strangers"]
@@ -96,11 +97,16 @@ def begin(out: Path, plan: Mapping[str, str], options: PackOptions) -> Staging:
     made = _made(out)  # of a pack that is thrown away, or of an assembly that was killed: it is written again
     if mark_of(out) is None:
         mark(out, KIND)
-    if not same:
+    remove_parts(out)
+    # A kill at any moment must leave a plan for as long as there are files that only a plan declares ours.
+    if before is None:
         staging.remove()
         staging.begin(plan)
     for name in sorted(made):  # the manifest goes first
         (out / name).unlink(missing_ok=True)
+    if before is not None and not same:
+        staging.remove()
+        staging.begin(plan)
     return staging
 
 

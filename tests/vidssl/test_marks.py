@@ -63,3 +63,9 @@ def test_a_link_in_our_folder_is_removed_and_not_what_it_points_to(tmp_path):
     mark(run, "run")
     assert remove_marked(run, "run", ["eval"]) == []
     assert (theirs / "film.mp4").exists()
+
+
+def test_a_folder_whose_maker_was_killed_while_he_marked_it_may_be_taken_again(tmp_path):
+    (tmp_path / LOCK).touch()
+    (tmp_path / f".{MARK}.host-1-2-3.part").write_text('{"made')  # as `vidssl.files` names it
+    refuse_foreign(tmp_path, "pack", "give another OUT")
