@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from yaml import YAMLError
 
 from vidssl.errors import RecipeError
+from vidssl.refusal import cut, near_key, one_line, refusal, shown
 from vidssl.sections import (
     Augment,
     Clips,
@@ -28,9 +28,9 @@ from vidssl.sections import (
     Loader,
     Mining,
     Model,
-    NonNegative,
     Optim,
     Phase,
+    Place,
     Pretext,
     Section,
     Trainer,
@@ -60,17 +60,23 @@ __all__ = [
     "recipe_from_tree",
     "recipe_names",
     "take_word",
+    "validated",
 ]
 
 RECIPES = Path(__file__).parent / "recipes"
+
+_UNREADABLE = (ValueError, TypeError, RecursionError)
+"""What YAML's reader raises beside its own errors: a date that is none, thousands of digits, lists in lists in lists."""
 
 
 class Recipe(Section):
     """One run, whole."""
 
     name: str = Field(default="run", description="name of the run folder")
-    data: str | None = Field(default=None, description="folder that `vidssl pack` wrote")
-    seed: NonNegative = Field(default=0, description="of order, windows, augmentation, weights")
+    data: Place | None = Field(default=None, description="folder that `vidssl pack` wrote")
+    seed: int = Field(
+        default=0, ge=0, le=2**32 - 1, description="start of every draw: order, windows, augmentation, weights"
+    )
     clips: Clips = Clips()
     augment: Augment = Augment()
     loader: Loader = Loader()
@@ -222,14 +228,14 @@ def recipe_from_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     try:
         tree = OmegaConf.load(path)
-    except YAMLError as error:
-        raise RecipeError(f"{path.name}: {' '.join(str(error).split())}") from error
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise RecipeError(f"{path.name}: {one_line(error)}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(
             f"{path} is no text file (byte {error.start} is not UTF-8); name a recipe or a YAML file"
         ) from error
-    except OmegaConfBaseException as error:
-        raise RecipeError(f"{path.name}: {str(error).splitlines()[0]}") from error
+    except _UNREADABLE as error:
+        raise RecipeError(f"{path.name} cannot be read as YAML: {one_line(error)}") from error
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror or error}") from error
     if not isinstance(tree, DictConfig):
@@ -243,7 +249,11 @@ def recipe_from_tree(tree: Mapping[str, object], overrides: Sequence[str] = ()) 
     Raises:
         RecipeError: as `load_recipe`.
     """
-    return _with_words(OmegaConf.create(dict(tree)), overrides, "the recipe")
+    try:
+        copy = OmegaConf.create(dict(tree))
+    except (OmegaConfBaseException, *_UNREADABLE) as error:
+        raise RecipeError(f"the recipe cannot be read: {one_line(error)}") from error
+    return _with_words(copy, overrides, "the recipe")
 
 
 def take_word(words: Sequence[str], key: str) -> tuple[str | None, list[str]]:
@@ -253,24 +263,22 @@ def take_word(words: Sequence[str], key: str) -> tuple[str | None, list[str]]:
 
 
 def _with_words(tree: DictConfig, overrides: Sequence[str], origin: str) -> Recipe:
-    try:
-        for word in overrides:
+    for word in overrides:
+        try:
             _apply(tree, word)
+        except (YAMLError, OmegaConfBaseException, *_UNREADABLE) as error:
+            raise RecipeError(f"{origin} {cut(word)}: {one_line(error)}") from error
+    try:
         plain: Any = OmegaConf.to_container(tree, resolve=True)
-    except YAMLError as error:
-        raise RecipeError(f"{origin} {' '.join(overrides)}: {' '.join(str(error).split())}") from error
-    except OmegaConfBaseException as error:
-        raise RecipeError(f"{origin}: {str(error).splitlines()[0]}") from error
-    recipe = _validated(plain)
-    for phase in recipe.phases:
-        _check_roles(recipe, phase)
-    return recipe
+    except (OmegaConfBaseException, *_UNREADABLE) as error:
+        raise RecipeError(f"{origin}: {one_line(error)}") from error
+    return validated(plain)
 
 
 def _apply(tree: DictConfig, word: str) -> None:
     key, sep, given = word.partition("=")
     if not sep or not key:
-        raise RecipeError(f"'{word}' is no setting; type key=value, e.g. trainer.workers=2")
+        raise RecipeError(f"{shown(word)} is no setting; type key=value, e.g. trainer.workers=2")
     name, named, key = key.rpartition(":")
     _check_key(key)
     value = OmegaConf.from_dotlist([f"v={given}"]).v
@@ -307,7 +315,7 @@ def phase_recipe(recipe: Recipe, phase: Phase, root: Path | None = None) -> Reci
         OmegaConf.update(tree, "trainer.storage", str(root))
     plain: Any = OmegaConf.to_container(tree)
     try:
-        return _validated(plain)
+        return validated(plain)
     except RecipeError as error:
         raise RecipeError(f"phase '{phase.name}': {error}") from error
 
@@ -318,7 +326,7 @@ def _set_in_phases(tree: DictConfig, name: str, key: str, value: Any) -> None:
     chosen = [phase for phase in phases if name in ("*", phase.name)]
     if not chosen:
         known = ", ".join(phase.name for phase in phases) or "none in this recipe"
-        raise RecipeError(f"'{name}:{key}' names no phase; there are {known} (or * for all)")
+        raise RecipeError(f"{shown(f'{name}:{key}')} names no phase; there are {known} (or * for all)")
     for phase in chosen:
         phase.words = {**(phase.get("words") or {}), key: value}
 
@@ -339,11 +347,19 @@ def _check_roles(recipe: Recipe, phase: Phase) -> None:
             )
 
 
-def _validated(plain: Any) -> Recipe:
+def validated(plain: object) -> Recipe:
+    """A recipe out of plain values, as they are: no words, and nothing like `${seed}` is resolved.
+
+    Raises:
+        RecipeError: the first thing that is wrong, in one sentence.
+    """
     try:
-        return Recipe.model_validate(plain)
+        recipe = Recipe.model_validate(plain)
     except ValidationError as error:
-        raise RecipeError(_one_sentence(error)) from error
+        raise RecipeError(refusal(error, list(_keys()))) from error
+    for phase in recipe.phases:
+        _check_roles(recipe, phase)
+    return recipe
 
 
 def _keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
@@ -358,28 +374,4 @@ def _keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
 def _check_key(key: str) -> None:
     known = list(_keys())
     if key not in known:
-        raise RecipeError(f"unknown key '{key}'{_near_key(key, known)}")
-
-
-def _near_key(word: str, known: Sequence[str]) -> str:
-    if hint := did_you_mean(word, known):
-        return hint
-    last = [key for key in known if key.rsplit(".", 1)[-1] == word]  # `workers` for `trainer.workers`
-    return f"; did you mean '{last[0]}'?" if last else ""
-
-
-def _one_sentence(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_near_key(key, list(_keys()))}"
-    if first["type"] == "literal_error" and isinstance(first["input"], str):
-        message += did_you_mean(first["input"], _choices(first.get("ctx", {}).get("expected", "")), key)
-    given = "" if isinstance(first["input"], dict | BaseModel) else f"={first['input']!r}"
-    return f"{key}{given}: {message[0].lower() + message[1:]}" if key else message
-
-
-def _choices(expected: str) -> list[str]:
-    """The words of pydantic's `'a', 'b' or 'c'`."""
-    return re.findall(r"'([^']*)'", expected)
+        raise RecipeError(f"unknown key {shown(key)}{near_key(key, known)}")

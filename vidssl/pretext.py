@@ -1,0 +1,184 @@
+"""What is learnt, and from which positives? The sections of the pretext task and of mining."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from vidssl.fields import Candidates, Count, Epoch, MethodName, Place, Ratio, Section, StrategyName, View
+from vidssl.tables.methods import METHODS, MethodTraits, Streams
+from vidssl.tables.strategies import STRATEGIES, StrategyTraits
+
+__all__ = ["Iic", "Mining", "Pretext", "Vicc"]
+
+
+class Vicc(Section):
+    """Cross-stream prototypes (`method.name=vicc`)."""
+
+    streams: Literal["single", "cross"] = Field(
+        default="single", description="single (two clips of one stream) | cross (and the frozen second stream)"
+    )
+    prototypes: int = Field(default=300, ge=1, le=1_000_000, description="P, prototypes that clips are assigned to")
+    epsilon: float = Field(default=0.05, ge=1e-3, le=100, description="temperature of Sinkhorn's assignment")
+    iterations: int = Field(default=3, ge=1, le=1000, description="rounds of Sinkhorn")
+    queue: int = Field(
+        default=1920, ge=0, le=100_000_000, description="rows of all ranks that join the assignment; 0: none"
+    )
+    queue_from_epoch: int = Field(default=150, ge=0, le=1_000_000, description="epoch from which the queue is used")
+    freeze_epochs: int = Field(
+        default=100, ge=0, le=1_000_000, description="epochs in which the prototypes do not move"
+    )
+    second_view_grad: bool = Field(
+        default=True, description="false: the second clip is encoded without gradient, as the published runs did"
+    )
+
+
+class Iic(Section):
+    """Inter-intra contrast (`method.name=iic`)."""
+
+    negatives: int = Field(
+        default=1024, ge=1, le=100_000_000, description="K, other videos drawn from the memories for each row"
+    )
+    intra: Literal["none", "repeat", "shuffle", "rot", "rot90"] = Field(
+        default="repeat", description="how a clip becomes its own negative"
+    )
+    intra_of: Literal["first", "second"] = Field(
+        default="first", description="view it is made from: the first (IIC) or the second (IICv2)"
+    )
+    intra_negative: Literal["bank", "live", "live_stopped"] = Field(
+        default="bank",
+        description="bank (what the memory holds, as published) | live (this step's, with gradient) | live_stopped",
+    )
+    normalize: bool = Field(default=False, description="unit rows in the scores; false as published (IICv2: true)")
+    loss: Literal["softmax", "nce"] = Field(default="softmax", description="softmax | nce (binary, constant Z)")
+    momentum: float = Field(default=0.5, ge=0, lt=1, description="share of the old row that the memories' update keeps")
+
+
+class Pretext(Section):
+    """The pretext task."""
+
+    name: MethodName = Field(
+        default="cpr", description=" | ".join(f"{name} ({traits.says})" for name, traits in METHODS.items())
+    )
+    view: View = Field(default="rgb", description="the stream that is trained")
+    second_view: View = Field(
+        default="residual",
+        description="the other stream: it mines (coclr, cpr), assigns (vicc) or is the other view (iic)",
+    )
+    first_from: Place | None = Field(
+        default=None, description="run, export or published checkpoint that the trained stream starts from"
+    )
+    second_from: Place | None = Field(
+        default=None,
+        description="run, export or published checkpoint with the second view's trained encoder; none: it is trained in the warm-up",
+    )
+    cascade: bool = Field(
+        default=False, description="infonce, iic: CPR's mined positives on top (coclr and cpr always mine)"
+    )
+    hold_until_full: bool = Field(
+        default=False, description="no optimizer step before the queue is full, as CoCLR and CPR are published"
+    )
+    warmup_steps: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000_000,
+        description="coclr, cpr: steps of InfoNCE on both streams before mining starts and the second is frozen; with cascade: steps without it",
+    )
+    temperature: float = Field(default=0.07, ge=1e-4, le=1000, description="of every softmax")
+    momentum: float = Field(
+        default=0.999, ge=0, lt=1, description="share of the old weights that the key encoder keeps in a step"
+    )
+    queue: int = Field(default=2048, ge=1, le=100_000_000, description="K, keys kept as negatives; any size")
+    self_positive: Literal["keep", "drop_p", "remove"] = Field(
+        default="drop_p",
+        description="own key as positive when there are others: keep | drop_p (CoCLR: a negative in drop_p of the steps) | remove (out of the softmax)",
+    )
+    drop_p: float = Field(default=0.9, ge=0, le=1, description="share of the steps in which drop_p applies")
+    exclude_siblings: bool = Field(default=False, description="infonce: clips of the same group are not negatives")
+    shuffle_bn: bool = Field(
+        default=True, description="keys are computed on rows shuffled over ranks (only with several ranks)"
+    )
+    vicc: Vicc = Vicc()
+    iic: Iic = Iic()
+
+    @property
+    def traits(self) -> MethodTraits:
+        """What is known of the method before it is loaded."""
+        return METHODS[self.name]
+
+    @property
+    def streams(self) -> Streams:
+        """What it learns with, its own option looked at."""
+        option = self.traits.streams_option
+        return "cross" if option and attrgetter(option)(self) == "cross" else self.traits.streams
+
+
+class Mining(Section):
+    """The cascade and where it runs."""
+
+    where: Literal["actor", "inline", "off"] = Field(
+        default="actor",
+        description="actor (whole data set, asynchronous) | inline (queue of every rank, as published) | off",
+    )
+    strategy: StrategyName = Field(
+        default="cascade", description=" | ".join(f"{name} ({traits.says})" for name, traits in STRATEGIES.items())
+    )
+    stages: int = Field(default=3, ge=1, le=64, description="S, stages of the cascade")
+    ratio: Ratio | None = Field(default=None, description="share kept by each stage; give this or pool")
+    pool: Candidates | None = Field(
+        default=None, description="candidates that reach the last stage: ratio = (pool/N)^(1/(S-1))"
+    )
+    topk: int = Field(default=5, ge=1, le=100_000, description="k positives per row")
+    progressive: tuple[tuple[Epoch, Count], ...] = Field(
+        max_length=1000,
+        default=(),
+        description="pairs [epoch, k]: from that epoch on k positives (at most topk); empty: topk all along",
+    )
+    last_view: Literal["main", "alternate"] = Field(
+        default="main", description="view of the last stage; main as published"
+    )
+    max_staleness_steps: int = Field(
+        default=200,
+        ge=1,
+        le=1_000_000_000,
+        description="older positives are not used: the row falls back to its own instance",
+    )
+    lookahead: int = Field(default=2, ge=1, le=10_000, description="steps that mining runs ahead of the order")
+    backend: Literal["auto", "numpy", "torch", "faiss", "oracle"] = Field(
+        default="auto", description="auto picks by N, k and device"
+    )
+    snapshot_every_steps: int = Field(
+        default=0, ge=0, le=1_000_000_000, description="extra bank snapshots beside those of checkpoints; 0: none"
+    )
+
+    @property
+    def traits(self) -> StrategyTraits:
+        """What is known of the strategy."""
+        return STRATEGIES[self.strategy]
+
+    @field_validator("where", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, given: object) -> object:
+        return "off" if given is False else given  # YAML reads a bare `off` as false
+
+    @model_validator(mode="after")
+    def _rising(self) -> Mining:
+        epochs = [epoch for epoch, _ in self.progressive]
+        if (
+            epochs != sorted(set(epochs))
+            or (epochs and epochs[0] != 0)
+            or any(k > self.topk for _, k in self.progressive)
+        ):
+            raise ValueError(
+                f"mining.progressive={[list(p) for p in self.progressive]} must start at epoch 0, rise, and ask for at most mining.topk={self.topk}; "
+                "type e.g. mining.progressive=[[0,1],[20,3],[40,5]]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_knob(self) -> Mining:
+        if self.ratio is not None and self.pool is not None:
+            raise ValueError("mining.ratio and mining.pool are two names of one choice: give one of them")
+        return self
