@@ -1,8 +1,7 @@
 """The bank as a Ray actor: a thin face of `BankServer`.
 
-It holds no CPU in Ray's books, only a custom resource where one is asked for: Train's elastic sizes count a node's whole
-CPUs and would never fit beside it. Groups of threads keep pushes from queuing behind long waits. A killed bank comes
-back by itself with the newest snapshot; construction never fails, because that would be final.
+It holds no CPU in Ray's books: Train's elastic sizes count a node's whole CPUs and would never fit beside it. Groups of threads keep pushes from queuing behind long waits. A killed bank comes
+back by itself with the newest whole snapshot; construction never fails, because that would be final.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError
 
 from cluster.bank.server import BankServer
-from cluster.bank.spec import BankSpec, Push, Verdict
+from cluster.bank.spec import BankSpec, Began, Push, Verdict
 from vidssl.batch import Positives
-from vidssl.errors import BankError
+from vidssl.errors import StorageError
 
 __all__ = ["BankActor", "start_bank"]
 
@@ -51,9 +50,9 @@ class BankActor:
         return self._server.stats()
 
     @ray.method(concurrency_group="ctl", max_task_retries=-1)
-    def reset(self, snapshot: str | None, world: int, start_step: int) -> int:
+    def reset(self, source: str | None, world: int, start_step: int) -> Began:
         """As `BankServer.reset`."""
-        return self._server.reset(snapshot, world, start_step)
+        return self._server.reset(source, world, start_step)
 
     @ray.method(concurrency_group="ctl", max_task_retries=-1)
     def save(self, root: str, step: int) -> str:
@@ -70,7 +69,6 @@ def start_bank(
     spec: BankSpec,
     group: NDArray[np.int64] | None = None,
     label: NDArray[np.int64] | None = None,
-    resource: str | None = None,
 ) -> Any:
     """Start the bank of a run; it lives as long as the driver that called this.
 
@@ -78,20 +76,16 @@ def start_bank(
         spec: The run's bank.
         group: int64 [N], videos cut from one source share a number.
         label: int64 [N], for mining precision in the log; never read by the miner.
-        resource: Custom resource of the node it must run on (`ray start --resources='{"bank": 1}'`).
 
     Returns:
         The actor's handle; give it to the workers and wrap it in a `RayLink`.
 
     Raises:
-        BankError: no node has the resource, or the process did not come up.
+        StorageError: the process did not come up.
     """
-    if resource is not None and resource not in ray.cluster_resources():
-        raise BankError(f"no node of this cluster has the resource '{resource}'; start one with --resources")
     waiting = max(8, spec.world * (spec.lookahead + 2))  # a push is answered when its look-ahead rows are mined
     options: dict[str, Any] = {
         "num_cpus": 0,
-        "resources": {resource: 1e-3} if resource else {},
         "max_restarts": -1,
         "max_task_retries": 0,  # a push that failed is old by then; the client counts it and goes on
         "concurrency_groups": {"io": waiting, "mine": max(4, spec.world), "ctl": 2},
@@ -101,7 +95,7 @@ def start_bank(
     try:
         ray.get(handle.process_id.remote(), timeout=START_S)
     except (RayError, TimeoutError) as error:
-        raise BankError(f"the bank did not start within {START_S:g} s ({type(error).__name__})") from error
+        raise StorageError(f"the bank did not start within {START_S:g} s ({type(error).__name__})") from error
     return handle
 
 

@@ -11,8 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -22,9 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.bank.link import BankGone, Link
-from cluster.bank.spec import BankSpec, Push
+from cluster.bank.presence import Presence
+from cluster.bank.spec import BankSpec, Began, Push
+from cluster.bank.tally import Tally
 from vidssl.batch import Embeddings, Positives
-from vidssl.errors import BankError
+from vidssl.errors import StorageError
 
 __all__ = ["BankClient", "BankRestarted"]
 
@@ -52,6 +53,9 @@ class BankClient:
         in_flight: Pushes that may be unanswered; an answer brings what was asked for, so it takes up to the lookahead.
             None: two more than the lookahead, at least 4.
         timeout_s: Longest wait for one result (deterministic) and for blocking calls.
+        away_s: Seconds without an answer after which a bank that dropped pushes counts as away.
+        say: Told in a sentence, once each: that the bank is away, that it is back, and what the bank itself has to say.
+            Called from the client's own thread. None: the log of this process.
 
     Attributes:
         counts: Totals: pushed, dropped, errors, taken_rows, fallback_rows, stale_rows, other_rows.
@@ -66,10 +70,17 @@ class BankClient:
         depth: int = 4,
         in_flight: int | None = None,
         timeout_s: float = 120.0,
+        away_s: float = 10.0,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.spec, self.rank, self.attempt = spec, rank, 0
-        self.counts: Counter[str] = Counter()
+        self._tally = Tally()
+        self.counts = self._tally.totals
         self._link, self._timeout_s = link, timeout_s
+        self._say: Callable[[str], None] = say or _log.warning
+        # A deterministic run does not go on without its bank: the error that ends the attempt says so.
+        self._presence = Presence((lambda line: None) if spec.deterministic else self._say, away_s)
+        self._trouble = ""
         self._in_flight = in_flight or max(4, spec.lookahead + 2)
         self._queue: queue.Queue[Push] = queue.Queue(depth)
         self._changed = threading.Condition()
@@ -82,18 +93,26 @@ class BankClient:
         self._stats: dict[str, float | str] = {}
         self._stats_ref, self._stats_at = None, 0.0
         self._unsent = 0  # queued, or taken from the queue and not yet answered
-        self._since: Counter[str] = Counter()
-        self._seconds, self._ages = 0.0, 0.0
         self._thread = threading.Thread(target=self._run, name="bank-client", daemon=True)
         self._thread.start()
 
-    def reset(self, snapshot: str | None, world: int, start_step: int) -> int:
-        """Rank 0, at the start of an attempt: rows of `snapshot` (None: empty). Returns the attempt for `join`.
+    def reset(self, source: str | None, world: int, start_step: int) -> int:
+        """Rank 0, at the start of an attempt. Returns its number for `join`.
+
+        Args:
+            source: None: an empty bank; one snapshot: exactly that one; a run's folder of snapshots: the newest whole one
+                up to `start_step`, with a sentence where that is not the step's own.
+            world: Ranks that push.
+            start_step: Optimizer steps done.
 
         Raises:
-            BankError: the snapshot does not fit, or the bank cannot be reached.
+            BankError: the snapshot is damaged or does not fit.
+            StorageError: the bank cannot be reached.
         """
-        self.join(self._call("reset", snapshot, world, start_step))
+        began: Began = self._call("reset", source, world, start_step)
+        if began.said:
+            self._say(began.said)
+        self.join(began.attempt)
         return self.attempt
 
     def join(self, attempt: int) -> None:
@@ -106,7 +125,7 @@ class BankClient:
         Never waits, except for room in the queue of a deterministic run.
 
         Raises:
-            BankError: deterministic, and the bank takes nothing any more.
+            StorageError: deterministic, and the bank takes nothing any more.
         """
         began = time.perf_counter()
         ids = None if next_ids is None else np.array(next_ids, np.int64)
@@ -118,13 +137,13 @@ class BankClient:
                 self._asked[next_step] = ids
         try:
             self._queue.put(message, block=self.spec.deterministic, timeout=self._timeout_s)
-            self._count("pushed")
+            self._tally.count("pushed")
         except queue.Full:
             self._drop(next_step)
         # Looking costs CPU that training may need: a few looks a step are enough to be in time for the next.
         step_s, self._pushed_at = began - self._pushed_at, began
         self._poll_s = 0.005 if self.spec.deterministic else min(max(step_s / POLLS_PER_STEP, POLL_S[0]), POLL_S[1])
-        self._seconds += time.perf_counter() - began
+        self._tally.pushed_for(time.perf_counter() - began)
 
     def take(self, step: int, rows: int | NDArray[np.int64] | Tensor) -> Positives:
         """Positives of this step's rows; -1 where nothing is there, too old, or mined for another video.
@@ -134,7 +153,7 @@ class BankClient:
             rows: B, or the instances [B] of the batch, which are then compared with those that were asked for.
 
         Raises:
-            BankError: deterministic, and the result did not come in time.
+            StorageError: deterministic, and the result did not come in time.
             BankRestarted: deterministic, and the bank lost its state.
         """
         with self._changed:
@@ -151,7 +170,7 @@ class BankClient:
         """Wait until everything pushed is written and everything asked for is here (before a checkpoint).
 
         Raises:
-            BankError: deterministic, and the bank does not answer. Otherwise what is missing falls back.
+            StorageError: deterministic, and the bank does not answer. Otherwise what is missing falls back.
             BankRestarted: deterministic, and the bank lost its state.
         """
         patience = self._timeout_s if self.spec.deterministic else min(self._timeout_s, 5.0)
@@ -159,13 +178,16 @@ class BankClient:
             done = self._changed.wait_for(lambda: self._lost or self._quiet(), patience)
             self._raise_if_lost()
         if not done and self.spec.deterministic:
-            raise BankError(f"the bank did not answer within {patience:g} s; look at the run's Ray log and resume it")
+            raise StorageError(
+                f"the bank did not answer within {patience:g} s; look at the run's Ray log and resume it"
+            )
 
     def save(self, root: str, step: int) -> str:
         """Snapshot of the bank as of `step` steps; returns its path.
 
         Raises:
-            BankError: it cannot be written, or the bank cannot be reached.
+            BankError: a row in it is not finite.
+            StorageError: it cannot be written, or the bank cannot be reached.
         """
         return self._call("save", root, step)
 
@@ -173,30 +195,15 @@ class BankClient:
         """The bank's own counters, asked for now.
 
         Raises:
-            BankError: the bank cannot be reached.
+            StorageError: the bank cannot be reached.
         """
         return self._call("stats")
 
-    def read(self) -> dict[str, float]:
-        """Numbers for the log since the last read; always the same names."""
+    def read(self) -> dict[str, float | None]:
+        """Numbers for the log since the last read; always the same names, None where there is nothing to measure yet."""
         with self._changed:
-            since, self._since = self._since, Counter()
-            seconds, ages, self._seconds, self._ages = self._seconds, self._ages, 0.0, 0.0
             stats = dict(self._stats)
-        served = since["taken_rows"] - since["fallback_rows"]
-        row = {
-            "bank_age_steps": ages / served if served else -1.0,
-            "bank/push_ms": 1e3 * seconds / max(since["pushed"] + since["dropped"], 1),
-            "bank/dropped": float(self.counts["dropped"]),
-            "bank/errors": float(self.counts["errors"]),
-            "bank/fallback_ratio": since["fallback_rows"] / max(since["taken_rows"], 1),
-            "mining/positives": since["positives"] / max(since["taken_rows"], 1),
-        }
-        names = ["filled", "mine_ms", "requests_dropped", "rejected"]
-        row |= {f"bank/{name}": float(stats.get(name, 0.0)) for name in names}
-        if self.spec.labelled:
-            row |= {f"mining/{name}": float(stats.get(name, -1.0)) for name in ("precision_at_k", "hit_at_k")}
-        return row
+        return self._tally.read(stats, self.spec.labelled)
 
     def state_dict(self) -> dict[str, Any]:
         """Results that are here and not yet taken; plain tensors, for a checkpoint."""
@@ -229,7 +236,7 @@ class BankClient:
             except BankGone as error:
                 self._gone(str(error))
             except Exception as error:  # a client whose thread died would fall back for ever without a word
-                self._count("errors")
+                self._tally.count("errors")
                 _log.warning("bank: %s: %s", type(error).__name__, error)
 
     def _send_one(self) -> None:
@@ -248,6 +255,8 @@ class BankClient:
             if reference is self._stats_ref:
                 self._stats_ref = None
                 self._stats = self._link.value(reference)
+                self._presence.answered()
+                self._pass_on(str(self._stats.get("trouble", "")))
             elif reference in self._waits:
                 step = self._waits.pop(reference)
                 with self._forgotten_on_fault(step):
@@ -279,18 +288,25 @@ class BankClient:
             self._unsent -= 1
         with self._forgotten_on_fault(message.next_step):
             verdict, found = self._link.value(reference)
+        self._presence.answered()
         if verdict == "ok":
             self._received(message.next_step, found)
             return
-        self._count(verdict)
+        self._tally.count(verdict)
         with self._changed:
             self._asked.pop(message.next_step, None)
             if verdict == "lost":
                 self._lost = "the bank was restarted"
             self._changed.notify_all()
 
+    def _pass_on(self, trouble: str) -> None:
+        if trouble and trouble != self._trouble:
+            self._trouble = trouble
+            self._say(trouble)
+
     def _gone(self, why: str) -> None:
-        self._count("errors")
+        self._tally.count("errors")
+        self._presence.lost(why)
         with self._changed:
             self._unsent -= len(self._pushes)
             self._pushes.clear()
@@ -305,10 +321,13 @@ class BankClient:
         with self._changed:
             self._unsent -= 1
             self._asked.pop(next_step, None)
-        self._count("dropped")
+        self._tally.count("dropped")
+        self._presence.dropped()
         if self.spec.deterministic:
             self._raise_if_lost()
-            raise BankError(f"the bank took no push for {self._timeout_s:g} s; look at the run's Ray log and resume it")
+            raise StorageError(
+                f"the bank took no push for {self._timeout_s:g} s; look at the run's Ray log and resume it"
+            )
 
     def _wait_for(self, step: int) -> None:
         here = self._changed.wait_for(lambda: step in self._found or self._lost or self._closed, self._timeout_s)
@@ -317,7 +336,7 @@ class BankClient:
         self._raise_if_lost()
         if not here:
             said = f"positives of step {step} did not come within {self._timeout_s:g} s"
-            raise BankError(f"{said}: every rank must push every step of a deterministic run; resume it")
+            raise StorageError(f"{said}: every rank must push every step of a deterministic run; resume it")
 
     def _raise_if_lost(self) -> None:
         if self._lost and self.spec.deterministic:
@@ -338,28 +357,25 @@ class BankClient:
         age = step - found.mined_at
         self._forget(found, (found.mined_at >= 0) & (age > self.spec.max_staleness_steps), "stale_rows")
         fallback = (found.ids < 0).all(1)
-        with self._changed:
-            self._ages += float(age[~fallback].sum())
-        self._count("taken_rows", size)
-        self._count("fallback_rows", int(fallback.sum()))
-        self._count("positives", int((found.ids >= 0).sum()))
+        self._tally.served(float(age[~fallback].sum()))
+        self._tally.count("taken_rows", size)
+        self._tally.count("fallback_rows", int(fallback.sum()))
+        self._presence.fell_back(int(fallback.sum()))
+        self._tally.count("positives", int((found.ids >= 0).sum()))
         return found
 
     def _forget(self, found: Positives, which_B: NDArray[np.bool_], name: str) -> None:
         found.ids[which_B], found.vectors[which_B], found.mined_at[which_B] = -1, 0, -1
         found.survivors[which_B] = 0
-        self._count(name, int(which_B.sum()))
-
-    def _count(self, name: str, by: int = 1) -> None:
-        with self._changed:
-            self.counts[name] += by
-            self._since[name] += by
+        self._tally.count(name, int(which_B.sum()))
 
     def _call(self, method: str, *args: Any) -> Any:
         try:
             return self._link.call(method, *args, timeout_s=self._timeout_s)
         except BankGone as error:
-            raise BankError(f"the bank cannot be reached ({error}); resume the run from its last checkpoint") from error
+            raise StorageError(
+                f"the bank cannot be reached ({error}); resume the run from its last checkpoint"
+            ) from error
 
 
 def _writable(found: Positives) -> Positives:

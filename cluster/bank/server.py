@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.bank.spec import BankSpec, Push, Verdict
+from cluster.bank.recovery import LIVE, clear_leftovers, open_source, recover, store_attempt, stored_attempt
+from cluster.bank.spec import BankSpec, Began, Push, Verdict
 from vidssl.batch import Embeddings, Positives
-from vidssl.errors import BankError
+from vidssl.errors import BankError, StorageError
 from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.metrics import MiningMonitor
-from vidssl.mining.snapshots import latest_snapshot, load_snapshot, read_info, save_snapshot, sweep
+from vidssl.mining.snapshots import save_snapshot
 
 __all__ = ["BankServer"]
 
@@ -42,7 +43,11 @@ class BankServer:
         spec: The run's bank.
         group: int64 [N] or None, see `EmbeddingBank`.
         label: int64 [N] or None, read by the monitor only.
-        restarted: This process replaces one that died; its rows come from the newest snapshot.
+        restarted: This process replaces one that died; its rows come from the newest whole snapshot.
+
+    Attributes:
+        note: What last happened to its rows, for the log of the process.
+        trouble: What the user has to know, said once for each cause; the clients pass it on.
     """
 
     def __init__(
@@ -52,40 +57,51 @@ class BankServer:
         label: NDArray[np.int64] | None = None,
         restarted: bool = False,
     ) -> None:
-        self.spec, self.note = spec, "started empty"
+        self.spec, self.note, self.trouble = spec, "started empty", ""
         self._group = group
         self._monitor = None if label is None else MiningMonitor(np.array(label, np.int64))
         self._changed = threading.Condition()
         self._bank = self._empty()
-        self._attempt = self._stored_attempt()
+        self._attempt = stored_attempt(spec.root)
         self._lost = restarted and spec.deterministic
+        self._unsure = restarted and not spec.deterministic
         self._world, self._expected = spec.world, 0
         self._clear()
         self._counts: Counter[str] = Counter()
         if spec.root:
-            self._recover(restarted)
+            clear_leftovers(Path(spec.root))
+        if spec.root and restarted:
+            found = recover(Path(spec.root), self._bank, spec.data_hash)
+            self._bank, self.note, self.trouble = found.bank, found.note, found.trouble
         self._closed = False
         self._writer: threading.Thread | None = None
         self._miner = threading.Thread(target=self._run, name="miner", daemon=True)
         self._miner.start()
 
-    def reset(self, snapshot: str | None, world: int, start_step: int) -> int:
-        """Begin a training attempt: rows of `snapshot` (None: empty), `start_step` comes next. Returns its number.
+    def reset(self, source: str | None, world: int, start_step: int) -> Began:
+        """Begin a training attempt: `start_step` comes next.
+
+        Args:
+            source: Where its rows come from: None, nowhere; one snapshot, exactly that one; a folder of snapshots, the
+                newest whole one up to `start_step`. See `vidssl.mining.reopen.source_of`.
+            world: Ranks that push.
+            start_step: Optimizer steps done.
 
         Raises:
-            BankError: the snapshot does not fit this run.
+            BankError: the snapshot is damaged or does not fit this run.
+            StorageError: the run's folder cannot be written.
         """
-        bank = self._empty()
-        if snapshot is not None:
-            bank = load_snapshot(Path(snapshot), bank, self.spec.data_hash)
+        said: list[str] = []
+        bank = open_source(source, start_step, self._empty(), self.spec.data_hash, said.append)
+        bank.rewind(start_step)  # a snapshot of a later step may be asked for; its rows are not newer than what comes
         with self._changed:
-            self._bank, self.note = bank, f"from {snapshot}" if snapshot else "started empty"
+            self._bank, self.note = bank, f"from {source}" if source else "started empty"
             self._attempt += 1
-            self._store_attempt()
-            self._lost, self._world, self._expected = False, world, start_step
+            store_attempt(self.spec.root, self._attempt)
+            self._lost, self._unsure, self._world, self._expected = False, False, world, start_step
             self._clear()
             self._changed.notify_all()
-            return self._attempt
+            return Began(self._attempt, "; ".join(said))
 
     def push(self, message: Push) -> Verdict:
         """Take one worker's rows and its request; the same message twice changes nothing."""
@@ -98,6 +114,9 @@ class BankServer:
                 self._changed.notify_all()
                 return "ok"
             bank = self._bank
+            if self._unsure:  # what a restarted bank found may be of a later step: of before this one was started
+                bank.rewind(message.rows.step)
+                self._unsure = False
         self._write(bank, message.rows)
         with self._changed:
             self._request(message)
@@ -128,10 +147,10 @@ class BankServer:
         """Snapshot of this moment as `root/snap-<step>`; returns its path.
 
         Raises:
-            BankError: the folder cannot be written, or (deterministic) steps before `step` never arrived.
+            StorageError: the folder cannot be written, or (deterministic) steps before `step` never arrived.
         """
         if self._lost or not self.settle(step):
-            raise BankError(f"the bank misses pushes before step {step}, so it cannot be saved as of that step")
+            raise StorageError(f"the bank misses pushes before step {step}, so it cannot be saved as of that step")
         with self._changed:
             bank = self._bank
         return str(save_snapshot(bank.twin(), Path(root), step, self.spec.keep, self._extra()))
@@ -153,6 +172,7 @@ class BankServer:
             "lost": float(counts["lost"]),
             "rejected": float(counts["rejected"]),
             "note": note,
+            "trouble": self.trouble,
             **quality,
         }
 
@@ -216,7 +236,7 @@ class BankServer:
                 _log.exception("mining failed")
                 with self._changed:
                     self._counts["rejected"] += 1
-                    self.note = f"mining failed: {type(error).__name__}: {error}"
+                    self.note = self.trouble = f"mining failed: {type(error).__name__}: {error}"
                     self._lost = self.spec.deterministic
                     self._changed.notify_all()
 
@@ -248,21 +268,24 @@ class BankServer:
 
     def _write(self, bank: EmbeddingBank, rows: Embeddings) -> None:
         try:
-            written = bank.push(rows)
+            taken = bank.push(rows)
+            bad, why = taken.bad, f"left out {taken.bad} rows of rank {rows.rank} that are no finite unit rows"
+            why += f" (first: {taken.first})"
         except BankError as error:
-            with self._changed:
-                self._counts["rejected"] += 1
-                self.note = f"refused rows of rank {rows.rank}: {error}"
-            _log.warning("rows of rank %d refused: %s", rows.rank, error)
-            return
+            taken, bad, why = None, len(rows.instance), f"left out a whole push of rank {rows.rank}: {error}"
         with self._changed:
-            self._counts["written_rows"] += written
+            self._counts["written_rows"] += taken.written if taken else 0
+            self._counts["rows_out_of_order"] += taken.late if taken else 0
+            if not bad:
+                return
+            if not self._counts["rejected"]:  # once in words, then only counted
+                self.note = self.trouble = f"the bank {why}; more are counted in bank/rejected"
+                _log.warning("%s", self.trouble)
+            self._counts["rejected"] += bad
 
     def _mine(self, bank: EmbeddingBank, ids: NDArray[np.int64]) -> Positives:
         spec, began = self.spec, time.perf_counter()
-        found = bank.mine(
-            ids, spec.plan, spec.main, spec.aux, backend=spec.backend, oldest=spec.mine_from, threads=spec.threads
-        )
+        found = bank.mine(ids, spec.plan, spec.main, spec.aux, backend=spec.backend, threads=spec.threads)
         if self._monitor is not None:
             self._monitor.note(ids, found.ids)
         with self._changed:
@@ -292,30 +315,16 @@ class BankServer:
         if done // every <= self._counts["live_saves"]:
             return
         self._counts["live_saves"] = done // every
-        twin, folder = bank.twin(), Path(root) / "live"
+        twin, folder = bank.twin(), Path(root) / LIVE
         self._writer = threading.Thread(target=self._save_live, args=(twin, folder, done), name="saver", daemon=True)
         self._writer.start()
 
     def _save_live(self, twin: EmbeddingBank, folder: Path, step: int) -> None:
         try:
             save_snapshot(twin, folder, step, 1, self._extra())
-        except BankError as error:
-            self.note = str(error)
+        except (BankError, StorageError) as error:
+            self.note = self.trouble = f"{error}; the run goes on"
             _log.warning("%s", error)
-
-    def _recover(self, restarted: bool) -> None:
-        folders = [Path(self.spec.root), Path(self.spec.root) / "live"]
-        try:
-            for folder in folders:
-                sweep(folder)
-            found = [path for path in map(latest_snapshot, folders) if path is not None]
-            newest = max(found, key=lambda path: read_info(path).step, default=None)
-            if newest is not None and restarted:
-                self._bank = load_snapshot(newest, self._empty(), self.spec.data_hash)
-                self.note = f"restored from {newest.name}"
-        except (BankError, OSError) as error:  # a bank that does not start at all would be worse than an empty one
-            self.note = f"started empty: {error}"
-            _log.warning("the bank %s", self.note)
 
     def _empty(self) -> EmbeddingBank:
         spec = self.spec
@@ -335,17 +344,3 @@ class BankServer:
             "last_view": plan.last_view,
             "strategy": plan.strategy,
         }
-
-    def _stored_attempt(self) -> int:
-        path = Path(self.spec.root) / "attempt"
-        try:
-            return int(path.read_text()) if self.spec.root and path.is_file() else 0
-        except ValueError:
-            return 0
-
-    def _store_attempt(self) -> None:
-        if self.spec.root:
-            root = Path(self.spec.root)
-            root.mkdir(parents=True, exist_ok=True)
-            (root / "attempt.tmp").write_text(str(self._attempt))
-            os.replace(root / "attempt.tmp", root / "attempt")

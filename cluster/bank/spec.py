@@ -12,7 +12,7 @@ from vidssl.batch import Embeddings
 from vidssl.mining.cascade import Backend
 from vidssl.mining.plan import CascadePlan
 
-__all__ = ["BankSpec", "Push", "Verdict"]
+__all__ = ["BankSpec", "Began", "Push", "Verdict"]
 
 Verdict = Literal["ok", "late", "lost"]
 """Answer to a push: taken; of an attempt or step that is over; or the bank lost the steps before it (deterministic)."""
@@ -34,7 +34,6 @@ class BankSpec:
         deterministic: Order pushes by (step, rank), mine between steps.
         lookahead: Steps between a push and the rows it asks for.
         max_staleness_steps: Older positives are not used.
-        mine_from: Rows pushed before this step are no candidates (encoders are exchanged after a warm-up).
         backend: As in `vidssl.mining.cascade.mine`.
         dtype: Of the bank's rows.
         threads: Of mining, matrix products included.
@@ -54,13 +53,25 @@ class BankSpec:
     deterministic: bool = False
     lookahead: int = 2
     max_staleness_steps: int = 200
-    mine_from: int = 0
     backend: Backend = "auto"
     dtype: str = "float32"
     threads: int = 1
     snapshot_every_steps: int = 0
     keep: int = 2
     labelled: bool = False
+
+
+@dataclass(frozen=True)
+class Began:
+    """What a bank answers to `BankServer.reset`.
+
+    Attributes:
+        attempt: Number of the training attempt; every push carries it.
+        said: Where its rows are not those of the step, a sentence that says so; "" otherwise.
+    """
+
+    attempt: int
+    said: str
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,14 @@ __all__ = ["barrier", "from_first_rank", "gather_over_ranks", "max_over_ranks", 
 T = TypeVar("T")
 
 
-def mean_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
-    """Mean of each value over ranks (all ranks bring equally many)."""
+def mean_over_ranks(values: Sequence[float | None], device: torch.device) -> list[float | None]:
+    """Mean of each value over the ranks that have one (all bring equally many); None where no rank has."""
     if world() == 1:
         return list(values)
-    table = torch.tensor(values, dtype=torch.float64, device=device)
+    known = [float(value is not None) for value in values]
+    table = torch.tensor([[value or 0.0 for value in values], known], dtype=torch.float64, device=device)
     dist.all_reduce(table)
-    return (table / world()).tolist()
+    return [total / count if count else None for total, count in zip(*table.tolist(), strict=True)]
 
 
 def max_over_ranks(value: float, device: torch.device) -> float:

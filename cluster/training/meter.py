@@ -62,7 +62,7 @@ class StepMeter:
     def read(self, step: int, epoch: int, rate: float) -> dict[str, float]:
         """The row of this interval, averaged over ranks, and a fresh start."""
         seconds = sum(self._steps_s)
-        own: dict[str, float] = {
+        own: dict[str, float | None] = {
             "loss": float(torch.stack(self._losses).mean()),
             "step_ms": statistics.median(self._steps_s) * 1e3,
             "wait_ratio": self._wait_s / max(seconds, 1e-9),
@@ -73,7 +73,8 @@ class StepMeter:
         own["data/skipped"] = float(len(self._loader.meter.bad))
         own |= self._health()
         own |= {} if self._bank is None else self._bank.read()
-        row = dict(zip(own, mean_over_ranks(list(own.values()), self._device), strict=True))
+        means = zip(own, mean_over_ranks(list(own.values()), self._device), strict=True)
+        row = {name: value for name, value in means if value is not None}
         row["clips_per_second"] = row.pop("clips_per_rank_second") * world()
         self._clear()
         return {"step": step, "epoch": epoch, "lr": rate} | row

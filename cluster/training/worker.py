@@ -23,9 +23,8 @@ from cluster.training.runlog import RunLog, note_event
 from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.loader import LoaderSpec, TrainLoader
 from vidssl.batch import Embeddings, Positives
-from vidssl.errors import CheckpointError, VidsslError
+from vidssl.errors import VidsslError
 from vidssl.methods import Method, StepOutput, build_method
-from vidssl.mining.snapshots import snapshot_at
 from vidssl.optimizers import build_optimizer
 from vidssl.recipe import Recipe
 from vidssl.saved.checkpoint import (
@@ -269,12 +268,8 @@ class Worker:
 
         client = BankClient(RayLink(self.job.bank), self.job.bank_spec, self.rank)
         self.open.callback(client.close)
-        snapshot = snapshot_at(self.folder.bank, self.start) if self.start else None
-        if self.start and snapshot is None:
-            raise CheckpointError(
-                f"the bank of step {self.start} is missing in {self.folder.bank}; begin again with --fresh"
-            )
-        attempt = client.reset(str(snapshot) if snapshot else None, self.world, self.start) if self.rank == 0 else 0
+        source = str(self.folder.bank) if self.start else None  # the newest whole snapshot, or nothing
+        attempt = client.reset(source, self.world, self.start) if self.rank == 0 else 0
         client.join(from_first_rank(attempt, self.device))
         return client
 

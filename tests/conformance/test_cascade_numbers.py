@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vidssl.mining.cascade import mine
-from vidssl.mining.exclusions import Exclusions
+from vidssl.mining.exclusions import GroupIndex
 from vidssl.mining.plan import CascadePlan
 
 HERE = Path(__file__).parent
@@ -31,7 +31,7 @@ def test_positives_and_every_stage_equal_the_published_code(case, backend):
     queries = [unit(names[f"query_{view}"], said["B"], said["dim"]) for view in "ab"]
     bank = [unit(names[f"bank_{view}"], said["N"], said["dim"]) for view in "ab"]
     plan = CascadePlan(said["N"], said["stages"], said["ratio"], said["topk"])
-    exclude = Exclusions.from_groups(stored["query_source"], stored["bank_source"])
+    exclude = GroupIndex(stored["bank_source"]).exclusions(stored["query_source"])
     result = mine(queries, bank, plan, exclude=exclude, backend=backend, trace=True)
     np.testing.assert_array_equal(result.ids, stored["positives"])
     for stage, survivors in enumerate(result.stages):  # best first within float32 rounding: the sets are exact

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,29 @@ from vidssl.mining.cascade import Backend, mine
 from vidssl.mining.exclusions import Exclusions, GroupIndex
 from vidssl.mining.plan import CascadePlan
 
-__all__ = ["DTYPES", "EmbeddingBank"]
+__all__ = ["DTYPES", "EmbeddingBank", "Taken", "bad_row"]
 
 DTYPES = ("float32", "float16")
 UNIT_TOLERANCE = 1e-2
 """How far the length of a row may be from one: float16 and autocast lose a little, a forgotten normalisation much more."""
+_ROWS_AT_ONCE = 65536
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of a push.
+
+    Attributes:
+        written: Slots written.
+        bad: Rows left out because they are no finite unit rows in every view.
+        late: Rows left out because their slot holds a newer one.
+        first: The first bad row in words; "" where there is none.
+    """
+
+    written: int
+    bad: int = 0
+    late: int = 0
+    first: str = ""
 
 
 class EmbeddingBank:
@@ -70,25 +89,34 @@ class EmbeddingBank:
         """Slots that hold a row."""
         return int((self.version >= 0).sum())
 
-    def push(self, rows: Embeddings) -> int:
+    def push(self, rows: Embeddings) -> Taken:
         """Write one worker's rows; of a slot that occurs twice the last row stays. Writing twice changes nothing.
 
-        Returns:
-            Slots written.
+        A row that is no finite unit row in every view is left out, and so is one whose slot holds a newer row already
+        (a push that came out of order): a version never falls.
 
         Raises:
-            BankError: other views or widths than the bank's, slots outside it, rows that are not finite unit rows. The
-                bank is then as it was before.
+            BankError: other views or widths than the bank's, or slots outside it. The bank is then as it was before.
         """
         slots, views = self._checked(rows)
-        _, from_end = np.unique(slots[::-1], return_index=True)
-        last = np.sort(len(slots) - 1 - from_end)
+        good, first = _good_rows(views, slots, rows.step)
+        kept = np.flatnonzero(good)
+        _, from_end = np.unique(slots[kept][::-1], return_index=True)
+        last = kept[np.sort(len(kept) - 1 - from_end)]
         with self._lock:
+            write = last[self.version[slots[last]] <= rows.step]
             for view, table in self.views.items():
-                table[slots[last]] = views[view][last]
-            self.version[slots[last]] = rows.step
-            self.step = max(self.step, rows.step)
-        return len(last)
+                table[slots[write]] = views[view][write]
+            self.version[slots[write]] = rows.step
+            if len(write):
+                self.step = max(self.step, rows.step)
+        return Taken(len(write), int((~good).sum()), len(last) - len(write), first)
+
+    def rewind(self, step: int) -> None:
+        """Count every row as written before `step`, so that a run which goes on there may overwrite all of them."""
+        with self._lock:
+            np.minimum(self.version, step - 1, out=self.version)
+            self.step = min(self.step, step - 1)
 
     def exclusions(self, ids: NDArray[np.int64]) -> Exclusions:
         """Slots that these videos may not mine: their own and their siblings'."""
@@ -102,8 +130,6 @@ class EmbeddingBank:
         aux: str,
         *,
         backend: Backend = "auto",
-        oldest: int = 0,
-        budget_bytes: int | None = None,
         threads: int = 1,
     ) -> Positives:
         """Positives of videos whose own rows in the bank are the queries.
@@ -114,8 +140,6 @@ class EmbeddingBank:
             main: Name of the view that mines first.
             aux: Name of the trained view, whose rows come back as vectors.
             backend: As in `vidssl.mining.cascade.mine`.
-            oldest: Rows last written before this step count as unfilled (encoders were exchanged since).
-            budget_bytes: As in `vidssl.mining.cascade.mine`.
             threads: As in `vidssl.mining.cascade.mine`.
 
         Returns:
@@ -130,7 +154,7 @@ class EmbeddingBank:
             raise BankError(f"the bank holds {', '.join(self.views)}, not {', '.join(sorted(unknown))}")
         out = Positives.none(len(slots), plan.k, self.dim, plan.depth)
         with self._lock:
-            step, valid = self.step, self.version >= max(oldest, 0)
+            step, valid = self.step, self.version >= 0
             known = np.flatnonzero(valid[slots])
             queries = [self.views[view][slots[known]] for view in (main, aux)]
         if not known.size:
@@ -142,7 +166,6 @@ class EmbeddingBank:
             exclude=self.exclusions(slots[known]),
             valid=valid,
             backend=backend,
-            budget_bytes=budget_bytes,
             threads=threads,
         )
         out.ids[known], out.survivors[known] = found.ids, found.survivors
@@ -184,11 +207,6 @@ class EmbeddingBank:
             if values.shape != (len(slots), self.dim):
                 wanted = (len(slots), self.dim)
                 raise BankError(f"{view} rows of step {rows.step} have shape {values.shape}, not {wanted}")
-            norm = np.linalg.norm(values.astype(np.float32), axis=1)
-            if not (np.abs(norm - 1) <= UNIT_TOLERANCE).all():  # false for NaN and infinity too
-                bad = int(np.flatnonzero(~(np.abs(norm - 1) <= UNIT_TOLERANCE))[0])
-                said = f"{view} row of instance {slots[bad]} at step {rows.step} has length {norm[bad]:.3g}"
-                raise BankError(f"{said}; only finite unit rows are taken")
         return slots, views
 
     def _checked_slots(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -196,3 +214,37 @@ class EmbeddingBank:
         if slots.size and not (slots.min() >= 0 and slots.max() < self.n_slots):
             raise BankError(f"instance ids {slots.min()}..{slots.max()} do not fit a bank of {self.n_slots} slots")
         return slots
+
+
+def bad_row(bank: EmbeddingBank) -> str | None:
+    """The first filled slot without a finite unit row, in words; None where all rows are as `push` takes them."""
+    for view, table in bank.views.items():
+        for start in range(0, bank.n_slots, _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            norm = _lengths(table[part])
+            bad = np.flatnonzero((bank.version[part] >= 0) & ~_is_unit(norm))
+            if bad.size:
+                return f"{view} row of slot {start + bad[0]} has length {norm[bad[0]]:.3g}"
+    return None
+
+
+def _good_rows(views: Mapping[str, NDArray], slots: NDArray[np.int64], step: int) -> tuple[NDArray[np.bool_], str]:
+    good, first = np.ones(len(slots), bool), ""
+    for view, values in views.items():
+        norm = _lengths(values)
+        unit = _is_unit(norm)
+        if not unit.all() and not first:
+            bad = int(np.flatnonzero(~unit)[0])
+            first = f"{view} row of instance {slots[bad]} at step {step} has length {norm[bad]:.3g}"
+        good &= unit
+    return good, first
+
+
+def _lengths(rows: NDArray) -> NDArray[np.float32]:
+    with np.errstate(all="ignore"):  # what is not finite is found by its length
+        return np.linalg.norm(rows.astype(np.float32), axis=1)
+
+
+def _is_unit(length: NDArray[np.float32]) -> NDArray[np.bool_]:
+    with np.errstate(invalid="ignore"):
+        return np.abs(length - 1) <= UNIT_TOLERANCE  # false for NaN and infinity too

@@ -37,16 +37,6 @@ class Exclusions:
         indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
         return cls(indptr, np.concatenate([*rows, np.zeros(0, np.int64)]))
 
-    @classmethod
-    def from_groups(cls, query_group: ArrayLike, slot_group: ArrayLike) -> Exclusions:
-        """Every slot that holds the query's group: for queues, in which one video can fill several slots.
-
-        Args:
-            query_group: int64 [B].
-            slot_group: int64 [N]; -1 for a slot that holds nothing.
-        """
-        return GroupIndex(np.asarray(slot_group, np.int64)).exclusions(np.asarray(query_group, np.int64))
-
     @property
     def rows(self) -> int:
         """B, the number of queries."""

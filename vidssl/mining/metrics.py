@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,10 +75,6 @@ class MiningQuality:
     mined: float
     last_pool: int | None = None
     purity: tuple[float, ...] = ()
-
-    def to_json(self) -> dict[str, object]:
-        """Nested plain numbers."""
-        return asdict(self)
 
 
 def measure(
@@ -230,9 +226,9 @@ class MiningMonitor:
         self._lately.append((int(counts[0]), int(counts[1]), int(counts[2]), int(counts[3])))
 
     def read(self) -> dict[str, float]:
-        """precision_at_k and hit_at_k, -1 where nothing was mined."""
+        """precision_at_k and hit_at_k; empty where nothing with a label was mined."""
         same, mined, hits, queries = np.array([(0, 0, 0, 0), *self._lately]).sum(0).tolist()
-        return {"precision_at_k": same / mined if mined else -1.0, "hit_at_k": hits / queries if queries else -1.0}
+        return {"precision_at_k": same / mined, "hit_at_k": hits / queries} if mined else {}
 
 
 def _coverage(query: Ids, correct: Ids, label: Ids) -> Spread:

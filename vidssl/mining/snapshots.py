@@ -1,40 +1,50 @@
 """How does a bank survive? zarr groups `snap-<step>`, written aside and renamed: a reader sees a whole one or none.
 
-No codec, because embeddings shrink by a tenth at several times the cost; whole rows in chunks of 65,536.
+No codec, because embeddings shrink by a tenth at several times the cost; whole rows in chunks of 65,536. The attributes
+hold a hash of every array and one of themselves, and rows are looked at again when they are read: bit rot, a chunk that is
+gone or one NaN is never mined from.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
-import time
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vidssl.errors import BankError
-from vidssl.mining.bank import EmbeddingBank
+from vidssl.errors import BankError, StorageError
+from vidssl.files import disk_words, folder_aside
+from vidssl.mining.bank import EmbeddingBank, bad_row
 
 __all__ = [
     "FORMAT",
     "SnapshotInfo",
+    "is_snapshot",
     "latest_snapshot",
     "load_snapshot",
     "read_info",
     "save_snapshot",
     "snapshot_at",
+    "snapshot_steps",
     "sweep",
 ]
 
-FORMAT = 1
+FORMAT = 2
+_UNHASHED = 1
+"""Format without hashes, which is still read."""
 CHUNK_ROWS = 65536
 
 _NAME = re.compile(r"snap-(\d+)$")
-_ASIDE = re.compile(r"snap-\d+\.(tmp|old)-(\d+)-\d+$")
+_ASIDE = re.compile(r"\.snap-\d+\.(?P<host>.+)-(?P<pid>\d+)-\d+-\d+\.part$")
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class SnapshotInfo:
         dtype: "float32" or "float16".
         bank_step: Newest step whose rows it holds, -1 when empty.
         extra: What the writer added: manifest hash, miner settings.
+        sums: sha256 of each array's values; empty in a snapshot of an older version.
     """
 
     step: int
@@ -58,6 +69,7 @@ class SnapshotInfo:
     dtype: str
     bank_step: int
     extra: Mapping[str, object]
+    sums: Mapping[str, str]
 
 
 def save_snapshot(
@@ -76,27 +88,26 @@ def save_snapshot(
         extra: JSON values to be read back with it, e.g. manifest hash and miner settings.
 
     Raises:
-        BankError: the folder cannot be written.
+        BankError: a row is no finite unit row; nothing was written.
+        StorageError: the folder cannot be written; what was written aside is removed and older snapshots stay.
     """
-    aside, target = root / f"snap-{step}.tmp-{os.getpid()}-{time.monotonic_ns()}", root / f"snap-{step}"
+    target, state = root / f"snap-{step}", bank.state()
+    if (bad := bad_row(bank)) is not None:
+        raise BankError(f"the bank snapshot of step {step} is not written: {bad}; older snapshots stay")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _write(bank, aside, step, extra or {})
-        _to_disk(aside)
-        if target.exists():
-            _discard(target)
-        os.rename(aside, target)
-        _sync(root)
-        for former in sorted(found for found in _steps(root) if found <= step)[: -max(keep, 1)]:
+        with folder_aside(target) as aside:
+            _write(bank, aside, step, extra or {})
+        for former in sorted(found for found in snapshot_steps(root) if found <= step)[: -max(keep, 1)]:
             _discard(root / f"snap-{former}")
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise BankError(f"the bank snapshot {target} cannot be written: {error.strerror}") from error
+        needed = sum(array.nbytes for array in state.values())
+        raise StorageError(f"the bank snapshot of step {step}: {disk_words(error, target, needed)}") from error
     return target
 
 
 def load_snapshot(path: Path, expect: EmbeddingBank | None = None, data_hash: str | None = None) -> EmbeddingBank:
-    """The bank in `path`.
+    """The bank in `path`, every value held against its hash.
 
     Args:
         path: A snapshot folder.
@@ -104,20 +115,23 @@ def load_snapshot(path: Path, expect: EmbeddingBank | None = None, data_hash: st
         data_hash: Manifest hash that it must name, where it names one.
 
     Raises:
-        BankError: unreadable, of another format, or another bank than expected; the sentence names the difference.
+        BankError: unreadable, damaged, of another format, or another bank than expected; the sentence names the
+            difference.
     """
     info = read_info(path)
     _refuse_other(path, info, expect, data_hash)
-    dtype = info.dtype if expect is None else expect.dtype.name
-    arrays = _arrays(path, info.views)
-    bank = EmbeddingBank(info.n_slots, info.dim, info.views, arrays["group"], dtype)
+    arrays = _arrays(path, info)
+    bank = EmbeddingBank(
+        info.n_slots, info.dim, info.views, arrays["group"], info.dtype if expect is None else expect.dtype.name
+    )
     if expect is not None and not np.array_equal(bank.group, expect.group):
         raise BankError(f"{path} was written with other groups of videos than this data has; start with an empty bank")
     for view, table in bank.views.items():
         table[:] = arrays[f"view-{view}"]
     bank.version[:] = arrays["version"]
     bank.step = info.bank_step
-    _refuse_torn(path, bank)
+    if (bad := bad_row(bank)) is not None:
+        raise BankError(f"{path} is damaged ({bad})")
     return bank
 
 
@@ -125,36 +139,47 @@ def read_info(path: Path) -> SnapshotInfo:
     """What a snapshot says about itself, without its rows.
 
     Raises:
-        BankError: no snapshot there, or of another format.
+        BankError: no snapshot there, a damaged one, or one of another format.
     """
     import zarr
 
     try:
-        attrs = dict(zarr.open_group(str(path), mode="r", zarr_format=3).attrs)
-    except (OSError, ValueError, KeyError) as error:
+        attrs: dict[str, Any] = dict(zarr.open_group(str(path), mode="r", zarr_format=3).attrs)
+    except Exception as error:  # zarr raises what its parsers run into
         raise BankError(f"{path} is no readable bank snapshot; name a folder snap-STEP of a run's bank/") from error
-    if attrs.get("format") != FORMAT:
+    if attrs.get("format") not in (FORMAT, _UNHASHED):
         raise BankError(f"{path} has bank format {attrs.get('format')}, this version reads {FORMAT}")
-    return SnapshotInfo(
-        step=int(str(attrs["step"])),
-        n_slots=int(str(attrs["n_slots"])),
-        dim=int(str(attrs["dim"])),
-        views=tuple(json.loads(str(attrs["views"]))),
-        dtype=str(attrs["dtype"]),
-        bank_step=int(str(attrs["bank_step"])),
-        extra=json.loads(str(attrs["extra"])),
-    )
+    try:
+        if attrs["format"] == FORMAT and attrs.pop("seal") != _seal(attrs):
+            raise BankError(f"{path} is damaged (its description is not the one that was written)")
+        return SnapshotInfo(
+            step=int(attrs["step"]),
+            n_slots=int(attrs["n_slots"]),
+            dim=int(attrs["dim"]),
+            views=tuple(json.loads(attrs["views"])),
+            dtype=str(attrs["dtype"]),
+            bank_step=int(attrs["bank_step"]),
+            extra=json.loads(attrs["extra"]),
+            sums=json.loads(attrs.get("sums", "{}")),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise BankError(f"{path} is damaged (its description lacks or spoils {error})") from error
 
 
 def latest_snapshot(root: Path) -> Path | None:
-    """The snapshot with the highest step; None when there is none."""
-    steps = _steps(root)
+    """The snapshot with the highest step, which may be damaged; None when there is none."""
+    steps = snapshot_steps(root)
     return root / f"snap-{max(steps)}" if steps else None
 
 
 def snapshot_at(root: Path, step: int) -> Path | None:
     """The snapshot of exactly this step; None when there is none."""
-    return root / f"snap-{step}" if step in _steps(root) else None
+    return root / f"snap-{step}" if step in snapshot_steps(root) else None
+
+
+def is_snapshot(path: Path) -> bool:
+    """Whether a folder is (or was) one snapshot, not a folder of them."""
+    return _NAME.match(path.name) is not None or (path / "zarr.json").is_file()
 
 
 def sweep(root: Path) -> int:
@@ -162,7 +187,7 @@ def sweep(root: Path) -> int:
     gone = 0
     for path in root.iterdir() if root.is_dir() else ():
         match = _ASIDE.match(path.name)
-        if match and not _alive(int(match[2])):
+        if match and not (match["host"] == socket.gethostname() and _alive(int(match["pid"]))):
             shutil.rmtree(path, ignore_errors=True)
             gone += 1
     return gone
@@ -170,7 +195,7 @@ def sweep(root: Path) -> int:
 
 def _discard(path: Path) -> None:
     # Renamed first: a kill halfway through removing it would leave a torn snapshot under a whole one's name.
-    old = path.with_name(f"{path.name}.old-{os.getpid()}-{time.monotonic_ns()}")
+    old = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-0-0.part")
     os.rename(path, old)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -178,33 +203,41 @@ def _discard(path: Path) -> None:
 def _write(bank: EmbeddingBank, path: Path, step: int, extra: Mapping[str, object]) -> None:
     import zarr
 
-    group = zarr.open_group(str(path), mode="w", zarr_format=3)
+    group, sums = zarr.open_group(str(path), mode="w", zarr_format=3), {}
     for name, array in bank.state().items():
         chunks = (min(bank.n_slots, CHUNK_ROWS), *array.shape[1:])
         group.create_array(name, data=array, chunks=chunks, compressors=None)
-    group.attrs.update(
-        format=FORMAT,
-        step=step,
-        bank_step=bank.step,
-        n_slots=bank.n_slots,
-        dim=bank.dim,
-        views=json.dumps(list(bank.views)),
-        dtype=bank.dtype.name,
-        extra=json.dumps(dict(extra)),
-    )
+        sums[name] = _sum(array)
+    attrs = {
+        "format": FORMAT,
+        "step": step,
+        "bank_step": bank.step,
+        "n_slots": bank.n_slots,
+        "dim": bank.dim,
+        "views": json.dumps(list(bank.views)),
+        "dtype": bank.dtype.name,
+        "extra": json.dumps(dict(extra)),
+        "sums": json.dumps(sums),
+    }
+    group.attrs.update(attrs | {"seal": _seal(attrs)})
 
 
-def _arrays(path: Path, views: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _arrays(path: Path, info: SnapshotInfo) -> dict[str, NDArray[Any]]:
     import zarr
 
-    names = ("group", "version", *(f"view-{view}" for view in views))
+    names = ("group", "version", *(f"view-{view}" for view in info.views))
     try:
-        group = zarr.open_group(str(path), mode="r", zarr_format=3)
-        return {name: np.asarray(zarr.open_array(store=group.store, path=name, mode="r")[:]) for name in names}
-    except (OSError, ValueError, KeyError) as error:
-        raise BankError(
-            f"{path} is damaged ({type(error).__name__}); use an older snapshot or an empty bank"
-        ) from error
+        store = zarr.open_group(str(path), mode="r", zarr_format=3).store
+        found = {name: np.asarray(zarr.open_array(store=store, path=name, mode="r")[:]) for name in names}
+    except Exception as error:  # zarr raises what its parsers run into
+        raise BankError(f"{path} is damaged ({type(error).__name__})") from error
+    for name, array in found.items():
+        wanted = (info.n_slots, info.dim) if name.startswith("view-") else (info.n_slots,)
+        if array.shape != wanted:
+            raise BankError(f"{path} is damaged ({name} has shape {array.shape}, not {wanted})")
+        if info.sums and info.sums.get(name) != _sum(array):
+            raise BankError(f"{path} is damaged ({name} is not what was written)")
+    return found
 
 
 def _refuse_other(path: Path, info: SnapshotInfo, expect: EmbeddingBank | None, data_hash: str | None) -> None:
@@ -223,35 +256,18 @@ def _refuse_other(path: Path, info: SnapshotInfo, expect: EmbeddingBank | None, 
             raise BankError(f"{path} has {word} {found}, this run needs {wanted}; start with an empty bank")
 
 
-def _refuse_torn(path: Path, bank: EmbeddingBank) -> None:
-    # A chunk file that is gone reads as zeros without a word; filled slots hold unit rows.
-    filled = bank.version >= 0
-    for view, table in bank.views.items():
-        for a in range(0, bank.n_slots, CHUNK_ROWS):
-            part = slice(a, a + CHUNK_ROWS)
-            missing = filled[part] & (np.count_nonzero(table[part], axis=1) == 0)
-            if missing.any():
-                raise BankError(f"{path} is damaged ({view} lacks rows); use an older snapshot or an empty bank")
-
-
-def _steps(root: Path) -> list[int]:
+def snapshot_steps(root: Path) -> list[int]:
+    """Steps of all snapshots, damaged ones too, in no order."""
     names = (_NAME.match(path.name) for path in (root.iterdir() if root.is_dir() else ()))
     return [int(match[1]) for match in names if match]
 
 
-def _to_disk(folder: Path) -> None:
-    for here, _, files in os.walk(folder):
-        for name in files:
-            _sync(Path(here) / name)
-        _sync(Path(here))
+def _sum(array: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _seal(attrs: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(attrs, sort_keys=True).encode()).hexdigest()
 
 
 def _alive(pid: int) -> bool:

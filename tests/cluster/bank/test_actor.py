@@ -83,10 +83,3 @@ def test_a_deterministic_actor_gives_what_the_plain_bank_gives(ray_cluster):
         client.close()
         plain.close()
         ray.kill(handle)
-
-
-def test_a_resource_that_no_node_has_is_refused_at_once(ray_cluster):
-    from cluster.bank.actor import start_bank
-
-    with pytest.raises(BankError, match="no node of this cluster has the resource 'bank'"):
-        start_bank(spec(), resource="bank")

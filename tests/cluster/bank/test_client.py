@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 
 import numpy as np
@@ -13,7 +14,7 @@ from cluster.bank.client import BankClient, BankRestarted
 from cluster.bank.link import BankGone, LocalLink
 from cluster.bank.server import BankServer
 from tests.cluster.bank.bank_parts import BATCH, N, assert_same, batch_ids, rows, spec
-from vidssl.errors import BankError
+from vidssl.errors import StorageError
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_a_client_whose_bank_is_silent_drops_counts_and_never_waits(connect):
     row = client.read()
     assert row["bank/dropped"] >= 30 - 9
     assert row["bank/fallback_ratio"] == 1
-    assert row["bank_age_steps"] == -1
+    assert row["bank_age_steps"] is None  # nothing was served: no number, not −1
     assert client.counts["fallback_rows"] == 30 * BATCH
 
 
@@ -191,10 +192,10 @@ def test_two_ranks_of_a_deterministic_run_wait_for_each_other_only(connect):
 def test_a_deterministic_take_that_waits_in_vain_says_so(connect):
     client = connect(deterministic=True, world=2, client_options={"timeout_s": 0.5})
     client.push(rows(0), batch_ids(2), 2)
-    with pytest.raises(BankError, match=r"positives of step 2 did not come within 0\.5 s: every rank must push"):
+    with pytest.raises(StorageError, match=r"positives of step 2 did not come within 0\.5 s: every rank must push"):
         client.take(2, BATCH)
     client.push(rows(1), batch_ids(3), 3)
-    with pytest.raises(BankError, match="the bank did not answer"):
+    with pytest.raises(StorageError, match="the bank did not answer"):
         client.drain()
 
 
@@ -218,8 +219,75 @@ def test_a_bank_that_cannot_be_reached_is_said(connect):
         def call(self, method, *args, timeout_s):
             raise BankGone("no answer")
 
-    with pytest.raises(BankError, match=r"the bank cannot be reached \(no answer\); resume the run"):
+    with pytest.raises(StorageError, match=r"the bank cannot be reached \(no answer\); resume the run"):
         connect(Away).stats()
+
+
+def test_an_outage_is_said_once_and_so_is_the_return_with_what_it_cost(connect):
+    said = []
+
+    class Away(LocalLink):
+        away = False
+
+        def value(self, reference):
+            if self.away:
+                raise BankGone("killed")
+            return super().value(reference)
+
+    client = connect(Away, client_options={"say": said.append})
+    step_through(client, range(3), unhurried=True)
+    client._link.away = True
+    step_through(client, range(3, 50))
+    until(lambda: said)
+    until(lambda: client.counts["errors"] >= 2)
+    assert said == [
+        "the bank is away (killed): training goes on, rows without mined positives fall back to their own instance "
+        "until it is back"
+    ]
+    client.take(50, BATCH)
+    client._link.away = False
+    until(lambda: len(said) == 2)
+    pattern = (
+        r"the bank is back after \d+ s; meanwhile (\d+) rows were trained without mined positives and (\d+) pushes"
+    )
+    found = re.match(pattern, said[1])
+    assert found is not None
+    assert int(found[1]) >= BATCH
+
+
+def test_a_bank_that_is_silent_for_long_counts_as_away(connect):
+    said = []
+    client = connect(Silent, client_options={"say": said.append, "away_s": 0.0})
+    step_through(client, range(30))
+    assert len(said) == 1
+    assert "the bank is away (no answer for 0 s)" in said[0]
+
+
+def test_what_the_bank_has_to_say_is_passed_on_once(connect, monkeypatch):
+    monkeypatch.setattr("cluster.bank.client.STATS_S", 0.0)
+    said = []
+    client = connect(client_options={"say": said.append})
+    for step in (0, 1):
+        bad = rows(step)
+        bad.views["rgb"][2] = np.inf
+        client.push(bad, batch_ids(step + 2), step + 2)
+    until(lambda: said)
+    client.drain()
+    client.push(rows(2), None, 4)
+    until(lambda: float(client._stats.get("step", -1)) == 2)
+    assert len(said) == 1
+    assert said[0].startswith("the bank left out 1 rows of rank 0")
+
+
+def test_what_a_resumed_run_has_to_know_of_its_bank_is_said(connect, tmp_path):
+    said = []
+    client = connect(client_options={"say": said.append})
+    step_through(client, range(3), unhurried=True)
+    client.save(str(tmp_path), 3)
+    client.reset(str(tmp_path), 1, 3)
+    assert said == []
+    client.reset(str(tmp_path), 1, 5)
+    assert said == ["the bank snapshot of step 5 is missing: the older one snap-3 is taken instead"]
 
 
 def test_half_precision_is_what_travels_to_a_half_precision_bank(connect):

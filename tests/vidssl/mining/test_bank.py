@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vidssl.batch import Embeddings
 from vidssl.errors import BankError
-from vidssl.mining.bank import EmbeddingBank
+from vidssl.mining.bank import EmbeddingBank, Taken, bad_row
 from vidssl.mining.cascade import mine
 from vidssl.mining.plan import CascadePlan
 
@@ -39,7 +39,7 @@ def full_bank(n=60, dtype="float32", group=None):
 def test_of_a_slot_pushed_twice_the_last_row_stays_and_pushing_again_changes_nothing(slots, seed):
     rows = pushed(np.random.default_rng(seed), slots, 4)
     bank, expected = EmbeddingBank(10, 8, VIEWS), np.zeros((10, 8), np.float32)
-    assert bank.push(rows) == len(set(slots))
+    assert bank.push(rows) == Taken(len(set(slots)))
     for slot, row in zip(slots, rows.views["rgb"], strict=True):
         expected[slot] = row
     for _ in range(2):
@@ -57,9 +57,6 @@ def spoil(rows, view, value):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda r: spoil(r, "rgb", np.nan), "rgb row of instance 5 at step 0 has length nan; only finite unit rows"),
-        (lambda r: spoil(r, "residual", np.inf), "residual row of instance 5 .* has length inf"),
-        (lambda r: spoil(r, "rgb", 1.0), "only finite unit rows are taken"),
         (lambda r: Embeddings({"rgb": r.views["rgb"]}, r.instance, 0, 0), "a push brought rgb"),
         (lambda r: Embeddings(r.views, r.instance[:1], 0, 0), r"have shape \(2, 8\), not \(1, 8\)"),
         (lambda r: Embeddings(r.views, r.instance + 5, 0, 0), r"instance ids 9\.\.10 do not fit a bank of 10 slots"),
@@ -72,6 +69,55 @@ def test_a_push_that_does_not_fit_is_refused_whole(change, sentence):
         bank.push(change(pushed(np.random.default_rng(0), [4, 5])))
     assert bank.filled == 0
     assert not bank.views["rgb"].any()
+
+
+@pytest.mark.parametrize(
+    ("view", "value", "first"),
+    [
+        ("rgb", np.nan, "rgb row of instance 5 at step 0 has length nan"),
+        ("residual", np.inf, "residual row of instance 5 at step 0 has length inf"),
+        ("rgb", 1.0, "rgb row of instance 5 at step 0 has length 2.83"),
+        ("residual", 0.0, "residual row of instance 5 at step 0 has length 0"),
+    ],
+)
+def test_a_bad_row_is_left_out_and_named_and_the_good_ones_are_taken(view, value, first):
+    bank, rows = EmbeddingBank(10, 8, VIEWS), pushed(np.random.default_rng(0), [4, 5, 7])
+    assert bank.push(spoil(rows, view, value)) == Taken(2, bad=1, first=first)
+    assert np.flatnonzero(bank.version >= 0).tolist() == [4, 7]
+    for name in VIEWS:
+        np.testing.assert_array_equal(bank.views[name][[4, 7]], rows.views[name][[0, 2]])
+        assert not bank.views[name][5].any()
+    assert bad_row(bank) is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(order=st.permutations(list(range(6))), seed=st.integers(0, 99))
+def test_pushes_in_any_order_give_the_bank_that_pushes_in_order_give(order, seed):
+    rng = np.random.default_rng(seed)
+    steps = [pushed(rng, rng.permutation(10)[:4], step) for step in range(6)]
+    straight, mixed = EmbeddingBank(10, 8, VIEWS), EmbeddingBank(10, 8, VIEWS)
+    late = 0
+    for step in range(6):
+        straight.push(steps[step])
+    for step in order:
+        before = mixed.version.copy()
+        late += mixed.push(steps[step]).late
+        assert (mixed.version >= before).all()
+    for name, values in straight.state().items():
+        np.testing.assert_array_equal(mixed.state()[name], values)
+    assert mixed.step == straight.step == 5
+    assert (late > 0) or all((straight.version[steps[i].instance] >= i).all() for i in range(6))
+
+
+def test_a_bank_that_was_rewound_takes_rows_of_the_step_it_goes_on_at():
+    bank, rng = full_bank(), np.random.default_rng(4)  # all rows of step 3
+    bank.rewind(2)
+    assert (bank.version == 1).all()
+    assert bank.step == 1
+    assert bank.push(pushed(rng, [7], 2)) == Taken(1)
+    empty = EmbeddingBank(10, 8, VIEWS)
+    empty.rewind(0)
+    assert (empty.version == -1).all()
 
 
 def test_positives_are_mined_with_the_bank_s_own_rows_and_carry_the_trained_view_s_vectors():
@@ -110,14 +156,6 @@ def test_with_siblings_only_a_row_gets_nothing_and_no_stamp():
     found = bank.mine(np.arange(6), CascadePlan(6, 1, 0.5, 2), "residual", "rgb")
     assert (found.ids == -1).all()
     assert (found.mined_at == -1).all()
-
-
-def test_rows_older_than_the_exchange_of_an_encoder_are_no_candidates():
-    bank, rng = full_bank(), np.random.default_rng(2)
-    bank.push(pushed(rng, np.arange(30), 9))
-    found = bank.mine(np.array([1, 45]), CascadePlan(60, 1, 0.5, 5), "residual", "rgb", oldest=9)
-    assert found.ids[0].max() < 30
-    assert (found.ids[1] == -1).all()
 
 
 def test_a_half_precision_bank_mines_nearly_the_same():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import socket
 import time
 
 import numpy as np
 import pytest
 
 from vidssl.batch import Embeddings
-from vidssl.errors import BankError
+from vidssl.errors import BankError, StorageError
 from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.snapshots import latest_snapshot, load_snapshot, read_info, save_snapshot, snapshot_at, sweep
 
@@ -92,7 +93,7 @@ def test_a_damaged_or_missing_snapshot_is_refused(tmp_path):
     with pytest.raises(BankError, match="is no readable bank snapshot"):
         load_snapshot(tmp_path / "snap-3")
     shutil.rmtree(path / "view-rgb" / "c")
-    with pytest.raises(BankError, match=r"is damaged \(rgb lacks rows\)"):
+    with pytest.raises(BankError, match=r"is damaged \(view-rgb is not what was written\)"):
         load_snapshot(path)
     shutil.rmtree(path / "view-rgb")
     with pytest.raises(BankError, match="is damaged"):
@@ -101,8 +102,72 @@ def test_a_damaged_or_missing_snapshot_is_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(BankError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         save_snapshot(make_bank(), tmp_path / "file", 1)
+
+
+def test_a_full_disk_keeps_the_snapshot_before_and_leaves_nothing_aside(small_disk):
+    disk = small_disk(1)
+    save_snapshot(make_bank(), disk, 1)
+    said = r"the bank snapshot of step 2: .*the disk .* is full \(\d\.\d MB needed, \d\.\d MB free\)"
+    with pytest.raises(StorageError, match=said):
+        save_snapshot(make_bank(20_000, dim=16), disk, 2)
+    assert [path.name for path in disk.iterdir()] == ["snap-1"]
+    assert same(load_snapshot(disk / "snap-1"), make_bank())
+
+
+def test_rows_that_are_not_finite_are_never_written(tmp_path):
+    save_snapshot(make_bank(), tmp_path, 1)
+    bank = make_bank()
+    bank.views["rgb"][3, 2] = np.nan
+    with pytest.raises(BankError, match=r"of step 2 is not written: rgb row of slot 3 has length nan"):
+        save_snapshot(bank, tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["snap-1"]
+
+
+def files_of(path):
+    return sorted(found for found in path.rglob("*") if found.is_file())
+
+
+def test_every_flipped_bit_is_named(tmp_path):
+    path, rng = save_snapshot(make_bank(), tmp_path, 1), np.random.default_rng(0)
+    silent = []
+    for trial in range(80):
+        file = files_of(path)[trial % len(files_of(path))]
+        before = file.read_bytes()
+        spoilt, bit = bytearray(before), int(rng.integers(8 * len(before)))
+        spoilt[bit // 8] ^= 1 << (bit % 8)
+        file.write_bytes(spoilt)
+        try:
+            if not same(load_snapshot(path), make_bank()):
+                silent.append((file.name, bit))
+        except BankError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+        file.write_bytes(before)
+    assert silent == []
+    assert same(load_snapshot(path), make_bank())
+
+
+def rewritten(path, change, **attrs):
+    """A snapshot of the format before hashes, whose rows were changed by `change`."""
+    import zarr
+
+    group = zarr.open_group(str(path), mode="a")
+    kept = {key: value for key, value in group.attrs.items() if key not in ("sums", "seal")}
+    group.attrs.put(kept | {"format": 1} | attrs)
+    rows = group["view-rgb"][:]
+    change(rows)
+    group["view-rgb"][:] = rows
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 3.0])
+def test_a_snapshot_without_hashes_is_read_and_its_rows_are_looked_at(tmp_path, value):
+    path = save_snapshot(make_bank(), tmp_path, 1)
+    rewritten(path, lambda rows: None)
+    assert same(load_snapshot(path), make_bank())
+    rewritten(path, lambda rows: rows[4].fill(value))
+    with pytest.raises(BankError, match=r"snap-1 is damaged \(rgb row of slot 4 has length"):
+        load_snapshot(path)
 
 
 WRITER = """
@@ -135,7 +200,7 @@ def test_kills_while_writing_leave_whole_snapshots_and_their_leftovers_are_swept
         child.kill()
         child.join()
         child.close()
-        found = [path for path in tmp_path.iterdir() if path.name.startswith("snap-") and "." not in path.name]
+        found = [path for path in tmp_path.iterdir() if path.name.startswith("snap-")]
         assert found
         for path in found:
             bank = load_snapshot(path)
@@ -149,6 +214,6 @@ def test_kills_while_writing_leave_whole_snapshots_and_their_leftovers_are_swept
 
 
 def test_a_sweep_leaves_a_living_writer_alone(tmp_path):
-    (tmp_path / f"snap-3.tmp-{os.getpid()}-1").mkdir()
+    (tmp_path / f".snap-3.{socket.gethostname()}-{os.getpid()}-1-1.part").mkdir()
     assert sweep(tmp_path) == 0
     assert sweep(tmp_path / "nowhere") == 0
