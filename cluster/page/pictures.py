@@ -140,8 +140,8 @@ def class_map(
         parts.append(
             f'<circle r="4.5" cx="{place[i, 0]:.0f}" cy="{place[i, 1]:.0f}" style="fill:{colour}"><title>{escape(name)}</title></circle>'
         )
-    there = [c for c in range(len(classes)) if (label == c).any()] if len(classes) <= _NAMED else []
-    return "".join(parts) + "</svg>" + _legend([(class_colour(c, len(classes)), str(classes[c])) for c in there])
+    present = [c for c in range(len(classes)) if (label == c).any()] if len(classes) <= _NAMED else []
+    return "".join(parts) + "</svg>" + _legend([(class_colour(c, len(classes)), str(classes[c])) for c in present])
 
 
 def class_colour(label: int, classes: int) -> str:

@@ -28,9 +28,12 @@ def neighbours_part(
     )
     examples = result.examples if result else ()
     if not examples or strips is None or store is None:
-        why = (result.reason if result else None) or reason or "no query was found"
-        return Section(title, lead, f'<p class="missing">No pictures: {escape(why)}.</p>')
+        return _no_pictures(title, lead, (result.reason if result else None) or reason or "no query was found")
     classes, row_of = store.protocol["classes"], {int(instance): row for row, instance in enumerate(store.instance)}
+    if not {video for one in examples for video in (one.query, *one.neighbours)} <= row_of.keys():
+        return _no_pictures(
+            title, lead, "the stored embeddings are of other videos than retrieval.json; evaluate again"
+        )
 
     def class_of(instance: int) -> str:
         label = int(store.label[row_of[instance]])
@@ -50,6 +53,10 @@ def neighbours_part(
         lead,
         "".join(boxes) + '<p class="note">The number is the cosine of the two features: 1 is the same direction.</p>',
     )
+
+
+def _no_pictures(title: str, lead: str, why: str) -> Section:
+    return Section(title, lead, f'<p class="missing">No pictures: {escape(why)}.</p>')
 
 
 def _shot(picture: str | None, kind: str, mark: str, name: str, note: str) -> str:

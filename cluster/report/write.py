@@ -129,11 +129,11 @@ def _mixed(kept: _Kept, run: str) -> list[str]:
 
 def _taught(recipe: Recipe) -> str | None:
     """How labels entered the training; None where they did not."""
-    method, mining, told = recipe.method, recipe.mining, "this is an upper bound, no self-supervised result."
+    method, mining, bound = recipe.method, recipe.mining, "this is an upper bound, no self-supervised result."
     if method.traits.reads_labels:
-        return f"Labels were used in training ({method.traits.title}): {told}"
+        return f"Labels were used in training ({method.traits.title}): {bound}"
     if recipe.mines and mining.traits.reads_labels:
-        return f"Labels chose the positives (mining.strategy={mining.strategy}): {told}"
+        return f"Labels chose the positives (mining.strategy={mining.strategy}): {bound}"
     return None
 
 

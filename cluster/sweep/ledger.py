@@ -5,48 +5,78 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cluster.sweep.measure import Row, Study
 from cluster.sweep.space import Point
-from vidssl.errors import DataError
-from vidssl.files import remove_parts, written_aside
+from vidssl.errors import DataError, StorageError
+from vidssl.files import disk_words, remove_parts, write_whole
+from vidssl.marks import mark, mark_of, refuse_foreign
+from vidssl.records import read_record, write_record
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "MeasuredOn", "check_ours"]
+
+_KIND = "sweep"
 
 _COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 _KINDS = {"str": str, "int": int, "float": float}
 _PARSERS = tuple(_KINDS[str(field.type)] for field in dataclasses.fields(Row))
 
 
+@dataclass(frozen=True)
+class MeasuredOn:
+    """What the rows of a ledger were measured on: the content of sweep.json.
+
+    Attributes:
+        id: Of bank, labels, queries and last view: rows of another id cannot be compared.
+        snapshot: Folder of the snapshot, for people.
+        data_hash: Of the data, empty when unknown.
+        slots: N.
+        filled: Of those.
+        queries: Rows that mine.
+        last_view: View of the last stage.
+    """
+
+    id: str
+    snapshot: str
+    data_hash: str
+    slots: int
+    filled: int
+    queries: int
+    last_view: str
+
+
 class Ledger:
     """The finished points of one sweep folder.
 
     Rows are only comparable on one bank with one set of queries, which `sweep.json` names. Rows of another bank are set
-    aside as `sweep-<their id>.csv`, never mixed in and never thrown away.
+    aside as `sweep-<their id>.csv`, never mixed in and never thrown away; they come back with their bank.
 
     Args:
-        folder: Made where missing.
+        folder: Made where missing; the caller holds its lock.
         study: The bank and queries that new rows are measured on.
 
     Raises:
-        DataError: the folder cannot be written.
+        DataError: the folder holds other things than a sweep, or cannot be written.
+        CheckpointError: sweep.json is damaged.
     """
 
     def __init__(self, folder: Path, study: Study) -> None:
         self.folder, self.path, self.set_aside = folder, folder / "sweep.csv", ""
+        check_ours(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            mark(folder, _KIND)
             remove_parts(folder)
-            self._settle(_protocol(study))
+            self._settle(_measured_on(study))
             self.rows = _read(self.path)
             self._write(self.rows)  # drops a line that a kill tore
         except OSError as error:
-            raise DataError(f"{folder} cannot be written ({error.strerror}); type --out FOLDER") from error
+            raise DataError(f"{disk_words(error, folder)}; type --out FOLDER") from error
 
     def missing(self, points: Iterable[Point]) -> list[Point]:
         """Points without a row, in order."""
@@ -54,41 +84,59 @@ class Ledger:
         return [point for point in points if (point.strategy, point.stages, point.pool, point.topk) not in done]
 
     def add(self, row: Row) -> None:
-        """Keep a finished point: on disk before the next one is waited for."""
-        self.rows.append(row)
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerow(_texts(row))
+        """Keep a finished point: on disk before the next one is waited for.
 
-    def _settle(self, protocol: dict[str, object]) -> None:
-        note, former = self.folder / "sweep.json", {}
-        if note.is_file():
-            former = json.loads(note.read_text())
-        if former and former.get("id") != protocol["id"] and self.path.is_file():
-            self.set_aside = f"sweep-{former.get('id')}.csv"
+        Raises:
+            StorageError: it cannot be written; the rows before it stay.
+        """
+        self.rows.append(row)
+        try:
+            with self.path.open("a", newline="") as file:
+                csv.writer(file).writerow(_texts(row))
+        except OSError as error:
+            raise StorageError(f"{disk_words(error, self.path)}; make room and type the same words again") from error
+
+    def _settle(self, own: MeasuredOn) -> None:
+        note = self.folder / "sweep.json"
+        former = read_record(MeasuredOn, note, "type the same words again") if note.is_file() else None
+        if former is not None and former.id != own.id and self.path.is_file():
+            self.set_aside = f"sweep-{former.id}.csv"
             self.path.replace(self.folder / self.set_aside)
-        with written_aside(note) as file:
-            file.write(json.dumps(protocol, indent=1).encode())
+        before = self.folder / f"sweep-{own.id}.csv"
+        if before.is_file() and not self.path.is_file():
+            before.replace(self.path)
+        write_record(note, own)
 
     def _write(self, rows: Iterable[Row]) -> None:
         lines = [",".join(_COLUMNS), *(",".join(_texts(row)) for row in rows)]
-        with written_aside(self.path) as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
+        write_whole(self.path, "".join(f"{line}\n" for line in lines))
 
 
-def _protocol(study: Study) -> dict[str, object]:
+def check_ours(folder: Path) -> None:
+    """Refuse a folder that holds other things than a sweep; one that was made before folders were marked is ours too.
+
+    Raises:
+        DataError: it does.
+    """
+    older = mark_of(folder) is None and (folder / "sweep.json").is_file() and (folder / "sweep.csv").is_file()
+    if not older:
+        refuse_foreign(folder, _KIND, "type --out FOLDER with a folder that is new or empty")
+
+
+def _measured_on(study: Study) -> MeasuredOn:
     digest = hashlib.sha256()
     for array in (study.main, study.aux, study.group, study.label, study.queries):
         digest.update(np.ascontiguousarray(array).tobytes())
     digest.update(study.last_view.encode())
-    return {
-        "id": digest.hexdigest()[:12],
-        "snapshot": study.snapshot,
-        "data_hash": study.data,
-        "slots": study.n_slots,
-        "filled": study.n_filled,
-        "queries": len(study.queries),
-        "last_view": study.last_view,
-    }
+    return MeasuredOn(
+        id=digest.hexdigest()[:12],
+        snapshot=study.snapshot,
+        data_hash=study.data,
+        slots=study.n_slots,
+        filled=study.n_filled,
+        queries=len(study.queries),
+        last_view=study.last_view,
+    )
 
 
 def _texts(row: Row) -> list[str]:
@@ -101,8 +149,8 @@ def _read(path: Path) -> list[Row]:
         return []
     with path.open(newline="") as file:
         header, *lines = list(csv.reader(file)) or [[]]
-    if tuple(header) != _COLUMNS:
-        return []
+    if header and tuple(header) != _COLUMNS:
+        raise DataError(f"{path} has other columns than a sweep writes; move it away, or type --out FOLDER")
     rows = {}
     for line in lines:
         try:

@@ -184,9 +184,9 @@ def _quality(study: Study, ids_Qk: NDArray[np.int64]) -> dict[str, float]:
     if not study.labelled:
         return dict.fromkeys(("precision_at_k", "precision_se", "hit_at_k", "coverage_median"), float("nan"))
     quality = measure_quality(study.queries, ids_Qk, study.label, study.group)
-    of_query, there = study.label[study.queries], ids_Qk >= 0
-    same = there & (study.label[ids_Qk] == of_query[:, None])
-    precision_Q = (same.sum(1) / np.maximum(there.sum(1), 1))[of_query >= 0]
+    of_query, mined = study.label[study.queries], ids_Qk >= 0
+    same = mined & (study.label[ids_Qk] == of_query[:, None])
+    precision_Q = (same.sum(1) / np.maximum(mined.sum(1), 1))[of_query >= 0]
     return {
         "precision_at_k": quality.precision.micro,
         "precision_se": float(precision_Q.std() / np.sqrt(len(precision_Q))),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.sweep.measure import Row, Study
+from vidssl.files import written_aside
 from vidssl.tables.strategies import RIVALS
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ def draw_sweep(rows: Sequence[Row], metric: str, study: Study, path: Path) -> No
         metric: Measure on the y axis.
         study: Gives the class size, the size of the bank and chance.
         path: File to make or replace.
+
+    Raises:
+        OSError: it cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -63,7 +67,8 @@ def draw_sweep(rows: Sequence[Row], metric: str, study: Study, path: Path) -> No
     figure.legend(
         handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8.5, labelcolor=_INK
     )
-    figure.savefig(path)
+    with written_aside(path) as stream:
+        figure.savefig(stream, format="png")
 
 
 def _panel(axis: Axes, rows: Sequence[Row], metric: str, study: Study) -> None:

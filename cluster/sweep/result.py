@@ -15,7 +15,7 @@ from cluster.sweep.ledger import Ledger
 from cluster.sweep.measure import Row, Study
 from cluster.sweep.space import METRICS, Space
 from vidssl.errors import RecipeError
-from vidssl.files import written_aside
+from vidssl.files import write_whole
 from vidssl.recipe import Recipe
 
 __all__ = ["Findings", "best_first", "find", "live_line", "write_results"]
@@ -65,8 +65,7 @@ def write_results(ledger: Ledger, study: Study, space: Space, recipe: Recipe) ->
     files = [str(ledger.path), str(picture)]
     if study.labelled:
         best = ledger.folder / "best.yaml"
-        with written_aside(best) as file:
-            file.write(_best_yaml(ledger.rows, found, study).encode())
+        write_whole(best, _best_yaml(ledger.rows, found, study))
         files.append(str(best))
     return "\n".join([_heading(study), *_table(ledger.rows, found), "", *_sentences(found, study), "", *files])
 

@@ -12,16 +12,18 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from cluster.launch import ray_session
-from cluster.sweep.ledger import Ledger
+from cluster.sweep.ledger import Ledger, check_ours
 from cluster.sweep.measure import Row, Study, load_study, measure
 from cluster.sweep.result import live_line, write_results
 from cluster.sweep.space import Point, Space, read_space, search_points
-from vidssl.errors import BankError, RecipeError
+from vidssl.errors import BankError, RecipeError, StorageError
+from vidssl.files import disk_words
+from vidssl.lock import held
 from vidssl.recipe import Recipe, load_recipe, recipe_from_file
 from vidssl.saved.run_folder import RunFolder, open_run
 
@@ -44,22 +46,35 @@ def run_sweep(recipe_or_run: str, words: Sequence[str], out: str | None = None, 
     Raises:
         RecipeError: an unknown word, no run, or no point that could be tried.
         BankError: no snapshot that fits.
-        DataError: labels or results cannot be read or written.
+        DataError: labels or results cannot be read or written, or the folder holds other things than a sweep.
+        BusyError: another sweep writes there.
+        StorageError: the disk is full.
     """
     say = say or _to_stderr
     folder, recipe, space = _target(recipe_or_run, words)
     study = load_study(folder, recipe, space)
     points = search_points(space, study.n_filled, recipe.mining)
-    ledger = Ledger((Path(out).expanduser() if out else folder.path / "sweep").resolve(), study)
+    results = (Path(out).expanduser() if out else folder.path / "sweep").resolve()
+    check_ours(results)
+    with ExitStack() as opened:
+        try:
+            opened.enter_context(held(results, "sweep", say))
+        except StorageError as error:
+            raise StorageError(f"{error}; type --out FOLDER") from error
+        return _searched(points, study, Ledger(results, study), space, recipe, say)
+
+
+def _searched(points: Sequence[Point], study: Study, ledger: Ledger, space: Space, recipe: Recipe, say: Say) -> str:
     if ledger.set_aside:
         say(f"sweep.csv held rows of another bank or other queries; they are in {ledger.set_aside} now")
-    missing = ledger.missing(points)
-    say(
-        f"{len(points)} points on {study.n_filled} rows of {study.snapshot}; {len(points) - len(missing)} are done already"
-    )
+    missing, of = ledger.missing(points), f"{len(points)} points on {study.n_filled} rows of {study.snapshot}"
+    say(f"{of}; {len(points) - len(missing)} are done already")
     if missing:
         _run_points(missing, study, ledger, say)
-    return write_results(ledger, study, space, recipe)
+    try:
+        return write_results(ledger, study, space, recipe)
+    except OSError as error:
+        raise StorageError(f"{disk_words(error, ledger.folder)}; make room and type the same words again") from error
 
 
 def _target(recipe_or_run: str, words: Sequence[str]) -> tuple[RunFolder, Recipe, Space]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from vidssl.batch import ClipBatch
 from vidssl.errors import CheckpointError, DataError, RecipeError
 from vidssl.evaluation.fusion import common_rows, mean_probability
+from vidssl.files import written_aside
 
 __all__ = ["AVERAGES", "Average", "ClassScores", "Fused", "fuse", "load_scores", "save_scores", "score_videos"]
 
@@ -102,7 +102,9 @@ def score_videos(
             total[video] = total.get(video, 0.0) + row
             count[video], label[video] = count.get(video, 0) + 1, known
     if not total:
-        raise DataError("none of the videos that were to be classified could be read; type vidssl doctor")
+        raise DataError(
+            "none of the videos that were to be classified could be read; type vidssl verify PACKED, or pack them again"
+        )
     instance = np.array(sorted(total), np.int64)
     mean = np.stack([total[video] / count[video] for video in instance.tolist()])
     if average == "logit":
@@ -112,10 +114,13 @@ def score_videos(
 
 
 def save_scores(scores: ClassScores, path: Path, data_hash: str) -> Path:
-    """Write an npz aside and rename it: `instance`, `label`, `probability`, `rows`, `data`."""
+    """Write an npz, whole or not at all: `instance`, `label`, `probability`, `rows`, `data`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with aside.open("wb") as stream:
+    with written_aside(path) as stream:
         np.savez(
             stream,
             instance=scores.instance,
@@ -124,7 +129,6 @@ def save_scores(scores: ClassScores, path: Path, data_hash: str) -> Path:
             rows=np.int64(scores.rows),
             data=np.str_(data_hash),
         )
-    os.replace(aside, path)
     return path
 
 

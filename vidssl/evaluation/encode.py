@@ -99,6 +99,6 @@ def describe_videos(
                 np.add.at(total[name], place, given)
     came = count > 0
     if not came.any():
-        raise DataError(f"none of {len(instances)} videos could be read; type vidssl doctor, or pack them again")
+        raise DataError(f"none of {len(instances)} videos could be read; type vidssl verify PACKED, or pack them again")
     rows = {name: (sums[came] / count[came, None]).astype(np.float32) for name, sums in total.items()}
     return Described(rows, instances[came], instances[~came], int(count.sum()), count[came])

@@ -62,11 +62,11 @@ def knn(
         score[:, label < 0] = -np.inf
         order = nearest(score, k)
         cosine = np.take_along_axis(score, order, 1)
-        there = np.isfinite(cosine)
-        weight = np.where(there, np.exp((np.where(there, cosine, 0.0) - 1.0) / TEMPERATURE), 0.0)
+        votes = np.isfinite(cosine)
+        weight = np.where(votes, np.exp((np.where(votes, cosine, 0.0) - 1.0) / TEMPERATURE), 0.0)
         place = np.arange(len(score))[:, None] + rows.start
         np.add.at(weighted, (place, label[order]), weight)  # -1 of an unlabelled video comes with the weight 0
-        np.add.at(majority, (place, label[order]), there.astype(float))
+        np.add.at(majority, (place, label[order]), votes.astype(float))
     return Votes(_shares(weighted), _shares(majority), k)
 
 
