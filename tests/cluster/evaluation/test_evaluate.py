@@ -5,6 +5,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -17,15 +19,15 @@ from cluster.evaluation.evaluate import evaluate_run, results_table
 from cluster.evaluation.retrieval import search_videos
 from cluster.evaluation.sides import sides_of
 from cluster.report.write import write_report
-from pipelines.dataset.manifest import load_manifest
+from pipelines.dataset.manifest import load_manifest, write_manifest
 from pipelines.pack import pack
 from pipelines.synthetic import make_motion_set
 from vidssl.batch import Embeddings
-from vidssl.errors import CheckpointError, DataError, RecipeError
+from vidssl.errors import BusyError, CheckpointError, DataError, RecipeError, StorageError
 from vidssl.methods import build_method
 from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.snapshots import save_snapshot
-from vidssl.recipe import Recipe
+from vidssl.recipe import Recipe, load_recipe
 from vidssl.records import to_tree
 from vidssl.saved.checkpoint import Meta, save_checkpoint
 from vidssl.saved.embeddings import Embedded, load_embeddings
@@ -452,3 +454,80 @@ def test_the_report_shows_real_frames_and_loads_nothing(run, results):
     assert len(pictures) == 8 * 6
     for uri in pictures:
         assert np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))).std() > 5
+
+
+def test_the_numbers_are_said_before_it_is_found_that_they_cannot_be_stored(run, packed, tmp_path):
+    folder = tmp_path / "full"
+    shutil.copytree(run.path, folder, ignore=shutil.ignore_patterns("eval"))
+    (folder / "eval").write_text("a file where the folder should be")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    said = []
+    with pytest.raises(
+        StorageError, match=r"what was measured is not stored: .*/eval cannot be written .* copy the run"
+    ) as error:
+        evaluate_run(folder, ["baseline=off"], said.append)
+    assert "retrieval p1_strict on data" in said[0]
+    assert "mining on the bank of step 7" in said[0]
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_two_evaluations_do_not_write_into_one_folder_at_once(run, packed, tmp_path):
+    folder = tmp_path / "busy"
+    shutil.copytree(run.path, folder)
+    code = (
+        "import sys, time; from pathlib import Path; from vidssl.lock import held\n"
+        "with held(Path(sys.argv[1]), 'evaluate'): print('held', flush=True); time.sleep(120)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(folder / "eval")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        said = []
+        with pytest.raises(BusyError, match=rf"eval is in use by `vidssl evaluate` \(process {other.pid} on "):
+            evaluate_run(folder, ["baseline=off", "what=mining"], said.append)
+        assert "mining on the bank" in said[0]
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+    said.clear()
+    evaluate_run(folder, ["baseline=off", "what=mining"], said.append)  # the lock of the dead one is taken over
+    assert "is taken over" in said[1]
+
+
+def test_a_run_of_phases_names_its_phases(packed, tmp_path):
+    folder = make_run(tmp_path / "cycles", packed)
+    recipe = load_recipe("cpr-cycles-tiny", [f"data={packed.root}"])
+    folder.recipe.write_text(recipe.to_yaml())
+    names = [str(folder.path / phase.name) for phase in recipe.phases]
+    assert len(names) > 1
+    sentence = re.escape(
+        f"is a run of {len(names)} phases, each a run of its own; give one of them: {', '.join(names)}"
+    )
+    for look in (evaluate_run, embed_run, write_report):
+        with pytest.raises(CheckpointError, match=sentence):
+            look(folder.path)
+    assert not folder.report.exists()
+
+
+def test_a_page_about_unlabelled_data_advises_nothing_that_needs_labels(packed, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(packed.root, bare)
+    data = load_manifest(bare)
+    data.samples.label[:] = -1
+    write_manifest(data)
+    data = load_manifest(bare)
+    folder = make_run(tmp_path / "blind", data)
+    found = evaluate_run(folder.path, ["baseline=off"])
+    assert found["retrieval"].reason == "the labels are unknown, so there is no R@k"
+    text = re.sub(r"<[^>]+>", "", write_report(folder.path).read_text())
+    assert "what=knn" not in text
+    assert (
+        "The labels are unknown, and every one of them needs labels: pack a folder with one sub-folder per class"
+        in text
+    )
+    assert "No pictures: the labels are unknown, so there is no R@k." in text
+    assert "no query has a label" not in text
+    evaluate_run(folder.path, ["what=all", "baseline=off"])
+    text = re.sub(r"<[^>]+>", "", write_report(folder.path).read_text())
+    assert text.count("No score: the labels are unknown, so there is no accuracy") == 3

@@ -15,7 +15,7 @@ from cluster.finetune.run import finetune_run, finetune_table
 from pipelines.dataset.manifest import load_manifest
 from pipelines.pack import pack
 from pipelines.synthetic import MOTIONS, make_motion_video
-from vidssl.errors import CheckpointError, DataError, RecipeError
+from vidssl.errors import CheckpointError, DataError, RecipeError, StorageError
 from vidssl.evaluation.class_scores import load_scores
 from vidssl.methods import build_method
 from vidssl.recipe import Recipe
@@ -237,6 +237,32 @@ def test_data_without_classes_is_refused(run, packed, monkeypatch):
     monkeypatch.setattr(stored, "load_manifest", lambda root: replace(packed, classes=("one",)))
     with pytest.raises(DataError, match="a classifier needs two classes, the data has 1"):
         finetune_run(run.path, FAST, quiet)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_training(run):
+    (run.path / "finetune").write_text("a file where the folder should be")
+    said = []
+    with pytest.raises(
+        StorageError, match=r"finetune cannot be written \(.*\); make room, or copy the run .* type vidssl finetune"
+    ):
+        finetune_run(run.path, FAST, said.append)
+    assert not said
+    assert not run.evaluation.exists()
+    assert (run.path / "finetune").read_text() == "a file where the folder should be"
+
+
+@pytest.mark.parametrize("state", [{"other": 1}, [1, 2], {"settings": "x"}, b"no torch at all", b""])
+def test_a_saved_state_of_another_shape_is_said_and_training_begins_anew(run, state):
+    path = run.path / "finetune" / "last.pt"
+    path.parent.mkdir()
+    path.write_bytes(state) if isinstance(state, bytes) else torch.save(state, path)
+    said = []
+    finetune_run(run.path, [*FAST, "finetune.epochs=1"], said.append)
+    assert said[0] in (
+        f"{path} cannot be read: training begins anew",
+        f"{path} is of other settings: training begins anew",
+    )
+    assert said[1].startswith("epoch    1/1")
 
 
 @pytest.mark.slow

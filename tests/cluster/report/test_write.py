@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from cluster.evaluation.kept import read_results
+from cluster.report.results import neighbours_part
 from cluster.report.write import write_report
-from vidssl.errors import CheckpointError
+from vidssl.errors import CheckpointError, StorageError
 from vidssl.recipe import load_recipe
-from vidssl.saved.embeddings import Embedded, save_embeddings
+from vidssl.saved.embeddings import Embedded, load_embeddings, save_embeddings
 from vidssl.saved.run_folder import RunFolder
 
 
@@ -361,3 +364,49 @@ def test_a_fine_tuning_stands_beside_fine_tunings_and_scratch_beside_scratch(run
     after = page.text[page.text.index("Fine-tuning on UCF101, rgb, from random weights") :]
     assert "supervised from random weights" in after[:400]
     assert "pre-trained on nothing" not in after[:400]
+
+
+def test_a_page_that_cannot_be_written_is_one_sentence_and_leaves_nothing(run):
+    fill(run, 3)
+    run.report.mkdir()
+    before = sorted(run.path.rglob("*"))
+    with pytest.raises(
+        StorageError, match=r"report.html cannot be written \(.*\); make room, or copy the run to a folder"
+    ):
+        write_report(run.path)
+    assert sorted(run.path.rglob("*")) == before
+
+
+def test_other_rows_in_the_log_are_said_and_the_rest_is_drawn(run):
+    fill(run, 3)
+    run.log.write_text('[1]\n"x"\n{"loss": 3}\n' + run.log.read_text())
+    page = Words(write_report(run.path).read_text())
+    assert not page.unbalanced
+    assert "3 lines of log.jsonl are no logged steps and were left out." in page.text
+    assert "odd/tag" in page.text
+
+
+def test_vectors_of_other_videos_are_not_taken_for_the_neighbours(run):
+    fill(run, 3)
+    (found,) = [one for name, one in read_results(run.evaluation, "RUN").items() if name == "retrieval"]
+    store = load_embeddings(run.evaluation / "embeddings.zarr")
+    others = replace(store, instance=store.instance + 1000)
+    shown = [neighbours_part(found, NoStrips(), one, "").body for one in (store, others)]
+    assert "this video could not be read" in shown[0]
+    assert "the stored embeddings are of other videos than retrieval.json; evaluate again" in shown[1]
+
+
+class NoStrips:
+    """A reader of frames for videos that cannot be read."""
+
+    def strip(self, instance):
+        return None
+
+
+def test_facts_that_are_empty_take_no_line_of_the_protocol(run):
+    put(run, "knn", scores(0.5), neighbours=5)
+    text = write_report(run.path).read_text()
+    assert "<dt>epochs</dt>" in text
+    assert "<dt>assumed</dt>" not in text
+    put(run, "knn", scores(0.5), neighbours=5, assumed=["the seed", "the steps"])
+    assert "<dt>assumed</dt><dd>the seed, the steps</dd>" in write_report(run.path).read_text()

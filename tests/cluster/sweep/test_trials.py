@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,10 @@ from cluster.sweep.measure import Row, Study, load_study, measure
 from cluster.sweep.picture import draw_sweep
 from cluster.sweep.result import find, write_results
 from cluster.sweep.space import Point, Space, search_points
-from pipelines.dataset.manifest import Manifest, Samples, write_manifest
+from pipelines.dataset.manifest import Manifest, Samples, Shard, write_manifest
 from vidssl.batch import Embeddings
-from vidssl.errors import BankError, CheckpointError, RecipeError
+from vidssl.errors import BankError, BusyError, CheckpointError, DataError, RecipeError
+from vidssl.marks import MARK
 from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.snapshots import save_snapshot
 from vidssl.recipe import load_recipe, recipe_from_file
@@ -43,7 +46,7 @@ def two_views(n: int, classes: int, scenes: int = 10, noise: float = 0.5, seed: 
 
 
 def make_run(root: Path, n: int = N, classes: int = CLASSES, labelled: bool = True, empty: int = 0) -> Path:
-    """A run folder with a bank snapshot, and a manifest that knows the labels (no shards: nobody reads videos here)."""
+    """A run folder with a bank snapshot, and a manifest that knows the labels (a shard that is not there: nobody reads videos here)."""
     root.mkdir(parents=True)
     label, instance = np.arange(n) % classes, np.arange(n)
     bank = EmbeddingBank(n, DIM, ("rgb", "residual"), instance // 2)
@@ -57,14 +60,14 @@ def make_run(root: Path, n: int = N, classes: int = CLASSES, labelled: bool = Tr
         group=(instance // 2).astype(np.int32),
         split=zeros.astype(np.int8),
         frames=zeros + 16,
-        width=zeros.astype(np.int16),
-        height=zeros.astype(np.int16),
+        width=zeros.astype(np.int16) + 128,
+        height=zeros.astype(np.int16) + 128,
         name=np.array([f"{i}.mp4" for i in range(n)]),
     )
     names = tuple(map(str, range(classes)))
-    packed = root / "packed"
+    packed, shard = root / "packed", Shard("shard-00000.tar", 1, n, "0" * 64)
     packed.mkdir()
-    write_manifest(Manifest(packed, "", "h264", 128, 25.0, 16, names, ("all",), (), samples))
+    write_manifest(Manifest(packed, "", "h264", 128, 25.0, 16, names, ("all",), (shard,), samples, n // 2))
     words = [f"data={packed}", "mining.topk=5"]
     (root / "recipe.yaml").write_text(load_recipe("cpr-tiny", words).to_yaml())
     return root
@@ -310,3 +313,77 @@ def test_ray_tune_gives_the_rows_that_a_plain_loop_gives(run, tmp_path, ray_clus
     assert len(lines) == 1 + len(points)
     assert not (tmp_path / ".tune").exists()
     assert "beats" in text
+
+
+def test_a_folder_that_holds_other_things_is_refused_and_left_as_it_is(run, tmp_path, here):
+    for name, content in (("sweep.csv", "my,own\n1,2\n"), ("best.yaml", "mine"), ("notes.txt", "mine")):
+        out = tmp_path / name.replace(".", "-")
+        out.mkdir()
+        (out / name).write_text(content)
+        with pytest.raises(
+            DataError, match="holds files that vidssl did not make, and they are left alone; type --out FOLDER"
+        ):
+            trials.run_sweep(str(run), ["stages=[1]"], str(out), say=lambda line: None)
+        assert {path.name: path.read_text() for path in out.iterdir()} == {name: content}
+    with pytest.raises(DataError, match="is a file and a folder is needed; type --out FOLDER"):
+        trials.run_sweep(str(run), ["stages=[1]"], str(out / name), say=lambda line: None)
+
+
+def test_a_table_with_other_columns_is_not_written_over(run, tmp_path, here):
+    trials.run_sweep(str(run), ["stages=[1]"], str(tmp_path), say=lambda line: None)
+    (tmp_path / "sweep.csv").write_text("my,own\n1,2\n")
+    with pytest.raises(
+        DataError, match=r"sweep.csv has other columns than a sweep writes; move it away, or type --out FOLDER"
+    ):
+        trials.run_sweep(str(run), ["stages=[1]"], str(tmp_path), say=lambda line: None)
+    assert (tmp_path / "sweep.csv").read_text() == "my,own\n1,2\n"
+
+
+@pytest.mark.parametrize("torn", ["{", "[]", '{"id": 3}'])
+def test_a_damaged_note_of_a_sweep_is_named(run, tmp_path, here, torn):
+    trials.run_sweep(str(run), ["stages=[1]"], str(tmp_path), say=lambda line: None)
+    (tmp_path / "sweep.json").write_text(torn)
+    with pytest.raises(CheckpointError, match=r"sweep.json is .*; remove it and type the same words again"):
+        trials.run_sweep(str(run), ["stages=[1]"], str(tmp_path), say=lambda line: None)
+
+
+def test_a_sweep_that_was_made_before_folders_were_marked_goes_on(run, tmp_path, here):
+    trials.run_sweep(str(run), ["stages=[1]"], str(tmp_path), say=lambda line: None)
+    (tmp_path / MARK).unlink()
+    lines: list[str] = []
+    trials.run_sweep(str(run), ["stages=[1]"], str(tmp_path), say=lines.append)
+    assert "2 points" in lines[0]
+    assert "2 are done already" in lines[0]
+
+
+def test_rows_that_were_set_aside_come_back_with_their_bank_and_none_is_lost(run, tmp_path, here):
+    def rows():
+        return {
+            line.split(",", 5)[0] + line.split(",")[4] for line in (tmp_path / "sweep.csv").read_text().splitlines()[1:]
+        }
+
+    trials.run_sweep(str(run), ["stages=[1]", "topk=[5]"], str(tmp_path), say=lambda line: None)
+    trials.run_sweep(str(run), ["stages=[1]", "topk=[6]", "queries=50"], str(tmp_path), say=lambda line: None)
+    assert rows() == {"single6", "sum6"}
+    trials.run_sweep(str(run), ["stages=[1]", "topk=[7]"], str(tmp_path), say=lambda line: None)
+    assert rows() == {"single5", "sum5", "single7", "sum7"}
+    lines: list[str] = []
+    trials.run_sweep(str(run), ["stages=[1]", "topk=[6]", "queries=50"], str(tmp_path), say=lines.append)
+    assert rows() == {"single6", "sum6"}
+    assert "2 are done already" in lines[-1]
+
+
+def test_a_sweep_that_is_under_way_is_not_joined_by_another(run, tmp_path, here):
+    code = (
+        "import sys, time; from pathlib import Path; from vidssl.lock import held\n"
+        "with held(Path(sys.argv[1]), 'sweep'): print('held', flush=True); time.sleep(120)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BusyError, match=rf"is in use by `vidssl sweep` \(process {other.pid} on "):
+            trials.run_sweep(str(run), ["stages=[1]"], str(tmp_path), say=lambda line: None)
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
