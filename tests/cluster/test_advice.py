@@ -10,7 +10,7 @@ from cluster.commands.table import VERBS
 
 ROOT = Path(__file__).parents[2]
 VERB = re.compile(r"\bvidssl ([a-z]+)\b")
-PROSE = {"demo.json", "did", "itself", "runs", "package"}
+PROSE = {"did", "itself"}
 """Words that follow the name in running text."""
 
 
