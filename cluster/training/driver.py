@@ -99,7 +99,8 @@ def _fit(checked: Checked, folder: RunFolder, use_gpu: bool) -> Summary:
     result = TorchTrainer(
         worker_loop,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(timeout_s=300),
+        # All ranks wait for one that waits for a disk.
+        torch_config=TorchConfig(timeout_s=int(max(300, recipe.loader.patience + 60))),
         scaling_config=ScalingConfig(
             num_workers=trainer.workers,
             use_gpu=use_gpu,

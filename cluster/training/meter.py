@@ -25,6 +25,9 @@ __all__ = ["StepMeter"]
 HEALTH_STEPS = 16
 """Health is read from the trained view's embeddings of the last steps, at most this many."""
 
+SUMS = ("data/skipped", "data/retries", "data/disk_wait_s")
+"""Videos skipped, reads tried again and seconds waited for disks: of all ranks together, since the attempt began."""
+
 
 class StepMeter:
     """Measures one rank's steps; `read` is a collective and must be called by all ranks at the same step."""
@@ -70,14 +73,20 @@ class StepMeter:
         }
         own |= {name: _mean(values) for name, values in sorted(self._metrics.items()) if name != "loss/total"}
         own["data/seen"] = float(self._seen & 0xFFFFFF)  # two runs that saw the same windows show the same number
-        own["data/skipped"] = float(len(self._loader.meter.bad))
+        own |= self._of_data()
         own |= self._health()
         own |= {} if self._bank is None else self._bank.read()
         means = zip(own, mean_over_ranks(list(own.values()), self._device), strict=True)
         row = {name: value for name, value in means if value is not None}
         row["clips_per_second"] = row.pop("clips_per_rank_second") * world()
+        row |= {name: row[name] * world() for name in SUMS}
         self._clear()
         return {"step": step, "epoch": epoch, "lr": rate} | row
+
+    def _of_data(self) -> dict[str, float]:
+        """Since this attempt began, on this rank."""
+        meter = self._loader.meter
+        return dict(zip(SUMS, map(float, (len(meter.bad), meter.disk.retries, meter.disk.waited_s)), strict=True))
 
     def _health(self) -> dict[str, float]:
         found = examine(torch.cat(list(self._rows)).float().cpu().numpy())

@@ -74,14 +74,16 @@ def note_event(folder: RunFolder, sentence: str, *, restart: bool = False) -> No
 
 
 def live_line(row: Mapping[str, float], total: int) -> str:
-    """The columns that every run shows: step, loss, clips/s, wait %, bank age."""
+    """The columns that every run shows: step, loss, clips/s, wait %, bank age; videos skipped and reads tried again, if any."""
     age = row.get("bank_age_steps", -1.0)
     # Fresh weights give nearly equal embeddings, so the first epoch says nothing.
     collapsed = row["epoch"] >= 1 and row.get("health/collapsed", 0.0) > 0.5
     alarm = "  COLLAPSED: all clips look alike to the encoder" if collapsed else ""
+    skipped, retries = int(row.get("data/skipped", 0)), int(row.get("data/retries", 0))
+    data = (f"  skipped {skipped}" if skipped else "") + (f"  retries {retries}" if retries else "")
     return (
         f"step {int(row['step']) + 1:>6}/{total}  loss {row['loss']:7.4f}  {row['clips_per_second']:7.1f} clips/s  "
-        f"wait {100 * row['wait_ratio']:4.1f} %  bank age {f'{age:.1f} steps' if age >= 0 else '-'}{alarm}"
+        f"wait {100 * row['wait_ratio']:4.1f} %  bank age {f'{age:.1f} steps' if age >= 0 else '-'}{data}{alarm}"
     )
 
 

@@ -20,6 +20,7 @@ from cluster.training.failure import Failure, Halt, failure_of, read_failure, wr
 from cluster.training.finite import FiniteWatch
 from cluster.training.meter import StepMeter
 from cluster.training.runlog import RunLog, note_event
+from cluster.training.skipped import SkippedVideos
 from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.loader import LoaderSpec, TrainLoader
 from vidssl.batch import Embeddings, Positives
@@ -124,12 +125,14 @@ class Worker:
         self.device = ray.train.torch.get_device()
         self.open = contextlib.ExitStack()
         self._settle_numerics()
-        self.manifest = load_manifest(job.data)
+        self.manifest = load_manifest(
+            job.data, verify="nothing"
+        )  # the driver saw the shards; one that left is waited for
         self.start = self._start()
         rows = self.manifest.training_rows()
         self.method = build_method(self.recipe, self.recipe.seed, len(self.manifest), rows).to(self.device)
         self.optimizer = build_optimizer(self.recipe.optim, [p for p in self.method.parameters() if p.requires_grad])
-        self.loader = _loader(self.recipe, self.manifest, self.rank, self.world, self.device)
+        self.loader = _loader(self.recipe, self.manifest, self.folder, self.rank, self.world, self.device)
         self.open.callback(self.loader.close)
         self.bank = self._bank_client()
         if self.start:
@@ -290,7 +293,9 @@ class Worker:
             torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _loader(recipe: Recipe, manifest: Manifest, rank: int, world: int, device: torch.device) -> TrainLoader:
+def _loader(
+    recipe: Recipe, manifest: Manifest, folder: RunFolder, rank: int, world: int, device: torch.device
+) -> TrainLoader:
     spec = LoaderSpec(
         clips=recipe.clips,
         augment=recipe.augment,
@@ -299,7 +304,12 @@ def _loader(recipe: Recipe, manifest: Manifest, rank: int, world: int, device: t
         batch=recipe.trainer.batch,
         seed=recipe.seed,
     )
-    return TrainLoader(manifest, spec, rank=rank, world=world, device=device, split=manifest.training_split)
+
+    def say(sentence: str) -> None:
+        note_event(folder, f"rank {rank}: {sentence}" if world > 1 else sentence)
+
+    kind = {"rank": rank, "world": world, "device": device, "split": manifest.training_split}
+    return TrainLoader(manifest, spec, **kind, say=say, on_bad=SkippedVideos(folder, rank, say))
 
 
 def _distributed(method: Method, world: int, device: torch.device) -> nn.Module:

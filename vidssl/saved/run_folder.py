@@ -8,6 +8,7 @@ runs/NAME/
   tensorboard/       loss/ mining/ bank/ data/ health/
   log.jsonl          one line per logged step
   events.jsonl       what happened between them: attempts that ended, and why
+  skipped.jsonl      one line per video that a rank skipped: which, where, why, when
   eval/              one JSON per evaluation, embeddings.zarr
   report.html
 """
@@ -65,6 +66,11 @@ class RunFolder:
     def events(self) -> Path:
         """What is worth a sentence between two steps (an attempt that ended, and why), one JSON object per line."""
         return self.path / "events.jsonl"
+
+    @property
+    def skipped(self) -> Path:
+        """One JSON object per video that was bad when it was wanted."""
+        return self.path / "skipped.jsonl"
 
     @property
     def evaluation(self) -> Path:
