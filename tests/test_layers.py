@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for layer in ("vidssl", "pipelines", "cluster")
+    for path in (ROOT / layer).rglob("*.py")
+}
+"""Dotted name → file of every module of the three packages."""
 FORBIDDEN = {
     "vidssl": {"pipelines", "cluster", "ray", "nvidia", "webdataset", "av"},
     "pipelines": {"cluster", "ray"},
@@ -85,3 +92,61 @@ def test_no_module_is_longer_than_400_lines():
         if len(path.read_text().splitlines()) > 400
     ]
     assert not long
+
+
+def modules_imported_by(path: Path) -> set[str]:
+    """Our modules that a module imports anywhere: on top, inside functions, and for the type checker alone."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            whole = {f"{node.module}.{alias.name}" for alias in node.names} & SOURCES.keys()
+            found |= whole or {node.module}
+    return found & SOURCES.keys()
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """What is left when whatever leads to nothing that is left is taken away, again and again."""
+    left = {name: set(to) for name, to in graph.items()}
+    while leaves := {name for name, to in left.items() if not to & left.keys()}:
+        left = {name: to for name, to in left.items() if name not in leaves}
+    return sorted(left)
+
+
+IMPORTS = {name: modules_imported_by(path) - {name} for name, path in SOURCES.items()}
+
+
+def test_the_search_for_circles_finds_one():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert IMPORTS["vidssl.recipe"] >= {"vidssl.sections", "vidssl.errors"}
+
+
+def test_imports_between_modules_form_no_circle():
+    assert not circles(IMPORTS)
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_no_import_runs_back_from_a_folder_to_what_lies_above_it(depth):
+    """A folder is one thing, seen from above: nothing that it needs may need it."""
+    above: dict[str, set[str]] = {}
+    for name, to in IMPORTS.items():
+        here = ".".join(name.split(".")[:depth])
+        above.setdefault(here, set()).update({".".join(other.split(".")[:depth]) for other in to} - {here})
+    assert not circles(above)
+
+
+def lengths_of_functions() -> dict[str, int]:
+    return {
+        f"{name}.{node.name}": (node.end_lineno or node.lineno) - node.lineno + 1
+        for name, path in SOURCES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def test_functions_are_short():
+    lengths = lengths_of_functions()
+    assert statistics.median(lengths.values()) <= 9
+    assert not {name: lines for name, lines in lengths.items() if lines > 60}

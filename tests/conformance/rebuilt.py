@@ -1,11 +1,13 @@
 """Inputs and weights of the conformance cases, rebuilt from their names.
 
-Every array has a generator of its own, seeded by the CRC32 of its name; see `weight` for the rules of a checkpoint.
+The cases lie beside this file, or in the folder that `VIDSSL_CONFORMANCE` names: `KIND_….json` says sizes and salt,
+`KIND_….npz` holds what the published code computed. Every array has a generator of its own, seeded by the CRC32 of its name; see `weight` for the rules of a checkpoint.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,24 @@ import torch
 HERE = Path(__file__).parent
 
 
+def folder() -> Path:
+    """Where the cases lie."""
+    named = os.environ.get("VIDSSL_CONFORMANCE", "")
+    found = Path(named).expanduser() if named else HERE
+    if not any(found.glob("*.json")):
+        raise FileNotFoundError(f"VIDSSL_CONFORMANCE={named} holds no case (NAME.json beside NAME.npz)")
+    return found
+
+
+def cases(kind: str) -> list[str]:
+    """Names of the cases of a kind: `cascade`, `encoder`, `loss_coclr`, `loss_iic`, `loss_vicc`."""
+    return sorted(path.stem for path in folder().glob(f"{kind}_*.json"))
+
+
 def load(case: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What a case says, and the arrays that the published code computed."""
-    with np.load(HERE / f"{case}.npz") as stored:
-        return json.loads((HERE / f"{case}.json").read_text()), dict(stored)
+    with np.load(folder() / f"{case}.npz") as stored:
+        return json.loads((folder() / f"{case}.json").read_text()), dict(stored)
 
 
 def rng(name: str, salt: str = "") -> np.random.Generator:

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import zlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+from tests.conformance.rebuilt import cases, load, unit
 from vidssl.mining.cascade import mine
 from vidssl.mining.exclusions import GroupIndex
 from vidssl.mining.plan import CascadePlan
 
-HERE = Path(__file__).parent
-
-
-def unit(name: str, rows: int, dim: int) -> np.ndarray:
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    values = rng.standard_normal((rows, dim)).astype(np.float32)
-    return values / np.linalg.norm(values, axis=-1, keepdims=True)
-
 
 @pytest.mark.parametrize("backend", ["oracle", "numpy", "torch", "faiss"])
-@pytest.mark.parametrize("case", range(7))
+@pytest.mark.parametrize("case", cases("cascade"))
 def test_positives_and_every_stage_equal_the_published_code(case, backend):
-    said = json.loads((HERE / f"cascade_{case}.json").read_text())
-    stored = np.load(HERE / f"cascade_{case}.npz")
-    names = {key: said["salt"] + name for key, name in said["arrays"].items()}
-    queries = [unit(names[f"query_{view}"], said["B"], said["dim"]) for view in "ab"]
-    bank = [unit(names[f"bank_{view}"], said["N"], said["dim"]) for view in "ab"]
+    said, stored = load(case)
+    names, salt = said["arrays"], said["salt"]
+    queries = [unit(names[f"query_{view}"], said["B"], said["dim"], salt=salt).numpy() for view in "ab"]
+    bank = [unit(names[f"bank_{view}"], said["N"], said["dim"], salt=salt).numpy() for view in "ab"]
     plan = CascadePlan(said["N"], said["stages"], said["ratio"], said["topk"])
     exclude = GroupIndex(stored["bank_source"]).exclusions(stored["query_source"])
     result = mine(queries, bank, plan, exclude=exclude, backend=backend, trace=True)

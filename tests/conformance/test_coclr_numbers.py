@@ -1,38 +1,18 @@
 """Our losses, cascade, queue, S3D and importer give the numbers of the code that CoCLR and CPR published.
 
-The `.npz` files hold what that code computed; inputs and weights are rebuilt here from names, see `named_rows`.
+The `.npz` files hold what that code computed; inputs are rebuilt from names, see `rebuilt`.
 """
-
-import json
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tests.conformance.rebuilt import assert_same, cases, load, unit
 from vidssl.batch import ClipBatch
 from vidssl.losses import info_nce, mean_log_nce
 from vidssl.methods import build_method, mined
 from vidssl.recipe import Recipe
-
-HERE = Path(__file__).parent
-LOSSES = ["topk_0_1", "topk_0_5", "cascade_3_5", "cascade_5_5"]
-
-
-def generator(name):
-    return np.random.default_rng(zlib.crc32(name.encode()))
-
-
-def named_rows(name, *shape):
-    rows = generator(name).standard_normal(shape).astype(np.float32)
-    return torch.from_numpy(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
-
-
-def assert_same(ours, theirs):
-    ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else np.asarray(ours)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * float(np.abs(theirs).max()))
 
 
 class Fixed(nn.Module):
@@ -46,24 +26,23 @@ class Fixed(nn.Module):
         return self.rows
 
 
-def shuffled_keys(stored, rows, dim):
+def shuffled_keys(stored, rows, dim, salt):
     """The keys in the order that the published run drew.
 
     It shuffles the key encoder's input (ShuffleBN) and puts the output back in order. The encoder of that run was a
     constant, so only the way back acted: `coclr/k` is permuted, by a draw that the file shows in the queue's new rows.
     """
-    keys = named_rows("coclr/k", rows, dim)
+    keys = unit("coclr/k", rows, dim, salt=salt)
     order = (torch.from_numpy(stored["queue_after"][:rows]) @ keys.T).argmax(1)
     assert sorted(order.tolist()) == list(range(rows))
     return keys[order]
 
 
-@pytest.fixture(params=LOSSES)
+@pytest.fixture(params=cases("loss_coclr"))
 def step(request, monkeypatch):
     """One published step run by our method: what was stored, what the loss was given, the output, the method."""
-    case = json.loads((HERE / f"loss_coclr_{request.param}.json").read_text())
-    stored = np.load(HERE / f"loss_coclr_{request.param}.npz")
-    rows, size, dim, stages = case["B"], case["K"], case["D"], case["stages"]
+    case, stored = load(request.param)
+    rows, size, dim, stages, salt = case["B"], case["K"], case["D"], case["stages"], case["salt"]
     recipe = Recipe.model_validate(
         {
             "model": {"dim": dim, "width": 2},
@@ -79,13 +58,13 @@ def step(request, monkeypatch):
         }
     )
     method = build_method(recipe)
-    method.stream("rgb").query = Fixed(3 * named_rows("coclr/q", rows, dim))
-    method.stream("rgb").key = Fixed(shuffled_keys(stored, rows, dim))
-    method.stream("residual").query = Fixed(named_rows("coclr/kf", rows, dim))
+    method.stream("rgb").query = Fixed(3 * unit("coclr/q", rows, dim, salt=salt))
+    method.stream("rgb").key = Fixed(shuffled_keys(stored, rows, dim, salt))
+    method.stream("residual").query = Fixed(unit("coclr/kf", rows, dim, salt=salt))
     sources = torch.from_numpy(stored["bank_source"])
     old = {
-        "rgb": named_rows("coclr/queue", size, dim),
-        "residual": named_rows("coclr/queue_second", size, dim),
+        "rgb": unit("coclr/queue", size, dim, salt=salt),
+        "residual": unit("coclr/queue_second", size, dim, salt=salt),
     }
     method.queue.push(old, sources, sources)
     query_source = torch.from_numpy(stored["query_source"])

@@ -3,29 +3,14 @@
 The `.npz` files hold what that code computed; memories and views are rebuilt here from names.
 """
 
-import json
-import zlib
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tests.conformance.rebuilt import assert_same, cases, load, unit
 from vidssl.batch import ClipBatch
 from vidssl.methods import iic
 from vidssl.recipe import Recipe
-
-HERE = Path(__file__).parent
-
-
-def named_rows(name, *shape):
-    rows = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
-    return torch.from_numpy(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
-
-
-def assert_same(ours, theirs):
-    np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-3, atol=1e-4 * float(np.abs(theirs).max()))
 
 
 class Told(nn.Module):
@@ -41,13 +26,12 @@ class Told(nn.Module):
         return self.rows[self.calls - 1]
 
 
-@pytest.fixture(params=["inter_softmax", "intra_softmax", "inter_nce", "intra_nce"])
+@pytest.fixture(params=cases("loss_iic"))
 def step(request, monkeypatch):
     """One published step run by our method: the case, what was stored, the tables, the output, the method, its network."""
-    case = json.loads((HERE / f"loss_iic_{request.param}.json").read_text())
-    stored = np.load(HERE / f"loss_iic_{request.param}.npz")
-    rows, size, dim = case["B"], case["N"], case["D"]
-    intra, loss = request.param.split("_")
+    case, stored = load(request.param)
+    rows, size, dim, salt = case["B"], case["N"], case["D"], case["salt"]
+    intra, loss = request.param.split("_")[2:4]  # loss_iic_INTRA_LOSS
     options = {
         "negatives": case["K"],
         "loss": loss,
@@ -62,11 +46,11 @@ def step(request, monkeypatch):
         }
     )
     method = iic.IIC(recipe, 0, size)
-    network = Told(*(named_rows(f"iic/{name}", rows, dim) for name in ("l", "ab", "neg")))
+    network = Told(*(unit(f"iic/{name}", rows, dim, salt=salt) for name in ("l", "ab", "neg")))
     method.stream("rgb").query = network
     for name, published in (("first", "memory_l"), ("second", "memory_ab"), ("intra", "memory_neg")):
         if name in method.memory.names:
-            method.memory.rows(name).copy_(named_rows(f"iic/{published}", size, dim))
+            method.memory.rows(name).copy_(unit(f"iic/{published}", size, dim, salt=salt))
     monkeypatch.setattr(iic, "drawn_ids", lambda *_: stored["indices"])
     seen = {}
     real = method.tables

@@ -3,31 +3,14 @@
 The `.npz` files hold what that code computed; inputs are rebuilt here from names.
 """
 
-import json
-import zlib
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tests.conformance.rebuilt import assert_same, cases, load, unit
 from vidssl.batch import ClipBatch
 from vidssl.methods.vicc import ViCC
 from vidssl.recipe import Recipe
-
-HERE = Path(__file__).parent
-CASES = [f"{streams}_{queue}" for streams in ("single", "cross") for queue in ("noqueue", "queue")]
-
-
-def named_rows(name, *shape):
-    rows = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
-    return torch.from_numpy(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
-
-
-def assert_same(ours, theirs):
-    ours = ours.detach().numpy()
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * float(np.abs(theirs).max()))
 
 
 class Read(nn.Module):
@@ -37,11 +20,11 @@ class Read(nn.Module):
         return clips.flatten(1)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=cases("loss_vicc"))
 def step(request):
     """Our step on a published case: stored arrays, unit views with their gradients, scores, output and method."""
-    case = json.loads((HERE / f"loss_vicc_{request.param}.json").read_text())
-    stored = np.load(HERE / f"loss_vicc_{request.param}.npz")
+    case, stored = load(request.param)
+    salt = case["salt"]
     rows, dim, count, views = case["B"], case["D"], case["prototypes"], sum(case["views"])
     assert case["assign"] == list(range(views))  # what the method does: every view is assigned
     cross = len(case["views"]) == 2
@@ -64,14 +47,17 @@ def step(request):
     for stream in method.streams.values():
         stream.query = Read()
     with torch.no_grad():
-        method.prototypes.weight.copy_(3.0 * named_rows("vicc/prototypes", count, dim))  # the method makes them unit
+        method.prototypes.weight.copy_(
+            3.0 * unit("vicc/prototypes", count, dim, salt=salt)
+        )  # the method makes them unit
     if case["queue"]:
-        method.queue.push(named_rows("vicc/queue", views * case["queue"], dim).reshape(views, case["queue"], dim))
-    unit = [named_rows(f"vicc/view{v}", rows, dim) for v in range(views)]
-    first, second = (view.clone().requires_grad_() for view in unit[:2])
+        queued = unit("vicc/queue", views * case["queue"], dim, salt=salt)
+        method.queue.push(queued.reshape(views, case["queue"], dim))
+    seen_as = [unit(f"vicc/view{v}", rows, dim, salt=salt) for v in range(views)]
+    first, second = (view.clone().requires_grad_() for view in seen_as[:2])
     clips = {"rgb": torch.stack([first, second], 1)[..., None, None, None]}
     if cross:  # view 2 is the other stream of clip 2, view 3 that of clip 1
-        clips["residual"] = torch.stack([unit[3], unit[2]], 1)[..., None, None, None]
+        clips["residual"] = torch.stack([seen_as[3], seen_as[2]], 1)[..., None, None, None]
     seen = {}
     method.prototypes.register_forward_hook(lambda module, given, scores: seen.setdefault(len(seen), scores))
     instance, unknown = torch.arange(rows), torch.full((rows,), -1)
