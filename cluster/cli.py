@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -124,7 +125,7 @@ def _explain(error: Exception, pressed: bool) -> int:
     if isinstance(error, VidsslError):
         complain(f"vidssl: {error}")
         return 1 if isinstance(error, OurFault) else 2
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) or _is_no_path(error):
         complain(f"vidssl: {_disk_sentence(error)}")
         return 2
     complain("".join(traceback.format_exception(error)).rstrip())
@@ -132,14 +133,20 @@ def _explain(error: Exception, pressed: bool) -> int:
     return 1
 
 
-def _disk_sentence(error: OSError) -> str:
+def _is_no_path(error: Exception) -> bool:
+    """Whether pathlib says of a path that it leads nowhere: a link to itself, the home of nobody."""
+    return isinstance(error, RuntimeError) and str(error).startswith(("Symlink loop", "Could not determine home"))
+
+
+def _disk_sentence(error: Exception) -> str:
     from pathlib import Path
 
     from vidssl.files import disk_words, is_full
 
-    what = (error.strerror or " ".join(str(error).split()) or type(error).__name__)[:200]
-    if is_full(error) and isinstance(error.filename, str):
-        return f"{disk_words(error, Path(error.filename))}; make room and type the same words again"
+    if not isinstance(error, OSError) or error.filename is None:
+        return f"{' '.join(str(error).split())[:300]}; mend that and type the same words again"
+    if is_full(error):
+        return f"{disk_words(error, Path(os.fsdecode(error.filename)))}; make room and type the same words again"
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    where = " → ".join(name if len(name) <= 120 else f"{name[:120]}…" for name in names) or "a file"
-    return f"{where}: {what}; mend that and type the same words again"
+    where = " → ".join(name if len(name) <= 120 else f"{name[:120]}…" for name in names)
+    return f"{where}: {error.strerror}; mend that and type the same words again"

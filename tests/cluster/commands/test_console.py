@@ -109,7 +109,10 @@ def ends_with(error: BaseException, monkeypatch) -> int:
             r"/nowhere/b cannot be written: the disk .* is full \(.* free\)",
         ),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 9000), "^vidssl: x{120}…: File name too long"),
-        (OSError("odd\nlines"), "a file: odd lines; mend"),
+        (OSError("odd\nlines"), "^vidssl: odd lines; mend"),
+        (OSError(errno.ENOSPC, "No space left on device"), r"^vidssl: \[Errno 28\] No space left on device; mend"),
+        (RuntimeError("Symlink loop from '/a'"), "^vidssl: Symlink loop from '/a'; mend"),
+        (RuntimeError("Could not determine home directory."), "^vidssl: Could not determine home directory"),
     ],
 )
 def test_a_disk_that_refuses_is_one_sentence_that_names_the_file(error, sentence, monkeypatch, capsys):

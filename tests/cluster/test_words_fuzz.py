@@ -1,0 +1,317 @@
+"""Hostile words behind every verb: refused in a sentence with exit code 2, or it works; and nothing of anybody's is touched.
+
+Each word list runs through `cluster.cli.main` in this process up to the point where something heavy would start (Ray, a
+decoder, a loader); a sample runs as real processes. Beside it lies a tree of files that look like ours and are not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from cluster.commands.table import VERBS
+from vidssl.methods import build_method
+from vidssl.recipe import Recipe
+from vidssl.saved.run_folder import RunFolder
+
+LISTS = 60
+"""Word lists per verb."""
+
+LOOK_ALIKES = (
+    "shard-00000.tar",
+    "shard-00000.idx",
+    "samples.npz",
+    "verdicts.csv",
+    "demo.json",
+    "manifest.json",
+    "recipe.yaml",
+    "run.json",
+    "log.jsonl",
+    "skipped.jsonl",
+    "failure.json",
+    "STOP",
+    "report.html",
+    "card.json",
+    "encoder.safetensors",
+    "embeddings.zarr/zarr.json",
+    "eval/retrieval.json",
+    "eval/finetune.json",
+    "checkpoints/step-00000100/model.pt",
+    "checkpoints/step-00000100/meta.json",
+    "bank/snap-100/zarr.json",
+    "sweep/sweep.csv",
+    "sweep.csv",
+    "best.yaml",
+    ".staging/journal.json",
+    ".ray/x",
+    ".tune/x",
+    "packed/manifest.json",
+    "videos/videos.csv",
+    "thesis.txt",
+)
+VALUES = (
+    *(
+        "x",
+        "-1",
+        "0",
+        "1",
+        "1.5",
+        "1e999",
+        "nan",
+        "-inf",
+        "1" * 30,
+        "true",
+        "null",
+        "none",
+        "[]",
+        "[1",
+        "[nan]",
+        "[[0,1]]",
+    ),
+    *(
+        "{a: 1}",
+        "${data}",
+        "${oc.env:HOME}",
+        "!!python/object/apply:os.getpid []",
+        "&a [*a]",
+        "'",
+        '"',
+        "a b",
+        "\\",
+        "*",
+    ),
+    *("é", "日本", "\udcff", "\0", "a\nb", "\t", "", " ", "=", "%s", "{}", "$(touch pwned)", "x" * 300, "x" * 5000),
+    *(
+        ".",
+        "..",
+        "/",
+        "~",
+        "~nobody-here",
+        "../../x",
+        "/dev/null",
+        "/dev/full",
+        "/proc/self/mem",
+        "s3://b/x",
+        "gs://b/x",
+    ),
+    *(
+        "CANARY",
+        "CANARY/recipe.yaml",
+        "CANARY/thesis.txt",
+        "CANARY/thesis.txt/below",
+        "CANARY/new",
+        "LOOP",
+        "FIFO",
+        "DARK",
+    ),
+    *("RUN", "PACKED", "runs/demo", "runs", "here.yaml", "no-such", "http://127.0.0.1:1/x"),
+)
+"""What is put where something else belongs; names in capitals stand for paths of the tree."""
+
+GOOD: dict[str, list[list[str]]] = {
+    "demo": [["--out", "new"], ["--seed", "1"]],
+    "pack": [["csv", "TABLE", "out"], ["folder", "VIDEOS", "out", "size=160"], ["ucf101", "VIDEOS", "out", "--workers", "1"]],
+    "verify": [["PACKED"], ["PACKED", "--workers", "1"]],
+    "train": [["infonce-tiny", "data=PACKED", "name=mine"], ["--resume", "RUN"], ["cpr-cycles-tiny", "data=PACKED", "--fresh"]],
+    "sweep": [["RUN"], ["cpr-tiny", "run=RUN", "stages=[1,3]"], ["RUN", "--out", "new"]],
+    "embed": [["RUN"], ["RUN", "out=new.zarr", "view=all"]],
+    "evaluate": [["RUN"], ["RUN", "what=all", "data=PACKED"]],
+    "finetune": [["RUN"], ["RUN", "finetune.epochs=1", "init=scratch"]],
+    "report": [["RUN"], ["RUN", "data=PACKED"]],
+    "import": [["FILE", "--from", "coclr"], ["FILE", "--from", "iic", "--out", "new"]],
+    "export": [["RUN", "--out", "new"]],
+    "recipes": [["cpr-tiny"], ["cpr-tiny", "trainer.workers=2"]],
+}  # fmt: skip
+"""Words that are right: one of them is then made wrong."""
+
+
+class HeavyStart(BaseException):
+    """The words were accepted and the work would begin."""
+
+
+class Hangs(BaseException):
+    """The words do not come back."""
+
+
+@pytest.fixture(scope="module")
+def template(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every word list finds: a canary, foreign files where runs and demos go by default, and a run of ours."""
+    root = tmp_path_factory.mktemp("tree")
+    for place in ("canary", "here/runs/demo", "here/runs/mine", "here/runs/infonce-tiny", "here/runs/cpr-cycles-tiny"):
+        for name in LOOK_ALIKES if place == "canary" else ("thesis.txt", "demo.json"):
+            path = root / place / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(f"{place}/{name}: mine\n".encode())
+    (root / "loop").symlink_to(root / "loop")
+    (root / "dark").mkdir(mode=0)
+    os.mkfifo(root / "fifo")
+    (root / "videos" / "a").mkdir(parents=True)
+    (root / "videos" / "a" / "one.mp4").write_bytes(b"no video")
+    (root / "table.csv").write_text("path,label\nvideos/a/one.mp4,a\n")
+    (root / "file.pth").write_bytes(b"no checkpoint")
+    make_run(root / "run", packed)
+    return root
+
+
+def make_run(path: Path, packed: Path) -> None:
+    """A run folder as training leaves it after a step, without a bank."""
+    from pipelines.dataset.manifest import load_manifest
+    from vidssl.marks import mark
+    from vidssl.saved.checkpoint import Meta, save_checkpoint
+
+    small = {"clips": {"frames": 4, "size": 32}, "model": {"width": 4, "dim": 8}, "method": {"name": "infonce"}}
+    recipe = Recipe.model_validate({"name": "run", "data": str(packed), "trainer": {"device": "cpu"}} | small)
+    path.mkdir()
+    mark(path, "run")
+    folder = RunFolder(path)
+    folder.recipe.write_text(recipe.to_yaml())
+    state = {"method": build_method(recipe, seed=0).state_dict(), "optimizer": {}}
+    save_checkpoint(folder, Meta(1, recipe.fingerprint(), load_manifest(packed).hash, 1, 0), 0, {}, state)
+
+
+@pytest.fixture
+def nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop where Ray, a decoder or a loader would start."""
+
+    def begin(*args: object, **kwargs: object) -> None:
+        raise HeavyStart
+
+    import pipelines.loader
+    import pipelines.pack
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", begin)
+    monkeypatch.setattr(pipelines.pack, "in_threads", begin)
+    monkeypatch.setattr(pipelines.loader.EvalLoader, "__init__", begin)
+    monkeypatch.setattr(pipelines.loader.TrainLoader, "__init__", begin)
+
+
+def state_of(root: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Every name below `root` with its kind, time and bytes."""
+    found: dict[str, tuple[int, int, bytes]] = {}
+    for here, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(here) / name
+            about = path.lstat()
+            plain = path.is_file() and not path.is_symlink()
+            found[str(path.relative_to(root))] = (
+                about.st_mode,
+                about.st_mtime_ns if plain else 0,
+                path.read_bytes() if plain else b"",
+            )
+    return found
+
+
+def hostile_lists(verb: str, seed: int) -> Iterator[list[str]]:
+    """Right words with one made wrong, and salads of everything."""
+    rng = random.Random(f"{verb} {seed}")
+    keys = [key.name for group in VERBS[verb].groups() for key in group.keys] or ["size"]
+    options = [option.name for entry in VERBS.values() for option in entry.options] + ["--nope", "-x", "--", "-"]
+
+    def setting() -> str:
+        key = rng.choice([rng.choice(keys), rng.choice(keys), "no.such", "*:trainer.steps", "cpr:seed", ""])
+        return f"{key}={rng.choice(VALUES)}"
+
+    def anything() -> str:
+        return rng.choice([setting, setting, lambda: rng.choice(VALUES), lambda: rng.choice(options)])()
+
+    while True:
+        good = list(rng.choice(GOOD[verb]))
+        spot = rng.randrange(len(good))
+        key, sign, _ = good[spot].partition("=")
+        yield [*good[:spot], f"{key}={rng.choice(VALUES)}" if sign else rng.choice(VALUES), *good[spot + 1 :]]
+        yield [*good, setting()]
+        yield [*good, rng.choice(options), rng.choice(VALUES)]
+        yield [anything() for _ in range(rng.randrange(5))]
+
+
+def placed(words: list[str], root: Path, packed: Path) -> list[str]:
+    """The words with the paths of this tree in place of the names in capitals."""
+    names = {"PACKED": packed, "VIDEOS": root / "videos", "TABLE": root / "table.csv", "FILE": root / "file.pth"}
+    names |= {name: root / name.lower() for name in ("CANARY", "LOOP", "FIFO", "DARK", "RUN")}
+    done = []
+    for word in words:
+        key, sign, value = word.rpartition("=")
+        head, slash, tail = value.partition("/")
+        done.append(f"{key}{sign}{names[head]}{slash}{tail}" if head in names else word)
+    return done
+
+
+def fresh_copy(template: Path, root: Path) -> None:
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(template, root, symlinks=True, ignore=shutil.ignore_patterns("fifo"))
+    os.mkfifo(root / "fifo")
+
+
+def check(words: list[str], code: int | None, said: str, before: dict, after: dict) -> None:
+    """`code` is None where the work would have begun."""
+    told = f"vidssl {' '.join(map(repr, words))} → {code}: {said[-1500:]}"
+    assert code in (0, 2, None), told
+    assert "Traceback" not in said, told
+    if code == 2:
+        assert said.startswith("vidssl: "), told
+        assert said.count("\n") <= 2, told
+        assert sorted(set(after) ^ set(before)) == [], told
+    ours = ("run",) if code != 2 else ()
+    changed = [name for name in before if name.split("/")[0] not in ours and after.get(name) != before[name]]
+    assert [name for name in changed if before[name][2]] == [], told
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """A word list that hangs fails its test."""
+
+    def too_long(number: int, frame: object) -> None:
+        raise Hangs
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("verb", GOOD)
+@pytest.mark.usefixtures("nothing_heavy", "alarm")
+def test_hostile_words_are_refused_in_a_sentence_or_work_and_touch_nothing_foreign(
+    verb, template, packed, tmp_path, monkeypatch, capsys
+):
+    root = tmp_path / "tree"
+    fresh_copy(template, root)
+    monkeypatch.chdir(root / "here")
+    monkeypatch.setenv("HOME", str(root / "here"))
+    before, packs = state_of(root), state_of(packed)
+    wrong: list[str] = []
+    for words in itertools.islice(hostile_lists(verb, int(os.environ.get("SEED", "0"))), LISTS):
+        words = [verb, *placed(words, root, packed)]
+        signal.alarm(20)
+        try:
+            code = main(words)
+        except HeavyStart:
+            code = None
+        except Hangs:
+            code = -1
+        signal.alarm(0)
+        after = state_of(root)
+        try:
+            check(words, code, capsys.readouterr().err, before, after)
+        except AssertionError as error:
+            wrong.append(str(error).splitlines()[0])
+        if after != before:
+            monkeypatch.chdir(tmp_path)
+            fresh_copy(template, root)
+            monkeypatch.chdir(root / "here")
+            before = state_of(root)
+    assert state_of(packed) == packs
+    assert not wrong, f"{len(wrong)} of {LISTS}:\n" + "\n".join(wrong)
+
+
+def test_every_verb_is_tried():
+    assert set(GOOD) == set(VERBS)
