@@ -15,7 +15,7 @@ from cluster.subject import Subject, open_subject
 from vidssl.errors import RecipeError
 from vidssl.evaluation.retrieval import unit_rows
 from vidssl.records import to_tree
-from vidssl.saved.embeddings import Embedded, save_embeddings
+from vidssl.saved.embeddings import Embedded, refuse_no_store, save_embeddings
 
 if TYPE_CHECKING:
     from pipelines.loading.crops import Crops
@@ -42,10 +42,11 @@ def embed_run(path: str | Path, words: Sequence[str] = ()) -> Path:
 
     own, words = own_words(EmbedWords, words)
     subject = open_subject(path, words)
+    store = subject.home / "embeddings.zarr" if own.out is None else Path(own.out).expanduser().resolve()
+    refuse_no_store(store)
     views = views_of(subject, own.view)
     readers = [encoder_reader(subject.encoder(name), name) for name in views]
     found = describe(subject, readers, views, subject.manifest.rows())
-    store = subject.home / "embeddings.zarr" if own.out is None else Path(own.out).expanduser().resolve()
     return save_embeddings(embedded(subject, found, views), store)
 
 

@@ -112,6 +112,8 @@ def _read(path: str | Path, source: str, encoder: str) -> Published:
     file = Path(path).expanduser()
     if file.is_dir():
         raise CheckpointError(f"{path} is a folder; give the checkpoint file, or for a run: vidssl export {path}")
+    if file.exists() and not file.is_file():
+        raise CheckpointError(f"{path} is a pipe or a device and no file; give the checkpoint file")
     found = import_published(file, encoder=encoder)
     if found.source != ("coclr" if source == "cpr" else source):
         raise CheckpointError(f"{path} has the layout of {found.source}, not of {source}; type --from {found.source}")

@@ -14,12 +14,19 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cluster.cli import main
 from cluster.commands.table import VERBS
+from pipelines.dataset.manifest import load_manifest
+from vidssl.batch import Embeddings
+from vidssl.marks import mark
 from vidssl.methods import build_method
+from vidssl.mining.bank import EmbeddingBank
+from vidssl.mining.snapshots import save_snapshot
 from vidssl.recipe import Recipe
+from vidssl.saved.checkpoint import Meta, save_checkpoint
 from vidssl.saved.run_folder import RunFolder
 
 LISTS = 60
@@ -116,11 +123,13 @@ VALUES = (
 )
 """What is put where something else belongs; names in capitals stand for paths of the tree."""
 
+SMALL = ("trainer.batch=4", "trainer.workers=1")
+
 GOOD: dict[str, list[list[str]]] = {
     "demo": [["--out", "new"], ["--seed", "1"]],
     "pack": [["csv", "TABLE", "out"], ["folder", "VIDEOS", "out", "size=160"], ["ucf101", "VIDEOS", "out", "--workers", "1"]],
     "verify": [["PACKED"], ["PACKED", "--workers", "1"]],
-    "train": [["infonce-tiny", "data=PACKED", "name=mine"], ["--resume", "RUN"], ["cpr-cycles-tiny", "data=PACKED", "--fresh"]],
+    "train": [["infonce-tiny", "data=PACKED", *SMALL, "name=mine"], ["--resume", "RUN"], ["cpr-cycles-tiny", "data=PACKED", *SMALL, "--fresh"]],
     "sweep": [["RUN"], ["cpr-tiny", "run=RUN", "stages=[1,3]"], ["RUN", "--out", "new"]],
     "embed": [["RUN"], ["RUN", "out=new.zarr", "view=all"]],
     "evaluate": [["RUN"], ["RUN", "what=all", "data=PACKED"]],
@@ -162,19 +171,23 @@ def template(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_run(path: Path, packed: Path) -> None:
-    """A run folder as training leaves it after a step, without a bank."""
-    from pipelines.dataset.manifest import load_manifest
-    from vidssl.marks import mark
-    from vidssl.saved.checkpoint import Meta, save_checkpoint
-
-    small = {"clips": {"frames": 4, "size": 32}, "model": {"width": 4, "dim": 8}, "method": {"name": "infonce"}}
-    recipe = Recipe.model_validate({"name": "run", "data": str(packed), "trainer": {"device": "cpu"}} | small)
+    """A run folder as training leaves it after a step, with a bank of random rows."""
+    data = load_manifest(packed)
+    small = {"clips": {"frames": 4, "size": 32}, "model": {"width": 4, "dim": 8}, "mining": {"pool": 6, "topk": 2}}
+    method = {"method": {"name": "cpr", "queue": 8, "warmup_steps": 1}, "trainer": {"device": "cpu"}}
+    recipe = Recipe.model_validate({"name": "run", "data": str(packed)} | small | method)
     path.mkdir()
     mark(path, "run")
     folder = RunFolder(path)
     folder.recipe.write_text(recipe.to_yaml())
     state = {"method": build_method(recipe, seed=0).state_dict(), "optimizer": {}}
-    save_checkpoint(folder, Meta(1, recipe.fingerprint(), load_manifest(packed).hash, 1, 0), 0, {}, state)
+    save_checkpoint(folder, Meta(1, recipe.fingerprint(), data.hash, 1, 0), 0, {}, state)
+    bank = EmbeddingBank(len(data), 8, recipe.views, data.samples.group.astype(np.int64))
+    rng = np.random.default_rng(0)
+    rows = {view: rng.normal(size=(len(data), 8)).astype(np.float32) for view in recipe.views}
+    unit = {view: x / np.linalg.norm(x, axis=1, keepdims=True) for view, x in rows.items()}
+    bank.push(Embeddings(unit, np.arange(len(data)), 0, 0))
+    save_snapshot(bank, folder.bank, 1, extra={"data_hash": data.hash})
 
 
 @pytest.fixture
@@ -315,3 +328,52 @@ def test_hostile_words_are_refused_in_a_sentence_or_work_and_touch_nothing_forei
 
 def test_every_verb_is_tried():
     assert set(GOOD) == set(VERBS)
+
+
+FOREIGN = [
+    (["demo", "--out", "CANARY"], "holds files that vidssl did not make"),
+    (["demo", "--out", "CANARY/thesis.txt"], "is a file"),
+    (["demo"], "holds files that vidssl did not make"),  # somebody's files lie in runs/demo
+    (["demo", "name=../canary"], "'name=../canary' cannot be set for a demo"),
+    (["pack", "csv", "TABLE", "CANARY"], "holds files that vidssl did not make"),
+    (["pack", "csv", "TABLE", "CANARY", "fresh=true"], "holds files that vidssl did not make"),
+    (["pack", "csv", "TABLE", "CANARY/thesis.txt"], "is a file"),
+    (["pack", "csv", "TABLE", "s3://bucket/out"], "s3://bucket/out"),
+    (["train", "infonce-tiny", "data=PACKED", *SMALL], "holds files that vidssl did not make"),
+    (["train", "infonce-tiny", "data=PACKED", *SMALL, "--fresh"], "holds files that vidssl did not make"),
+    (["train", "infonce-tiny", "data=PACKED", *SMALL, "--fresh", "trainer.storage=..", "name=canary"], "did not make"),
+    (["train", "infonce-tiny", "data=PACKED", *SMALL, "--fresh", "name=../../canary"], "name"),
+    (["train", "infonce-tiny", "data=PACKED", *SMALL, "--fresh", "name=."], "name"),
+    (["train", "cpr-cycles-tiny", "data=PACKED", *SMALL, "--fresh"], "holds files that vidssl did not make"),
+    (["train", "infonce-tiny", "data=PACKED", *SMALL, "trainer.storage=s3://bucket/runs"], "s3://bucket/runs"),
+    (["train", "infonce-tiny", "data=PACKED", *SMALL, "trainer.storage=CANARY/thesis.txt", "name=x"], "thesis.txt"),
+    (["train", "--resume", "CANARY"], "unknown key 'canary/recipe.yaml'"),
+    (["sweep", "RUN", "--out", "CANARY"], "holds files that vidssl did not make"),
+    (["sweep", "RUN", "--out", "CANARY/thesis.txt"], "is a file"),
+    (["embed", "RUN", "out=CANARY"], "is no store of embeddings"),
+    (["embed", "RUN", "out=CANARY/thesis.txt"], "is no store of embeddings"),
+    (["embed", "RUN", "out=CANARY/embeddings.zarr"], "is no store of embeddings"),
+    (["embed", "RUN", "out=CANARY/thesis.txt/below"], "thesis.txt is a file"),
+    (["export", "RUN", "--out", "CANARY"], "exists"),
+    (["export", "RUN", "--out", "CANARY/thesis.txt"], "exists"),
+    (["export", "RUN", "--out", "CANARY/thesis.txt/below"], "thesis.txt"),
+    (["evaluate", "CANARY"], "CANARY"),
+    (["finetune", "CANARY"], "CANARY"),
+    (["report", "CANARY"], "CANARY"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), FOREIGN, ids=[" ".join(words) for words, _ in FOREIGN])
+@pytest.mark.usefixtures("nothing_heavy", "alarm")
+def test_what_somebody_else_made_is_refused_as_a_target_before_any_work(
+    words, sentence, template, packed, tmp_path, monkeypatch, capsys
+):
+    root = tmp_path / "tree"
+    fresh_copy(template, root)
+    monkeypatch.chdir(root / "here")
+    before = state_of(root)
+    code = main(placed(words, root, packed))  # nothing heavy starts, or this raises
+    said = capsys.readouterr().err
+    check(words, code, said, before, state_of(root))
+    assert code == 2
+    assert sentence.replace("CANARY", str(root / "canary")) in said, said

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vidssl.errors import CheckpointError, DataError
 
-__all__ = ["Embedded", "load_embeddings", "save_embeddings"]
+__all__ = ["Embedded", "load_embeddings", "refuse_no_store", "save_embeddings"]
 
 FORMAT: Final = 1
 _ROWS_PER_CHUNK: Final = 4096
@@ -62,8 +62,7 @@ def save_embeddings(store: Embedded, path: Path) -> Path:
     """
     import zarr
 
-    if path.exists() and not _is_store(path):
-        raise DataError(f"{path} exists and is no store of embeddings; give another out=")
+    refuse_no_store(path)
     aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +78,19 @@ def save_embeddings(store: Embedded, path: Path) -> Path:
     shutil.rmtree(path, ignore_errors=True)
     os.replace(aside, path)
     return path
+
+
+def refuse_no_store(path: Path) -> None:
+    """Refuse to write where something else lies; ask before the work begins.
+
+    Raises:
+        DataError: `path` exists and is no store of embeddings, or something on the way to it is a file.
+    """
+    if path.exists() and not _is_store(path):
+        raise DataError(f"{path} exists and is no store of embeddings; give another out=")
+    above = next((folder for folder in path.parents if folder.exists()), path)
+    if not above.is_dir():
+        raise DataError(f"{path} cannot be made: {above} is a file; give another out=")
 
 
 def load_embeddings(path: Path) -> Embedded:
