@@ -63,12 +63,15 @@ def refuse_foreign(folder: Path, kind: str, instead: str) -> None:
         instead: What to type, e.g. `give another OUT`.
 
     Raises:
-        DataError: a file, a folder that cannot be read, or a filled one without our mark of this kind.
+        DataError: a file, or a path below one, a folder that cannot be read, or a filled one without our mark of this kind.
     """
     try:
         if not folder.is_dir():
             if folder.exists() or folder.is_symlink():
                 raise DataError(f"{folder} is a file and a folder is needed; {instead}")
+            above = next((path for path in folder.parents if path.exists()), folder)
+            if not above.is_dir():
+                raise DataError(f"{folder} cannot be made: {above} is a file; {instead}")
             return
         # Somebody who was killed at his first step left no more than a lock, or the beginning of a mark.
         if all(path.name.startswith((LOCK, f".{MARK}.")) for path in folder.iterdir()):

@@ -69,3 +69,9 @@ def test_a_folder_whose_maker_was_killed_while_he_marked_it_may_be_taken_again(t
     (tmp_path / LOCK).touch()
     (tmp_path / f".{MARK}.host-1-2-3.part").write_text('{"made')  # as `vidssl.files` names it
     refuse_foreign(tmp_path, "pack", "give another OUT")
+
+
+def test_a_folder_below_a_file_is_refused_before_anything_is_made(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="cannot be made: .*notes.txt is a file; type name=OTHER"):
+        refuse_foreign(tmp_path / "notes.txt" / "runs" / "one", "run", "type name=OTHER")
