@@ -11,6 +11,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,8 +162,6 @@ def template(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(f"{place}/{name}: mine\n".encode())
     (root / "loop").symlink_to(root / "loop")
-    (root / "dark").mkdir(mode=0)
-    os.mkfifo(root / "fifo")
     (root / "videos" / "a").mkdir(parents=True)
     (root / "videos" / "a" / "one.mp4").write_bytes(b"no video")
     (root / "table.csv").write_text("path,label\nvideos/a/one.mp4,a\n")
@@ -207,9 +207,12 @@ def nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipelines.loader.TrainLoader, "__init__", begin)
 
 
-def state_of(root: Path) -> dict[str, tuple[int, int, bytes]]:
+State = dict[str, tuple[int, int, bytes]]
+
+
+def state_of(root: Path) -> State:
     """Every name below `root` with its kind, time and bytes."""
-    found: dict[str, tuple[int, int, bytes]] = {}
+    found: State = {}
     for here, folders, files in os.walk(root):
         for name in (*folders, *files):
             path = Path(here) / name
@@ -260,11 +263,12 @@ def placed(words: list[str], root: Path, packed: Path) -> list[str]:
 
 def fresh_copy(template: Path, root: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
-    shutil.copytree(template, root, symlinks=True, ignore=shutil.ignore_patterns("fifo"))
+    shutil.copytree(template, root, symlinks=True)
+    (root / "dark").mkdir(mode=0)  # neither can be copied: a folder that is not to be read, and a pipe
     os.mkfifo(root / "fifo")
 
 
-def check(words: list[str], code: int | None, said: str, before: dict, after: dict) -> None:
+def check(words: list[str], code: int | None, said: str, before: State, after: State) -> None:
     """`code` is None where the work would have begun."""
     told = f"vidssl {' '.join(map(repr, words))} → {code}: {said[-1500:]}"
     assert code in (0, 2, None), told
@@ -302,7 +306,7 @@ def test_hostile_words_are_refused_in_a_sentence_or_work_and_touch_nothing_forei
     monkeypatch.setenv("HOME", str(root / "here"))
     before, packs = state_of(root), state_of(packed)
     wrong: list[str] = []
-    for words in itertools.islice(hostile_lists(verb, int(os.environ.get("SEED", "0"))), LISTS):
+    for words in itertools.islice(hostile_lists(verb, 0), LISTS):
         words = [verb, *placed(words, root, packed)]
         signal.alarm(20)
         try:
@@ -324,6 +328,31 @@ def test_hostile_words_are_refused_in_a_sentence_or_work_and_touch_nothing_forei
             before = state_of(root)
     assert state_of(packed) == packs
     assert not wrong, f"{len(wrong)} of {LISTS}:\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize("verb", ["pack", "train", "embed", "report", "recipes"])
+@pytest.mark.usefixtures("nothing_heavy", "alarm")
+def test_a_real_process_refuses_in_the_same_sentence(verb, template, packed, tmp_path, monkeypatch, capsys):
+    root = tmp_path / "tree"
+    fresh_copy(template, root)
+    monkeypatch.chdir(root / "here")
+    before = state_of(root)
+    for words in hostile_lists(verb, 1):
+        words = [verb, *placed(words, root, packed)]
+        if any("\0" in word for word in words):
+            continue  # no process can be given one
+        try:
+            code = main(words)
+        except HeavyStart:
+            code = None
+        said = capsys.readouterr().err
+        if code == 2:
+            break
+        fresh_copy(template, root)
+    typed = [word.encode("utf-8", "surrogateescape") for word in words]
+    done = subprocess.run([sys.executable, "-m", "cluster", *typed], stdin=subprocess.DEVNULL, capture_output=True)
+    assert (done.returncode, done.stderr.decode()) == (2, said)
+    assert {name for name, now in state_of(root).items() if now[2] != before[name][2]} == set()
 
 
 def test_every_verb_is_tried():

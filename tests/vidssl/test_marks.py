@@ -73,5 +73,5 @@ def test_a_folder_whose_maker_was_killed_while_he_marked_it_may_be_taken_again(t
 
 def test_a_folder_below_a_file_is_refused_before_anything_is_made(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(DataError, match="cannot be made: .*notes.txt is a file; type name=OTHER"):
+    with pytest.raises(DataError, match=r"cannot be made: .*notes\.txt is a file; type name=OTHER"):
         refuse_foreign(tmp_path / "notes.txt" / "runs" / "one", "run", "type name=OTHER")
