@@ -101,7 +101,9 @@ def _help(words: Sequence[str]) -> str:
         return front_page(__version__)
     name = _verb_named(words[0])
     verb = VERBS[name]
-    if name == "train" and len(words) > 1:
+    if verb.recipe:
+        return recipe_page(name, verb, verb.recipe, load_recipe(verb.recipe))
+    if any(place.name == "RECIPE" for place in verb.places) and len(words) > 1:
         given = read_words(name, verb.places, verb.options, words[1:])
         chosen = given.place("RECIPE")
         if chosen is not None:

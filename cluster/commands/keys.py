@@ -110,17 +110,21 @@ def _allowed(schema: Mapping[str, Any], sentence: str = "") -> str:
 
 
 def _number(schema: Mapping[str, Any], noun: str) -> str:
-    bounds = [
-        f"{sign} {typed(_short(schema[word]))}"
+    bounds = {
+        sign: _bound(schema[word])
         for word, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
         if word in schema
-    ]
+    }
+    if bounds.keys() == {"≥", "≤"}:
+        told = f"{bounds['≥']} to {bounds['≤']}"
+    else:
+        told = " and ".join(f"{sign} {bound}" for sign, bound in bounds.items())
     multiple = f", a multiple of {schema['multipleOf']}" if "multipleOf" in schema else ""
-    return " ".join([noun, " and ".join(bounds)]).strip() + multiple
+    return f"{noun} {told}".strip() + multiple
 
 
-def _short(bound: float) -> float:
-    return int(bound) if float(bound).is_integer() else bound
+def _bound(value: float) -> str:
+    return f"{value:g}" if abs(value) >= 1e9 or not float(value).is_integer() else str(int(value))
 
 
 def _list(schema: Mapping[str, Any]) -> str:

@@ -77,10 +77,9 @@ def _without_phases(group: Group) -> Group:
 
 
 def _head(name: str, verb: Verb) -> list[str]:
-    places = " ".join(place.name if place.needed else f"[{place.name}]" for place in verb.places)
-    usage = " ".join(
-        word for word in ("vidssl", name, places, "[--option …]" if verb.options else "", "key=value …") if word
-    )
+    places = [place.name if place.needed else f"[{place.name}]" for place in verb.places]
+    more = ["[--option …]"] * bool(verb.options) + ["key=value …"] * bool(verb.groups())
+    usage = " ".join(["vidssl", name, *places, *more])
     lines = [usage, *_wrapped(verb.sentence, ""), ""]
     for place in verb.places:
         lines += _row(place.name, place.sentence, _LEFT)

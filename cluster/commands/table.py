@@ -87,6 +87,7 @@ class Verb:
         places: Words that are known by where they stand.
         options: Words that begin with `--`.
         groups: Its `key=value` words.
+        recipe: The recipe that it always takes; empty: none.
     """
 
     run: Callable[[Words], int]
@@ -94,6 +95,7 @@ class Verb:
     places: tuple[Place, ...] = ()
     options: tuple[Option, ...] = ()
     groups: Keys = _none
+    recipe: str = ""
 
 
 _RUN = Place("RUN", "a run folder, e.g. runs/cpr-tiny")
@@ -108,6 +110,7 @@ VERBS: dict[str, Verb] = {
             Option("--seed", "of data, weights and order", "N", default="0", least=0),
         ),
         groups=_of_recipe,
+        recipe="cpr-demo",
     ),
     "pack": Verb(
         handlers.pack,

@@ -32,7 +32,7 @@ def vidssl(*words: str | bytes, env: dict[str, str] | None = None, stdout: int =
 def test_a_terminal_without_our_signs_reads_plain_ones(env):
     done = vidssl("train", "cpr-tiny", "--help", env=env)
     assert (done.returncode, done.stderr) == (0, b"")
-    assert b"one device each [whole number >=" in done.stdout
+    assert b"number >= " in done.stdout
     assert done.stdout.isascii()
 
 

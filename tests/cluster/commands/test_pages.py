@@ -63,11 +63,11 @@ def test_the_page_of_pack_names_every_option_with_its_sentence(capsys):
 @pytest.mark.parametrize(
     ("verb", "line"),
     [
-        ("train", "trainer.workers=1 Ray Train workers, one device each [whole number ≥ 1]"),
+        ("train", "trainer.workers=1 Ray Train workers, one device each [whole number 1 to 100000]"),
         ("train", "mining.ratio=null share kept by each stage; give this or pool [number > 0 and ≤ 1 or null]"),
         ("train", "mining.backend=auto auto picks by N, k and device [auto | numpy | torch | faiss | oracle]"),
-        ("train", "optim.weight_decay=1e-05 L2 [number ≥ 0]"),
-        ("pack", "size=128 short side, pixels [whole number ≥ 128 and ≤ 1024, a multiple of 2]"),
+        ("train", "optim.lr=0.001 peak learning rate [number > 0 and ≤ 1e+30]"),
+        ("pack", "size=128 short side, pixels [whole number 128 to 1024, a multiple of 2]"),
         ("demo", "--seed N of data, weights and order [whole number ≥ 0; default 0]"),
     ],
 )
@@ -89,9 +89,13 @@ def test_evaluate_shows_only_the_keys_that_a_trained_run_takes(capsys):
 
 def test_the_page_of_a_recipe_shows_its_own_values_beside_the_defaults(capsys):
     text = said(page(capsys, "train", "cpr-tiny", "--help"))
-    assert "trainer.workers=2 Ray Train workers, one device each [whole number ≥ 1; default 1]" in text
-    assert "optim.weight_decay=1e-05 L2 [number ≥ 0]" in text  # as the default: nothing beside it
+    assert "trainer.workers=2 Ray Train workers, one device each [whole number 1 to 100000; default 1]" in text
+    assert "optim.lr=0.001 peak learning rate [number > 0 and ≤ 1e+30]" in text  # as the default: nothing beside it
     assert text != said(page(capsys, "train", "--help"))
+
+
+def test_the_page_of_the_demo_shows_the_values_of_its_recipe(capsys):
+    assert f"trainer.steps={load_recipe('cpr-demo').trainer.steps} " in page(capsys, "demo", "--help")
 
 
 def test_the_page_of_a_recipe_takes_the_words_behind_it(capsys):
