@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _BEAT_S = 0.2
-_PAUSES_S = (0.5, 1, 2, 4)
-"""Before a store that does not answer is asked again."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -48,9 +46,9 @@ def main(descriptor: int, parent: int) -> None:
 
 def _answer(work: Callable[[], Outcome], beat: _Beat) -> Outcome | Fault:
     """The outcome; asked again with growing pauses where the store of the file does not answer."""
-    from pipelines.packing.foreign import cannot_be_reached
+    from pipelines.packing.foreign import PAUSES_S, cannot_be_reached
 
-    pauses = list(_PAUSES_S)
+    pauses = list(PAUSES_S)
     while True:
         try:
             return work()

@@ -17,7 +17,7 @@ import av
 from av.container import InputContainer
 from av.error import FFmpegError
 
-__all__ = ["Rejected", "cannot_be_reached", "opened"]
+__all__ = ["PAUSES_S", "Rejected", "cannot_be_reached", "opened"]
 
 _NOTHING_ELSE = {"protocol_whitelist": "none"}
 """For demuxers that open by themselves what they are pointed at (concat); the others ask `_refuse`."""
@@ -37,6 +37,9 @@ _UNREACHABLE = {
     errno.EMFILE,
     errno.ENFILE,
 }
+PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+"""Before a store that does not answer is asked again."""
+
 _READ_AT_ONCE = 1 << 16
 
 _open: Any = av.open

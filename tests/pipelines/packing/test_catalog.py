@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.packing.catalog import _share_of, read_catalog
+from pipelines.packing.catalog import FORMATS, Format, _share_of, read_catalog
 from pipelines.packing.options import PackOptions
 from vidssl.errors import DataError, RecipeError
 
@@ -184,7 +184,9 @@ def test_a_test_share_never_takes_the_last_group_and_misses_by_half_a_group_at_m
 @pytest.mark.parametrize(
     ("format", "options", "kind", "sentence"),
     [
-        ("kinetics", {}, RecipeError, "unknown format 'kinetics'; there are folder, csv, ucf101, hmdb51"),
+        ("kinetics", {}, RecipeError, "unknown format 'kinetics'; there are folder, csv, ucf101, hmdb51$"),
+        ("ucf-101", {}, RecipeError, r"unknown format 'ucf-101'; .*; did you mean 'ucf101'\?"),
+        ("x" * 5000, {}, RecipeError, "unknown format"),
         ("folder", {"splits": "x"}, RecipeError, "only ucf101 and hmdb51 have split files"),
         ("csv", {}, DataError, "is no file"),
         ("folder", {}, DataError, "holds no videos; format folder looks for CLASS/file"),
@@ -198,3 +200,48 @@ def test_a_source_that_does_not_fit_its_format_is_refused(tmp_path, format, opti
 def test_a_test_share_on_official_splits_is_refused(ucf):
     with pytest.raises(RecipeError, match=r"has splits already \(train, test, unused\); leave test_share out"):
         read_catalog("ucf101", ucf, PackOptions(test_share=0.2))
+
+
+def empty_source(root, kind: Format):
+    """A source of any format that is well formed and holds no video."""
+    root.mkdir()
+    if kind.is_file:
+        (root / "list.csv").write_text("path\n")
+        return root / "list.csv"
+    (root / "classInd.txt").write_text("")
+    for name in ("trainlist01.txt", "testlist01.txt", "run_test_split1.txt"):
+        (root / name).write_text("")
+    return root
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_empty_source_of_any_format_is_refused_with_what_is_looked_for(tmp_path, name):
+    source = empty_source(tmp_path / "source", FORMATS[name])
+    with pytest.raises(DataError) as refused:
+        read_catalog(name, source)
+    assert str(refused.value) == f"{source} holds no videos; format {name} looks for {FORMATS[name].looks_for}"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("place", ["nowhere", "x" * 5000, "nul"])
+def test_a_source_that_is_not_there_is_refused_in_the_words_of_its_format(tmp_path, name, place):
+    with pytest.raises(
+        DataError, match=f"is no {'file' if FORMATS[name].is_file else 'folder'}; type: vidssl pack {name}"
+    ):
+        read_catalog(name, tmp_path / place)
+
+
+def test_a_new_format_is_one_line_and_every_message_knows_it(tmp_path, monkeypatch):
+    def read(root, options):
+        return read_catalog("folder", root)
+
+    monkeypatch.setitem(FORMATS, "kinetics", Format(read, looks_for="LABEL/id.mp4", has_split_files=True))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="format folder looks for"):
+        read_catalog("kinetics", tmp_path / "empty")
+    with pytest.raises(RecipeError, match="there are folder, csv, ucf101, hmdb51, kinetics; did you mean 'kinetics'"):
+        read_catalog("kinetic", tmp_path)
+    with pytest.raises(RecipeError, match="only ucf101 and hmdb51 and kinetics have split files"):
+        read_catalog("folder", tmp_path, PackOptions(splits="x"))
+    touch(tmp_path, "a/1.mp4")
+    assert len(read_catalog("kinetics", tmp_path).rows) == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from pipelines.packing.guard import Guard
 from pipelines.packing.verdict import Limits, Target
 from tests.pipelines.footage import write_video
-from vidssl.errors import DataError, OurFault
+from vidssl.errors import DataError, OurFault, StorageError
 
 
 def alive(pid: int) -> bool:
@@ -159,3 +160,60 @@ def test_what_pyav_says_of_a_file_is_a_verdict_whatever_its_type(tmp_path, monke
         with monkeypatch.context() as patch, Guard(Target()) as guard:
             patch.syspath_prepend(str(tmp_path))
             assert guard.run(str(source), "a.mp4").verdict.verdict == "rejected"
+
+
+def test_a_video_that_takes_too_long_in_all_is_rejected_though_frames_go_on_coming(tmp_path):
+    long = write_video(tmp_path / "long.mp4", frames=3000)
+    with Guard(Target()) as guard:
+        guard.run(str(write_video(tmp_path / "a.mp4")), "a.mp4")
+        guard.limits = Limits(timeout=30, max_seconds=0.2)
+        verdict = guard.run(str(long), "long.mp4").verdict
+        guard.limits = Limits()
+        assert guard.run(str(tmp_path / "a.mp4"), "a.mp4").verdict.verdict == "packed"
+    assert (verdict.verdict, verdict.reason) == ("rejected", "not done after 0.2 s of work (max_seconds=0.2)")
+
+
+def test_a_video_that_wants_more_memory_than_it_may_have_is_rejected_and_the_next_one_packed(tmp_path):
+    good = write_video(tmp_path / "a.mp4")
+    large = write_video(tmp_path / "large.mp4", frames=2, width=5000, height=5000, codec="mpeg4")
+    with Guard(Target(), Limits(memory_mb=310)) as guard:  # an idle child takes 250 to 290
+        verdict = guard.run(str(large), "large.mp4").verdict
+        assert guard.run(str(good), "a.mp4").verdict.verdict == "packed"
+    assert verdict.verdict == "rejected"
+    assert "not enough memory (memory_mb sets the limit)" in verdict.reason
+
+
+SHAKY = """
+import os
+import pipelines.packing.normalise as module
+real = module.opened
+def opened(path):
+    with open({count!r}, "a") as count:
+        count.write("x")
+    if os.path.getsize({count!r}) <= {failures}:
+        raise OSError({errno}, os.strerror({errno}))
+    return real(path)
+module.opened = opened
+import pipelines.packing.foreign as foreign
+foreign.PAUSES_S = (0.01, 0.02, 0.04, 0.08)
+"""
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+@pytest.mark.parametrize("failures", [2, 99])
+def test_a_store_that_does_not_answer_is_asked_again_and_is_no_verdict(tmp_path, monkeypatch, number, failures):
+    source = write_video(tmp_path / "a.mp4")
+    (tmp_path / "broken").mkdir()
+    code = SHAKY.format(count=str(tmp_path / "count"), failures=failures, errno=number)
+    (tmp_path / "broken" / "sitecustomize.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path / "broken"))
+    with Guard(Target()) as guard:
+        if failures == 2:
+            assert guard.run(str(source), "a.mp4").verdict.verdict == "packed"
+            return
+        with pytest.raises(StorageError) as stopped:
+            guard.run(str(source), "a.mp4")
+    said = str(stopped.value)
+    assert said.startswith(f"{source} cannot be read now ({os.strerror(number)}; tried several times)")
+    assert "type the same command again: what is done is kept" in said
+    assert not stopped.value.final

@@ -208,3 +208,11 @@ def test_colours_of_other_pixel_formats_survive(tmp_path):
             container.mux(stream.encode(None))
         colour = read_frames(run(path).mp4)[4].mean((0, 1))
         assert np.abs(colour - [200, 60, 40]).max() < 6
+
+
+def test_a_video_above_the_length_is_rejected_when_it_gets_there(tmp_path):
+    source = write_video(tmp_path / "a.mp4", frames=60)
+    outcome = run(source, max_minutes=0.02)
+    assert outcome.verdict.reason == "longer than 0.02 minutes (max_minutes=0.02)"
+    assert 30 <= outcome.verdict.frames <= 33
+    assert run(source, max_minutes=0.04).verdict.verdict == "packed"

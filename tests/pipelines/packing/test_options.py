@@ -29,6 +29,23 @@ def test_words_become_typed_options():
         ("group=g1", "group=g1: the expression has no (...) to take the group from"),
         ("group=(", "group=(: no regular expression: "),
         ("test_share=1", "test_share=1: input should be less than 1"),
+        ("timeout=inf", "timeout=inf: input should be a finite number"),
+        ("timeout=nan", "timeout=nan: input should be a finite number"),
+        ("timeout=-1", "timeout=-1: input should be greater than 0"),
+        ("timeout=1e300", "timeout=1e300: input should be less than or equal to 86400"),
+        ("max_seconds=inf", "max_seconds=inf: input should be a finite number"),
+        ("max_seconds=0", "max_seconds=0: input should be greater than 0"),
+        ("max_minutes=nan", "max_minutes=nan: input should be a finite number"),
+        ("max_minutes=-5", "max_minutes=-5: input should be greater than 0"),
+        ("memory_mb=0", "memory_mb=0: input should be greater than or equal to 1024"),
+        ("memory_mb=1e99", "memory_mb=1e99: input should be"),
+        ("shard_mb=inf", "shard_mb=inf: input should be a finite number"),
+        ("fps=nan", "fps=nan: input should be"),
+        ("max_aspect=nan", "max_aspect=nan: input should be"),
+        ("test_share=nan", "test_share=nan: input should be"),
+        ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
+        ("seed=100000000000000000000000", "seed=100000000000000000000000: input should be less than"),
+        ("size=100000000000000000000000", "size=100000000000000000000000: input should be less than"),
     ],
 )
 def test_a_wrong_word_is_refused_in_one_sentence(word, sentence):
@@ -39,5 +56,8 @@ def test_a_wrong_word_is_refused_in_one_sentence(word, sentence):
 
 
 def test_what_does_not_change_the_bytes_is_not_part_of_the_identity():
-    assert PackOptions(timeout=5, fresh=True).identity() == PackOptions().identity()
+    given = PackOptions(timeout=5, max_seconds=5, memory_mb=2000, fresh=True)
+    assert given.identity() == PackOptions().identity()
+    assert (given.limits().timeout, given.limits().max_seconds, given.limits().memory_mb) == (5, 5, 2000)
+    assert PackOptions(max_minutes=1).identity() != PackOptions().identity()
     assert PackOptions(crf=24).identity() != PackOptions().identity()
