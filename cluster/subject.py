@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pipelines.loading.windows import Rule
     from vidssl.methods import Method
 
-__all__ = ["Subject", "open_subject", "refuse_phases"]
+__all__ = ["Subject", "open_subject"]
 
 _RULES: Final[dict[str, Rule]] = {"p1_ref": "p1", "p2": "p2"}
 _WINDOWS: Final[dict[str, str]] = {
@@ -224,22 +224,8 @@ def open_subject(path: str | Path, words: Sequence[str]) -> Subject:
     return _open_run(folder, words)
 
 
-def refuse_phases(folder: RunFolder, recipe: Recipe) -> None:
-    """Refuse a run of phases where one training is looked at.
-
-    Raises:
-        CheckpointError: naming the phases.
-    """
-    if recipe.phases:
-        names = ", ".join(str(folder.path / phase.name) for phase in recipe.phases)
-        raise CheckpointError(
-            f"{folder.path} is a run of {len(recipe.phases)} phases, each a run of its own; give one of them: {names}"
-        )
-
-
 def _open_run(folder: RunFolder, words: Sequence[str]) -> Subject:
     recipe = recipe_from_file(folder.recipe, words)
-    refuse_phases(folder, recipe)
     method, _, step = load_method(folder)
     meta, _, _ = read_checkpoint(folder, step)
     manifest = _data_of(recipe, meta.data, named=any(word.startswith("data=") for word in words))

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.subject import refuse_phases
+from vidssl.errors import CheckpointError
 from vidssl.recipe import Recipe, recipe_from_tree
 from vidssl.records import read_record
 from vidssl.saved.card import is_card, read_card
 from vidssl.saved.run_folder import RunFolder, open_run
+from vidssl.saved.trained import without_checkpoint
 
 __all__ = ["Facts", "Log", "open_reported", "read_log"]
 
@@ -61,7 +62,8 @@ def open_reported(path: str | Path) -> tuple[RunFolder, Recipe, Facts]:
     if not is_card(path):
         folder = open_run(path)
         recipe = folder.read_recipe()
-        refuse_phases(folder, recipe)
+        if recipe.phases:
+            raise CheckpointError(without_checkpoint(folder, recipe))
         return folder, recipe, _facts(folder)
     card = read_card(path)
     folder = RunFolder(Path(path).expanduser().resolve())

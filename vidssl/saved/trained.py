@@ -16,7 +16,7 @@ from vidssl.saved.run_folder import RunFolder, open_run
 if TYPE_CHECKING:
     from vidssl.methods import Method
 
-__all__ = ["artifact", "encoder_state", "load_method"]
+__all__ = ["artifact", "encoder_state", "load_method", "without_checkpoint"]
 
 
 def load_method(
@@ -37,7 +37,7 @@ def load_method(
     recipe = folder.read_recipe()
     found = (latest_step(folder) if say is None else choose_checkpoint(folder, say)) if step is None else step
     if found is None:
-        raise CheckpointError(_without_checkpoint(folder, recipe))
+        raise CheckpointError(without_checkpoint(folder, recipe))
     meta, shared, _ = read_checkpoint(folder, found)
     method = build_method(recipe, recipe.seed, meta.instances)
     try:
@@ -52,7 +52,8 @@ def load_method(
     return method.eval(), recipe, found
 
 
-def _without_checkpoint(folder: RunFolder, recipe: Recipe) -> str:
+def without_checkpoint(folder: RunFolder, recipe: Recipe) -> str:
+    """Why a run has no checkpoint of its own, and what to give or type instead: a run of phases has one for each."""
     if not recipe.phases:
         return f"{folder.path} has no checkpoint yet; train it first: vidssl train --resume {folder.path}"
     trained = [phase.name for phase in recipe.phases if latest_step(RunFolder(folder.path / phase.name)) is not None]
