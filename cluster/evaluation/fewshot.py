@@ -104,7 +104,10 @@ class FewShot(FeatureEvaluator[FewShotResult]):
             f"few-shot, {about.draws} draws, view {about.view}",
             f"  {'':15}" + "".join(f"{'n=' + n:>14}" for n in shots),
         ]
-        return lines + [f"  {name:15}" + "".join(f"{_cell(row[n]):>14}" for n in shots) for name, row in rows.items()]
+        lines += [
+            (f"  {name:15}" + "".join(f"{_cell(row[n]):>14}" for n in shots)).rstrip() for name, row in rows.items()
+        ]
+        return lines + [f"  {word}" for word in _too_few(rows["trained"])]
 
     def heading(self, about: About) -> tuple[str, str]:
         """See `Evaluator.heading`."""
@@ -123,6 +126,7 @@ class FewShot(FeatureEvaluator[FewShotResult]):
             f"Nearest class mean of n labelled videos per class, {protocol.draws} draws; ± is the 95 % interval of the mean "
             "over draws, not over test videos."
         )
+        words = " ".join([words, *(f"{word[0].upper()}{word[1:]}." for word in _too_few(rows["trained"]))])
         body = table(["percent", *(f"n = {n}" for n in shots)], lines, strong=0)
         return Section(self.heading(about)[0], escape(words), body)
 
@@ -140,6 +144,15 @@ def _drawn(
         draws=tuple(round(one, 6) for one in found.draws),
         classes_with_fewer=found.short,
     )
+
+
+def _too_few(trained: Mapping[str, Shots]) -> list[str]:
+    """A clause for each n that some classes cannot give: their draws are all the same, which narrows the interval."""
+    return [
+        f"for n = {n}, {row.classes_with_fewer} classes have fewer training videos, and all of theirs were taken in every draw"
+        for n, row in trained.items()
+        if row.classes_with_fewer
+    ]
 
 
 def _cell(row: Shots) -> str:

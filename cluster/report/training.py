@@ -186,17 +186,21 @@ def _prototypes(health: PrototypeHealth | None) -> str:
 def protocol_part(protocols: Mapping[str, Protocol], recipe: Recipe, facts: Facts) -> Section:
     """Everything that is needed to compare a number of this page with another one."""
     groups: list[tuple[str, list[tuple[str, str]]]] = []
-    said: dict[str, object] = {}
+    first: dict[str, object] = {}
     for name, protocol in protocols.items():
         tree = {key: value for key, value in to_tree(protocol).items() if value not in ([], {})}
-        new = {key: value for key, value in tree.items() if key not in said or said[key] != value}
-        said |= new  # what several share is said once
-        groups.append((name, [(key, _plain(value)) for key, value in new.items()]))
+        first = first or tree
+        own = {key: value for key, value in tree.items() if tree is first or key not in first or first[key] != value}
+        groups.append((name, [(key, _plain(value)) for key, value in own.items()]))
     groups.append(("the run", facts.lines()))
     body = "".join(card(name, pairs(items)) for name, items in groups if items)
     body = f'<div class="grid wide">{body}</div>'
     body += f"<details><summary>the recipe</summary><pre>{escape(recipe.to_yaml())}</pre></details>"
-    return Section("Protocol", "Numbers may be compared where these lines agree, and nowhere else.", body)
+    lead = (
+        "Numbers may be compared where these lines agree, and nowhere else. "
+        "The lines of the first card hold for the other evaluations too, where they say nothing else."
+    )
+    return Section("Protocol", lead, body)
 
 
 def again(recipe: Recipe, facts: Facts, run: str) -> Section:
@@ -212,4 +216,6 @@ def again(recipe: Recipe, facts: Facts, run: str) -> Section:
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
     return "–" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)

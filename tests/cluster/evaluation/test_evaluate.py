@@ -317,6 +317,15 @@ def test_every_number_of_a_classifier_stands_beside_its_rivals_and_carries_its_p
     assert len(alone["fewshot"].results["trained"]["1"].draws) == 10
 
 
+def test_shots_that_a_class_does_not_have_are_said_beside_the_interval(everything):
+    _, alone, _ = everything  # two training videos of each class
+    assert alone["fewshot"].results["trained"]["5"].classes_with_fewer == 10
+    text = results_table(alone)
+    assert "for n = 5, 10 classes have fewer training videos, and all of theirs were taken in every draw" in text
+    assert "for n = 1" not in text
+    assert all(line == line.rstrip() for line in text.splitlines() if "chance" in line)
+
+
 def test_the_knn_of_an_evaluation_equals_votes_counted_by_hand(everything):
     folder, alone, _ = everything
     store = load_embeddings(folder.evaluation / "embeddings.zarr")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -410,3 +411,30 @@ def test_facts_that_are_empty_take_no_line_of_the_protocol(run):
     assert "<dt>assumed</dt>" not in text
     put(run, "knn", scores(0.5), neighbours=5, assumed=["the seed", "the steps"])
     assert "<dt>assumed</dt><dd>the seed, the steps</dd>" in write_report(run.path).read_text()
+
+
+def test_the_protocol_says_of_every_evaluation_what_is_not_as_in_the_first(run):
+    put(run, "knn", scores(0.5), neighbours=5)
+    put(run, "linear", scores(0.5), **LINEAR)
+    put(run, "linear-joint", scores(0.5, "rgb alone"), **LINEAR, view="rgb + residual", fusion="mean of the two")
+    text = write_report(run.path).read_text()
+    cards = {part.partition("</figcaption>")[0]: part for part in text.split("<figcaption>") if "<dl" in part}
+    lines = {name: re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", part) for name, part in cards.items()}
+    assert ("view", "rgb") in lines["knn"]
+    assert ("view", "rgb") not in lines["linear"]
+    assert ("view", "rgb + residual") in lines["linear-joint"]
+    assert ("train_videos", "80") in lines["linear-joint"]  # the first card does not say it for this one
+    assert not {"run", "seed", "T", "data_hash"} & dict(lines["linear-joint"]).keys()
+
+
+def test_a_section_of_the_recipe_is_words_and_no_code(run):
+    one = {"epoch": 3, "accuracy": 0.7, "interval95": [0.6, 0.8], "mean_class_accuracy": 0.7}
+    one |= {"held_out_accuracy": None, "train_accuracy": 0.9, "videos": 40}
+    own = {"init": "pretrained", "checkpoint_rule": "best", "id": "fine-tuning (P4)", "finetune": {"epochs": 7}}
+    own |= {"sides": "splits", "videos": {"train": 9, "held_out": 2, "test": 4}, "finetune_seed": 0, "rows": 9}
+    own |= {"precision": "fp32", "residual": ["wrap", "none"], "held_out_share": 0.2, "average": "logit"}
+    more = {"per_class": {}, "history": []}
+    put(run, "finetune", {"chosen": one, "last": one, "chance": 0.1, "largest_class": 0.1}, more=more, **own)
+    text = write_report(run.path).read_text()
+    assert "<dt>videos</dt><dd>train 9, held_out 2, test 4</dd>" in text
+    assert "<dt>finetune</dt><dd>epochs 7, batch 32, optimizer adam" in text
