@@ -25,7 +25,7 @@ from pipelines.loading.crops import Crops, crops_of_window
 from pipelines.loading.decode import resolve_decode
 from pipelines.loading.feed import Feed, Plan
 from pipelines.loading.order import Order
-from pipelines.loading.prefetch import Ahead
+from pipelines.loading.prefetch import Prefetched
 from pipelines.loading.stream import BadSample, ClipStream, Made
 from pipelines.loading.windows import Rule, padded_in_front, window_starts
 from vidssl.batch import ClipBatch
@@ -124,7 +124,7 @@ class TrainLoader:
         self.decode = resolve_decode(spec.loader.decode, manifest.codec, device)
         self.meter = LoaderMeter()
         self._delivered = 0
-        self._ahead: Ahead[tuple[ClipBatch, tuple[BadSample, ...]]] | None = None
+        self._prefetched: Prefetched[tuple[ClipBatch, tuple[BadSample, ...]]] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -144,12 +144,12 @@ class TrainLoader:
             DataError: more bad samples than `loader.bad_rate` and `loader.bad_floor` allow.
             StorageError: a shard that cannot be reached for `loader.patience` seconds.
         """
-        if self._ahead is None:
+        if self._prefetched is None:
             closed = threading.Event()
             self.meter.disk = Patience(self.spec.loader.patience, self._say, closed)
-            self._ahead = Ahead(self._batches, self.spec.loader.prefetch, "vidssl-loader", closed)
+            self._prefetched = Prefetched(self._batches, self.spec.loader.prefetch, "vidssl-loader", closed)
         before = time.perf_counter()
-        batch, bad = next(self._ahead)
+        batch, bad = next(self._prefetched)
         self.meter.wait_s += time.perf_counter() - before
         self.meter.batches += 1
         self.meter.bad.extend(bad)
@@ -188,9 +188,9 @@ class TrainLoader:
 
     def close(self) -> None:
         """End the background thread."""
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
+        if self._prefetched is not None:
+            self._prefetched.close()
+            self._prefetched = None
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -262,7 +262,7 @@ class EvalLoader:
             _say_once(_unchecked(manifest))
         self.decode = resolve_decode(spec.loader.decode, manifest.codec, device)
         self.meter = LoaderMeter()
-        self._ahead: Ahead[Made] | None = None
+        self._prefetched: Prefetched[Made] | None = None
         rows = manifest.rows() if instances is None else instances
         starts = [
             window_starts(rule, int(frames), spec.clips.frames, spec.clips.stride, windows)
@@ -286,7 +286,7 @@ class EvalLoader:
         sized = replace(self.spec, batch=self._windows_at_once)
         crops = self.crops_per_window
         stream = _stream(sized, feed, self.device, crops, replace=False, together=crops > 1)
-        ahead = self._ahead = Ahead(
+        ahead = self._prefetched = Prefetched(
             lambda: stream.batches(self._plans(feed)), self.spec.loader.prefetch, "vidssl-windows", closed
         )
         before = time.perf_counter()
@@ -303,9 +303,9 @@ class EvalLoader:
 
     def close(self) -> None:
         """End the background thread."""
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
+        if self._prefetched is not None:
+            self._prefetched.close()
+            self._prefetched = None
 
     def _plans(self, feed: Feed) -> Iterator[Plan]:
         for step in range(len(self)):
@@ -329,7 +329,7 @@ def _say_once(sentence: str) -> None:
 def _unchecked(manifest: Manifest) -> str:
     return (
         f"{manifest.root} was packed before samples had checksums: a damaged byte that still decodes is not noticed; "
-        "pack again to have every read checked"
+        "pack again with fresh=true to have every read checked"
     )
 
 

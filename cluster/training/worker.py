@@ -21,7 +21,8 @@ from cluster.training.finite import FiniteWatch
 from cluster.training.meter import StepMeter
 from cluster.training.runlog import RunLog, note_event
 from cluster.training.skipped import SkippedVideos
-from pipelines.dataset.manifest import Manifest, load_manifest
+from pipelines.dataset.manifest import load_manifest
+from pipelines.dataset.patience import Patience
 from pipelines.loader import LoaderSpec, TrainLoader
 from vidssl.batch import Embeddings, Positives
 from vidssl.errors import VidsslError
@@ -125,14 +126,13 @@ class Worker:
         self.device = ray.train.torch.get_device()
         self.open = contextlib.ExitStack()
         self._settle_numerics()
-        self.manifest = load_manifest(
-            job.data, verify="nothing"
-        )  # the driver saw the shards; one that left is waited for
+        # The driver saw manifest and shards: what has left since is waited for.
+        self.manifest = load_manifest(job.data, "nothing", Patience(self.recipe.loader.patience, self._say))
         self.start = self._start()
         rows = self.manifest.training_rows()
         self.method = build_method(self.recipe, self.recipe.seed, len(self.manifest), rows).to(self.device)
         self.optimizer = build_optimizer(self.recipe.optim, [p for p in self.method.parameters() if p.requires_grad])
-        self.loader = _loader(self.recipe, self.manifest, self.folder, self.rank, self.world, self.device)
+        self.loader = self._loader()
         self.open.callback(self.loader.close)
         self.bank = self._bank_client()
         if self.start:
@@ -263,6 +263,23 @@ class Worker:
         if wanted.second_from is not None and wanted.second_view in self.recipe.views:
             self.method.load_encoder(wanted.second_view, encoder_state(wanted.second_from, wanted.second_view))
 
+    def _say(self, sentence: str) -> None:
+        note_event(self.folder, f"rank {self.rank}: {sentence}" if self.world > 1 else sentence)
+
+    def _loader(self) -> TrainLoader:
+        recipe, say = self.recipe, self._say
+        spec = LoaderSpec(
+            clips=recipe.clips,
+            augment=recipe.augment,
+            loader=recipe.loader,
+            views=recipe.views,
+            batch=recipe.trainer.batch,
+            seed=recipe.seed,
+        )
+        place = {"rank": self.rank, "world": self.world, "device": self.device}
+        skipped, split = SkippedVideos(self.folder, self.rank, say), self.manifest.training_split
+        return TrainLoader(self.manifest, spec, **place, split=split, say=say, on_bad=skipped)
+
     def _bank_client(self) -> BankClient | None:
         if self.job.bank is None or self.job.bank_spec is None:
             return None
@@ -291,25 +308,6 @@ class Worker:
         torch.manual_seed(self.recipe.seed)
         if self.recipe.trainer.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def _loader(
-    recipe: Recipe, manifest: Manifest, folder: RunFolder, rank: int, world: int, device: torch.device
-) -> TrainLoader:
-    spec = LoaderSpec(
-        clips=recipe.clips,
-        augment=recipe.augment,
-        loader=recipe.loader,
-        views=recipe.views,
-        batch=recipe.trainer.batch,
-        seed=recipe.seed,
-    )
-
-    def say(sentence: str) -> None:
-        note_event(folder, f"rank {rank}: {sentence}" if world > 1 else sentence)
-
-    kind = {"rank": rank, "world": world, "device": device, "split": manifest.training_split}
-    return TrainLoader(manifest, spec, **kind, say=say, on_bad=SkippedVideos(folder, rank, say))
 
 
 def _distributed(method: Method, world: int, device: torch.device) -> nn.Module:

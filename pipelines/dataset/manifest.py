@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.dataset.fields import Fields, checked_column, read_json
-from pipelines.dataset.patience import read_whole
+from pipelines.dataset.patience import Patience, read_whole
 from pipelines.dataset.shards import COMPONENTS, ShardIndex, file_sha256, parse_index, sample_key
 from vidssl.errors import DataError
 from vidssl.files import written_aside
@@ -192,13 +192,16 @@ class Manifest:
         return self.shard_path(shard).with_suffix(".idx")
 
 
-def load_manifest(path: str | Path, verify: Literal["nothing", "size", "sha256"] = "size") -> Manifest:
+def load_manifest(
+    path: str | Path, verify: Literal["nothing", "size", "sha256"] = "size", patience: Patience | None = None
+) -> Manifest:
     """Read a packed folder and check that it is whole.
 
     Args:
         path: The folder (or its `manifest.json`).
         verify: "nothing" looks at no shard (a reader waits for one that is away), "size" compares the size of every tar
             and reads its index, "sha256" reads every byte.
+        patience: For who knows that there was a manifest a moment ago: one that is away is waited for.
 
     Raises:
         DataError: no manifest, another format, a field that makes no sense, damaged samples, a shard or index that is
@@ -206,6 +209,9 @@ def load_manifest(path: str | Path, verify: Literal["nothing", "size", "sha256"]
         StorageError: the manifest is there and cannot be read.
     """
     root = Path(path).parent if Path(path).name == MANIFEST else Path(path)
+    if patience is not None:
+        for file in (root / MANIFEST, root / SAMPLES):
+            patience.insist(str(file), file.stat)
     tree = _fields(root)
     manifest = _manifest(root, tree, _columns_of(root / SAMPLES))
     if content_hash(manifest) != manifest.hash:

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
-__all__ = ["Ahead"]
+__all__ = ["Prefetched"]
 
 Item = TypeVar("Item")
 
@@ -22,7 +22,7 @@ class _End:
         self.error = error
 
 
-class Ahead(Generic[Item]):
+class Prefetched(Generic[Item]):
     """Items of an iterator, made on a thread of their own, at most `depth` of them waiting.
 
     An exception of the iterator is raised by the `next` that would have given its item. The thread looks every

@@ -92,7 +92,7 @@ class ClipStream:
         self.decode: Decode = decode
         self.rows, self.per_video, self.device = rows, per_video, device
         self.bad: list[BadSample] = []
-        self._on_bad, self._told = on_bad, 0
+        self._on_bad, self._bad_delivered = on_bad, 0
         self._tried = np.zeros(len(feed.manifest), np.bool_)
         self._flying: deque[Fed] = deque()
         self._again: deque[Plan] = deque()
@@ -177,7 +177,7 @@ class ClipStream:
             rows = rows_to_take(len(clips), faults, self.replace)
             plan, clips = plan.taken(rows), clips[torch.from_numpy(rows).to(clips.device)]
         if len(clips):
-            bad, self._told = tuple(self.bad[self._told :]), len(self.bad)
+            bad, self._bad_delivered = tuple(self.bad[self._bad_delivered :]), len(self.bad)
             yield Made(plan, clips, bad)
 
     def _name(self, plan: Plan, instance: int, reason: str) -> None:

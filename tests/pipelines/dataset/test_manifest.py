@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pipelines.dataset.manifest import Manifest, Samples, Shard, load_manifest, write_manifest
+from pipelines.dataset.patience import Patience
 from pipelines.dataset.shards import StoredSample, write_shard
-from vidssl.errors import DataError
+from vidssl.errors import DataError, StorageError
 
 
 @pytest.fixture
@@ -127,3 +129,30 @@ def test_damaged_samples_are_refused(manifest):
     (manifest.root / "samples.npz").write_bytes(b"PK nothing")
     with pytest.raises(DataError, match=r"samples\.npz is missing or damaged"):
         load_manifest(manifest.root)
+
+
+def test_a_manifest_that_is_away_is_waited_for_by_who_has_seen_it(manifest):
+    path = manifest.root / "manifest.json"
+    away = path.rename(manifest.root / "away")
+    threading.Timer(0.4, away.rename, [path]).start()
+    patience = Patience(60.0, lambda sentence: None)
+    assert load_manifest(manifest.root, "nothing", patience).hash == manifest.hash
+    assert patience.retries > 0
+    path.unlink()
+    with pytest.raises(StorageError, match=r"manifest\.json could not be reached for 0 s"):
+        load_manifest(manifest.root, "nothing", Patience(0.2))
+    with pytest.raises(DataError, match="is no packed data"):
+        load_manifest(manifest.root, "nothing")
+
+
+def test_shards_that_are_away_are_no_matter_to_who_will_wait_for_them(manifest):
+    manifest.shard_path(0).unlink()
+    assert load_manifest(manifest.root, "nothing").hash == manifest.hash
+
+
+def test_training_rows_are_those_of_the_training_split_or_all(manifest):
+    assert manifest.training_split == "train"
+    assert manifest.training_rows().tolist() == [0, 2, 4, 5]
+    other = replace(manifest, splits=("all", "test"))
+    assert other.training_split is None
+    assert other.training_rows().tolist() == list(range(6))

@@ -206,6 +206,6 @@ def test_a_pack_without_checksums_is_read_and_said_once(tmp_path, opened):
         loader.next()
     assert said == [
         f"{manifest.root} was packed before samples had checksums: a damaged byte that still decodes is not noticed; "
-        "pack again to have every read checked"
+        "pack again with fresh=true to have every read checked"
     ]
     assert loader.meter.bad == []

@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from pipelines.loading.prefetch import Ahead
+from pipelines.loading.prefetch import Prefetched
 
 
 def test_items_come_in_order_and_then_it_ends_for_good():
-    ahead = Ahead(lambda: iter(range(50)), 3, "t")
+    ahead = Prefetched(lambda: iter(range(50)), 3, "t")
     assert list(ahead) == list(range(50))
     assert list(ahead) == []
 
@@ -22,7 +22,7 @@ def test_no_more_than_depth_items_and_the_one_in_hand_are_made_ahead():
             made.append(number)
             yield number
 
-    ahead = Ahead(items, 2, "t")
+    ahead = Prefetched(items, 2, "t")
     time.sleep(0.3)
     assert len(made) == 3
     ahead.close()
@@ -38,7 +38,7 @@ def test_an_exception_reaches_the_next_that_would_have_had_the_item_as_itself():
         yield 1
         raise error
 
-    ahead = Ahead(items, 4, "t")
+    ahead = Prefetched(items, 4, "t")
     assert next(ahead) == 1
     for _ in range(2):
         with pytest.raises(Odd) as caught:
@@ -56,7 +56,7 @@ def test_close_ends_the_thread_even_when_nobody_takes_and_closes_the_generator()
         finally:
             closed.append(threading.current_thread().name)
 
-    ahead = Ahead(items, 1, "reader-of-this-test")
+    ahead = Prefetched(items, 1, "reader-of-this-test")
     time.sleep(0.05)
     ahead.close()
     ahead.close()
