@@ -7,7 +7,6 @@ encoder that recognises scenes, and a colour histogram, stay near chance.
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -38,20 +37,8 @@ KIND = "demo"
 """What the mark of a demo's folder says."""
 RESULT = "demo.json"
 _OWN = ("data", "name", "seed", "trainer.storage")
-_MADE = {
-    "videos/videos": ("*.mp4",),
-    "videos": ("videos.csv",),
-    "packed": (
-        "shard-*.tar",
-        "shard-*.idx",
-        "manifest.json",
-        "samples.npz",
-        "verdicts.csv",
-        ".staging",
-        ".*.part",
-        ".vidssl.*",
-    ),
-}
+_VIDEOS = {"videos/videos": "[0-9][0-9][0-9][0-9][0-9].mp4", "videos": "videos.csv"}
+_PACKED = ("shard-*.tar", "shard-*.idx", "manifest.json", "samples.npz", "verdicts.csv", ".staging", ".*.part")
 
 Say = Callable[[str], None]
 
@@ -135,9 +122,10 @@ def _begin(out: Path, say: Say) -> None:
 
     try:
         clear(RunFolder(out / "run"))
-        for name, patterns in _MADE.items():
-            for path in [path for pattern in patterns for path in (out / name).glob(pattern)]:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        remove_marked(out / "packed", "pack", _PACKED)
+        for name, pattern in _VIDEOS.items():
+            for path in (out / name).glob(pattern):
+                path.unlink()
             with suppress(OSError):  # refused by the system where anything is in it
                 (out / name).rmdir()
         left = remove_marked(out, KIND, (RESULT,))

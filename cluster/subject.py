@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from vidssl.methods import Method
 
 __all__ = ["Subject", "open_subject"]
+
+_log: Final = logging.getLogger(__name__)  # a warning reaches standard error without being asked for
 
 _RULES: Final[dict[str, Rule]] = {"p1_ref": "p1", "p2": "p2"}
 _WINDOWS: Final[dict[str, str]] = {
@@ -229,7 +232,7 @@ def _open_run(folder: RunFolder, words: Sequence[str]) -> Subject:
     method, _, step = load_method(folder)
     meta, _, _ = read_checkpoint(folder, step)
     manifest = _data_of(recipe, meta.data, named=any(word.startswith("data=") for word in words))
-    device = _device(recipe.trainer.device)
+    device = _device(recipe.trainer.device, trained_on=str(folder.read_facts().get("device", "")))
     with (checkpoint_path(folder, step) / "model.pt").open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
     return Subject(folder.path, recipe, meta, digest, manifest, device, folder=folder, method=method.to(device))
@@ -269,7 +272,9 @@ def _data_of(recipe: Recipe, trained_on: str | None, named: bool) -> Manifest:
     return manifest
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, trained_on: str = "") -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise DeviceError("trainer.device=cuda was asked for and this machine has no GPU; type trainer.device=cpu")
+    if name == "auto" and trained_on == "cuda" and not torch.cuda.is_available():
+        _log.warning("this run was trained on a GPU and this machine has none: its features are computed on the CPU")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

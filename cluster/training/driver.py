@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from cluster.bank.spec import BankSpec
@@ -72,17 +72,21 @@ def train(plan: Plan, say: Say = lambda line: None, argv: Sequence[str] = ()) ->
 
 def _fitted(plan: Plan, use_gpu: bool, say: Say) -> Summary:
     folder = plan.folder
-    folder.stop_flag.unlink(missing_ok=True)
-    folder.failure.unlink(missing_ok=True)
     try:
-        summary = watch(lambda: _fit(plan.checked, folder, use_gpu), folder, plan.checked.total_steps, say)
+        folder.stop_flag.unlink(missing_ok=True)
+        folder.failure.unlink(missing_ok=True)
+        summary = watch(lambda: _fit(plan, use_gpu), folder, plan.checked.total_steps, say)
     except Exception as error:
         failure = read_failure(folder)
         if failure is not None:
             raise failure.error() from error
-        raise after_all_retries(error, folder, plan.recipe.trainer.max_failures, latest_step(folder)) from error
+        told = after_all_retries(error, folder, plan.recipe.trainer.max_failures, latest_step(folder))
+        if told is error:
+            raise
+        raise told from error
     finally:
-        folder.stop_flag.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that cannot be written has its sentence already
+            folder.stop_flag.unlink(missing_ok=True)
         shutil.rmtree(ray_files(folder), ignore_errors=True)
     failure = summary.failure or read_failure(folder)
     if failure is not None:
@@ -90,12 +94,12 @@ def _fitted(plan: Plan, use_gpu: bool, say: Say) -> Summary:
     return summary
 
 
-def _fit(checked: Checked, folder: RunFolder, use_gpu: bool) -> Summary:
+def _fit(plan: Plan, use_gpu: bool) -> Summary:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    recipe, trainer = checked.recipe, checked.recipe.trainer
-    job = _job(checked, folder)
+    recipe, trainer = plan.recipe, plan.recipe.trainer
+    job = _job(plan)
     result = TorchTrainer(
         worker_loop,
         train_loop_config={"job": job},
@@ -108,7 +112,7 @@ def _fit(checked: Checked, folder: RunFolder, use_gpu: bool) -> Summary:
         ),
         run_config=RunConfig(
             name=recipe.name,
-            storage_path=str(ray_files(folder)),
+            storage_path=str(ray_files(plan.folder)),
             failure_config=FailureConfig(max_failures=trainer.max_failures, controller_failure_limit=3),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -116,8 +120,9 @@ def _fit(checked: Checked, folder: RunFolder, use_gpu: bool) -> Summary:
     return result.return_value or Summary(0)
 
 
-def _job(checked: Checked, folder: RunFolder) -> Job:
+def _job(plan: Plan) -> Job:
     """What the workers are handed, with the bank started where the run mines in one."""
+    checked, folder = plan.checked, plan.folder
     spec, bank = _bank_spec(checked, folder), None
     if spec is not None:
         from cluster.bank.actor import start_bank
@@ -125,7 +130,7 @@ def _job(checked: Checked, folder: RunFolder) -> Job:
         samples = checked.manifest.samples
         label = samples.label.astype("int64") if spec.labelled else None
         bank = start_bank(spec, samples.group.astype("int64"), label)
-    return Job(checked.recipe, folder.path, checked.manifest.root, checked.total_steps, bank, spec)
+    return Job(checked.recipe, folder.path, checked.manifest.root, checked.total_steps, bank, spec, plan.bank)
 
 
 def _bank_spec(checked: Checked, folder: RunFolder) -> BankSpec | None:

@@ -97,6 +97,6 @@ def after_all_retries(error: Exception, folder: RunFolder, max_failures: int, la
             f"the process of rank {min(lost)} was lost {max_failures + 1} times (trainer.max_failures={max_failures}); "
             f"was its memory enough?{rest}"
         )
-    if isinstance(error, OSError):
-        return storage_error(error, folder.path, instead=rest.removeprefix("; "))
+    if isinstance(error, OSError) and error.filename is not None:  # no pipe that was closed
+        return storage_error(error, Path(error.filename), instead=rest.removeprefix("; "))
     return error

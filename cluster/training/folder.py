@@ -24,7 +24,7 @@ _INSIDE = {
     "bank": ("snap-[0-9]*", ".snap-*", "attempt", "attempt.tmp", ".*.part"),
     "tensorboard": ("events.out.tfevents.*",),
     "eval": ("*.json", "*.npz", "*.zarr", ".*.part"),
-    "sweep": ("*.csv", "*.json", "*.png", "*.yaml", ".*.part"),
+    "sweep": ("*.csv", "*.json", "*.png", "*.yaml", ".tune", ".*.part"),
     "finetune": ("last.pt", ".*.part"),
     "finetune-*": ("last.pt", ".*.part"),
 }

@@ -18,13 +18,15 @@ from pathlib import Path
 
 from cluster.launch import in_ray_job
 from cluster.training.checks import Checked, check
-from vidssl.errors import CheckpointError, RecipeError
+from vidssl.errors import BusyError, CheckpointError, RecipeError
+from vidssl.lock import owner_of
 from vidssl.marks import refuse_foreign
-from vidssl.recipe import Recipe
+from vidssl.mining.reopen import source_of
+from vidssl.recipe import Recipe, take_word
 from vidssl.saved.checkpoint import check_same_recipe, choose_checkpoint, latest_step, read_meta
 from vidssl.saved.run_folder import RunFolder, open_run
 
-__all__ = ["KIND", "Plan", "differences", "plan_resume", "plan_run", "run_folder_of"]
+__all__ = ["KIND", "BankFrom", "Plan", "differences", "plan_resume", "plan_run", "run_folder_of"]
 
 KIND = "run"
 """What the mark of a run folder says."""
@@ -32,6 +34,19 @@ KIND = "run"
 _SHOWN = 6
 _FREE = ("data",)  # data may be moved: what it holds is compared by its hash
 _ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+@dataclass(frozen=True)
+class BankFrom:
+    """What was typed behind `bank=`.
+
+    Attributes:
+        step: Steps done at the checkpoint that the run goes on from; at a later one the run has a bank of its own again.
+        source: A snapshot; None: an empty bank.
+    """
+
+    step: int
+    source: str | None
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,7 @@ class Plan:
         start: Steps done at the last checkpoint; None: there is none.
         exists: Whether a run lies there that goes on; False: a new one is made.
         fresh: Whether what lies there is removed first.
+        bank: What the bank begins with, where that was typed.
         notes: Sentences for the user.
     """
 
@@ -52,6 +68,7 @@ class Plan:
     start: int | None = None
     exists: bool = False
     fresh: bool = False
+    bank: BankFrom | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -83,6 +100,7 @@ def plan_run(recipe: Recipe, fresh: bool = False) -> Plan:
     checked = replace(checked, recipe=_with_absolute_paths(recipe, checked.manifest.root))
     if not exists:
         refuse_foreign(folder.path, KIND, "type name=OTHER or trainer.storage=FOLDER")
+        _refuse_busy(folder)
         return Plan(checked, folder, fresh=fresh)
     _refuse_another(folder, folder.read_recipe(), checked)
     return _going_on(checked, folder, start)
@@ -91,11 +109,17 @@ def plan_run(recipe: Recipe, fresh: bool = False) -> Plan:
 def plan_resume(path: str | Path, words: Sequence[str] = ()) -> Plan:
     """What `vidssl train --resume RUN` does.
 
+    Args:
+        path: The run folder.
+        words: `bank=empty`, or `bank=SNAPSHOT`: what the bank begins with instead of its newest whole snapshot.
+
     Raises:
         CheckpointError: no run there, words that would change it, or a recipe.yaml that was changed since it began.
+        BankError: no such snapshot.
         VidsslError: as `cluster.training.checks.check`.
     """
     folder = open_run(path)
+    word, words = take_word(words, "bank")
     if words:
         raise CheckpointError(
             f"a resumed run keeps its recipe, so '{words[0]}' cannot be set; type only: vidssl train --resume {path}"
@@ -103,7 +127,8 @@ def plan_resume(path: str | Path, words: Sequence[str] = ()) -> Plan:
     recipe, start = folder.read_recipe(), latest_step(folder)
     checked = check(recipe, sources=start is None)
     _refuse_other_data(folder, checked)
-    return _going_on(checked, folder, start)
+    plan = _going_on(checked, folder, start)
+    return plan if word is None else replace(plan, bank=_bank_from(word, plan))
 
 
 def run_folder_of(recipe: Recipe) -> RunFolder:
@@ -130,6 +155,26 @@ def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list
     """
     both = [key for key in here if key in there and key not in _FREE]
     return [f"{key} is {there[key]} there and {here[key]} here" for key in both if there[key] != here[key]]
+
+
+def _bank_from(word: str, plan: Plan) -> BankFrom:
+    recipe, kept = plan.recipe, "keeps no bank"
+    if recipe.phases:
+        kept = "is a recipe with phases, each with its own bank"
+    if recipe.phases or not recipe.mines or recipe.mining.where != "actor":
+        raise CheckpointError(f"{plan.folder.path} {kept}; type it without bank={word}")
+    return BankFrom(plan.start or 0, source_of(word, plan.folder.bank))
+
+
+def _refuse_busy(folder: RunFolder) -> None:
+    """Others work in parts of a run too (an evaluation in `eval`, a fine-tuning, a sweep): they are not robbed of them."""
+    inner = [path for path in folder.path.glob("*") if path.is_dir()]
+    for owner, path in [(owner_of(path), path) for path in inner]:
+        if owner is not None:
+            raise BusyError(
+                f"{path} is in use by `vidssl {owner.doing}` (process {owner.pid} on {owner.host}), since {owner.since}; "
+                "wait for it, stop it, or type name=OTHER"
+            )
 
 
 def _going_on(checked: Checked, folder: RunFolder, start: int | None) -> Plan:

@@ -165,7 +165,11 @@ def _stop_on_signal(folder: RunFolder, say: Say) -> Iterator[None]:
         if folder.stop_flag.exists():
             say("stopped at once; the run can be resumed from its last checkpoint")
             os._exit(128 + number)
-        folder.stop_flag.touch()
+        try:
+            folder.stop_flag.touch()
+        except OSError as error:  # then the workers cannot be asked, nor write a checkpoint
+            say(f"stopped at once, {folder.path} cannot be written ({error.strerror}); its last checkpoint is kept")
+            os._exit(128 + number)
         say("stopping: a checkpoint is written first (again to stop at once)")
 
     wanted = [signal.SIGINT, signal.SIGTERM]

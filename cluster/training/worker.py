@@ -19,6 +19,7 @@ from cluster.training.agree import from_first_rank, gather_over_ranks, max_over_
 from cluster.training.failure import Failure, Halt, failure_of, read_failure, write_failure
 from cluster.training.finite import FiniteWatch
 from cluster.training.meter import StepMeter
+from cluster.training.plan import BankFrom
 from cluster.training.runlog import RunLog, note_event
 from cluster.training.skipped import SkippedVideos
 from pipelines.dataset.manifest import load_manifest
@@ -58,6 +59,7 @@ class Job:
         total_steps: Optimizer steps of the whole run.
         bank: Handle of the bank actor, or None.
         bank_spec: What the bank was started with, or None.
+        bank_from: What its rows begin with, where that was typed.
     """
 
     recipe: Recipe
@@ -66,6 +68,7 @@ class Job:
     total_steps: int
     bank: Any = None
     bank_spec: BankSpec | None = None
+    bank_from: BankFrom | None = None
 
 
 @dataclass(frozen=True)
@@ -286,12 +289,21 @@ class Worker:
         from cluster.bank.client import BankClient
         from cluster.bank.link import RayLink
 
-        client = BankClient(RayLink(self.job.bank), self.job.bank_spec, self.rank)
+        client = BankClient(RayLink(self.job.bank), self.job.bank_spec, self.rank, say=self._tell)
         self.open.callback(client.close)
-        source = str(self.folder.bank) if self.start else None  # the newest whole snapshot, or nothing
-        attempt = client.reset(source, self.world, self.start) if self.rank == 0 else 0
+        attempt = client.reset(self._bank_source(), self.world, self.start) if self.rank == 0 else 0
         client.join(from_first_rank(attempt, self.device))
         return client
+
+    def _bank_source(self) -> str | None:
+        """What the bank begins with: what was typed for this step, else the newest whole snapshot, or nothing."""
+        typed = self.job.bank_from
+        if typed is not None and typed.step == self.start:
+            return typed.source
+        return str(self.folder.bank) if self.start else None
+
+    def _tell(self, line: str) -> None:
+        note_event(self.folder, line if self.world == 1 else f"rank {self.rank}: {line}")
 
     def _set_rate(self, step: int) -> None:
         rate = learning_rate(self.recipe.optim, step, self.job.total_steps)

@@ -19,6 +19,7 @@ from cluster.evaluation.evaluate import evaluate_run, results_table
 from cluster.evaluation.retrieval import search_videos
 from cluster.evaluation.sides import sides_of
 from cluster.report.write import write_report
+from cluster.subject import open_subject
 from pipelines.dataset.manifest import load_manifest, write_manifest
 from pipelines.pack import pack
 from pipelines.synthetic import make_motion_set
@@ -540,3 +541,14 @@ def test_a_page_about_unlabelled_data_advises_nothing_that_needs_labels(packed, 
     evaluate_run(folder.path, ["what=all", "baseline=off"])
     text = re.sub(r"<[^>]+>", "", write_report(folder.path).read_text())
     assert text.count("No score: the labels are unknown, so there is no accuracy") == 3
+
+
+def test_a_run_trained_on_a_gpu_says_that_it_is_looked_at_on_a_cpu(packed, tmp_path, caplog):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    folder = make_run(tmp_path / "run", packed)
+    for trained_on, told in (("cpu", []), ("cuda", ["this run was trained on a GPU and this machine has none"])):
+        folder.facts.write_text(json.dumps({"device": trained_on}))
+        caplog.clear()
+        assert open_subject(folder.path, ["trainer.device=auto"]).device.type == "cpu"
+        assert [record.getMessage().partition(":")[0] for record in caplog.records] == told

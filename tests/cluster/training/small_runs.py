@@ -21,3 +21,17 @@ def small(packed: Path, folder: Path, *words: str) -> Recipe:
     """The small recipe on `packed`, its runs below `folder` (a later word wins)."""
     (folder / "small.yaml").write_text(RECIPE)
     return load_recipe(str(folder / "small.yaml"), [f"data={packed}", f"trainer.storage={folder}", *words])
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder with its bytes; None for a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def leftovers(run: Path) -> list[str]:
+    """What no finished, stopped or refused command may leave in a run folder: locks, flags, files aside, Ray's own."""
+    ends = (".tmp", ".part", ".ray", "STOP", ".vidssl.lock")
+    return sorted(str(path) for path in run.rglob("*") if path.name.endswith(ends))

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from cluster.cli import main
+from cluster.training import checks
 from cluster.training.driver import train
-from cluster.training.plan import plan_run
-from tests.cluster.training.small_runs import RECIPE, small
+from cluster.training.plan import plan_resume, plan_run
+from cluster.training.verb import TrainWords, run_train
+from tests.cluster.training.small_runs import RECIPE, leftovers, small, tree
 from vidssl.errors import DeviceError
+from vidssl.lock import owner_of
+from vidssl.marks import LOCK
+from vidssl.saved.checkpoint import latest_step
 from vidssl.saved.run_folder import RunFolder
+
+RAY_DATA = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data's own settings, read inside Ray Train
 
 
 def run_cli(*words: str, cwd: Path) -> subprocess.Popen[str]:
@@ -49,58 +60,193 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def straight(here: Path, packed: Path) -> Path:
-    done = run_cli("train", "small.yaml", f"data={packed}", "name=straight", "--no-evaluation", cwd=here)
-    said, _ = done.communicate(timeout=240)
-    assert done.returncode == 0, said
-    assert "step     24/24" in said
-    assert "bank age 2.0 steps" in said
-    return here / "runs" / "straight"
+def straight(here: Path, packed: Path, ray_cluster) -> tuple[Path, list[str]]:
+    """A run of 24 steps without a break, and what it said."""
+    said: list[str] = []
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # Ray Data's own settings
+        outcome = train(plan_run(small(packed, here, "name=straight", f"trainer.storage={here / 'runs'}")), said.append)
+    assert (outcome.steps, outcome.stopped) == (24, False)
+    return outcome.folder.path, said
+
+
+def small_words(packed: Path, *words: str) -> list[str]:
+    return ["train", "small.yaml", f"data={packed}", "--no-evaluation", *words]
 
 
 @pytest.mark.ray
-def test_a_killed_and_resumed_run_equals_a_straight_one(here, packed, straight):
-    process = run_cli("train", "small.yaml", f"data={packed}", "name=killed", "--no-evaluation", cwd=here)
-    wait_for_steps(here / "runs" / "killed", 11, process)
+def test_a_run_says_its_steps_and_leaves_nothing_of_ray_behind(straight):
+    run, said = straight
+    assert any("step     24/24" in line for line in said)
+    assert any("bank age 2.0 steps" in line for line in said)
+    assert not any("a worker was lost" in line for line in said)
+    assert leftovers(run) == []
+
+
+@pytest.mark.ray
+@RAY_DATA
+def test_a_killed_run_goes_on_with_the_same_words_and_equals_a_straight_one(
+    here, packed, straight, monkeypatch, capsys
+):
+    monkeypatch.chdir(here)
+    process = run_cli(*small_words(packed, "name=killed"), cwd=here)
+    run = here / "runs" / "killed"
+    wait_for_steps(run, 11, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    again = run_cli("train", "--resume", "runs/killed", "--no-evaluation", cwd=here)
-    said, _ = again.communicate(timeout=240)
-    assert again.returncode == 0, said
-    one, two = rows(straight), rows(here / "runs" / "killed")
+    assert owner_of(run) is None
+    assert (run / LOCK).is_file()  # its owner had no time to take it away
+    assert main(small_words(packed, "name=killed")) == 0
+    said = capsys.readouterr().out
+    assert f"the lock of `vidssl train` (process {process.pid} on" in said
+    assert "which is gone, is taken over" in said
+    assert re.search(r"holds this run: it goes on from step (8|16) of 24", said)
+    assert "a worker was lost" not in said
+    one, two = rows(straight[0]), rows(run)
     assert [row["step"] for row in two] == list(range(24))
     assert [row["data/seen"] for row in one] == [row["data/seen"] for row in two]
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], rel=1e-6)
     assert any(row["mining/positives"] > 0 for row in one)
+    assert leftovers(run) == []
+
+
+@pytest.fixture(scope="module")
+def live(here: Path, packed: Path) -> Iterator[tuple[subprocess.Popen[str], list[str], Path]]:
+    """A run that trains in another process, for long."""
+    words = small_words(packed, "name=live", "trainer.steps=50000", "trainer.workers=1", "trainer.log_every_steps=2")
+    process = run_cli(*words, cwd=here)
+    run = here / "runs" / "live"
+    wait_for_steps(run, 8, process)
+    yield process, words, run
+    if process.poll() is None:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.ray
-def test_control_c_leaves_a_run_that_can_be_resumed(here, packed):
-    words = [f"data={packed}", "name=stopped", "trainer.steps=5000", "trainer.workers=1", "trainer.log_every_steps=2"]
-    process = run_cli("train", "small.yaml", *words, cwd=here)
-    wait_for_steps(here / "runs" / "stopped", 4, process)
+def test_a_run_that_is_trained_elsewhere_is_left_alone(here, live, monkeypatch, capsys):
+    process, words, run = live
+    monkeypatch.chdir(here)
+    files = [run / "recipe.yaml", run / "run.json", run / LOCK]
+    before = [path.read_bytes() for path in files]
+    for other in (words, [*words, "--fresh"], ["train", "--resume", str(run)]):
+        assert main(other) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert f"{run} is in use by `vidssl train` (process {process.pid} on" in said
+        assert "wait for it, stop it, or give another folder" in said
+    assert [path.read_bytes() for path in files] == before
+    steps = len(rows(run))
+    wait_for_steps(run, steps + 4, process)  # it has not even noticed
+
+
+@pytest.mark.ray
+def test_control_c_leaves_a_run_that_can_be_resumed(live):
+    process, _, run = live
     os.kill(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert "stopping: a checkpoint is written first" in said
     assert "to go on: vidssl train --resume" in said
-    folder = RunFolder(here / "runs" / "stopped")
-    assert not folder.stop_flag.exists()
-    from vidssl.saved.checkpoint import latest_step
-
+    folder = RunFolder(run)
     step = latest_step(folder)
     assert step is not None
     assert step > folder.read_log()[-1]["step"]
+    assert leftovers(run) == []
 
 
 @pytest.mark.ray
-def test_a_gpu_where_there_is_none_is_refused(packed, tmp_path, ray_cluster):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    plan = plan_run(small(packed, tmp_path, "trainer.device=cuda", f"trainer.storage={tmp_path / 'new'}"))
-    with pytest.raises(DeviceError, match=r"has no GPU; type trainer.device=cpu"):
-        train(plan)
-    assert not (tmp_path / "new").exists()
+@RAY_DATA
+def test_a_resumed_run_may_begin_with_an_empty_bank(live, ray_cluster):
+    process, _, run = live
+    if process.poll() is None:  # this test alone was asked for
+        os.kill(process.pid, signal.SIGINT)
+        process.communicate(timeout=120)
+    seen = len(rows(run))
+
+    def two_rows(line: str) -> None:
+        if line.startswith("step") and len(rows(run)) >= seen + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    full = rows(run)[-1]["bank/filled"]
+    plan = plan_resume(run, ["bank=empty"])
+    assert train(plan, two_rows).stopped
+    first = next(row for row in rows(run) if row["step"] >= plan.start)
+    assert first["bank/filled"] < full
+
+
+@pytest.mark.ray
+@RAY_DATA
+def test_a_closed_terminal_stops_a_run_with_a_checkpoint_and_the_recipe_is_checked_once(
+    packed, tmp_path, ray_cluster, monkeypatch
+):
+    looked: list[str] = []
+    real = checks.check_recipe
+    monkeypatch.setattr(
+        checks, "check_recipe", lambda recipe, *a, **k: looked.append(recipe.name) or real(recipe, *a, **k)
+    )
+    words = ("trainer.workers=1", "trainer.steps=5000", "trainer.checkpoint_every_steps=5000")
+
+    def hang_up(line: str) -> None:
+        if line.startswith("step      6/"):
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    stopped = train(plan_run(small(packed, tmp_path, *words)), hang_up)
+    assert stopped.stopped
+    assert stopped.steps >= 6
+    assert latest_step(stopped.folder) == stopped.steps
+    assert looked == ["small"]
+    assert leftovers(stopped.folder.path) == []
+
+
+@pytest.mark.ray
+@RAY_DATA
+def test_a_run_whose_reader_has_gone_writes_its_checkpoint_too(packed, tmp_path, ray_cluster):
+    def closed(line: str) -> None:
+        if line.startswith("step      6/"):
+            raise BrokenPipeError("closed")
+
+    words = ("trainer.workers=1", "trainer.steps=5000", "trainer.checkpoint_every_steps=5000")
+    with pytest.raises(BrokenPipeError):
+        train(plan_run(small(packed, tmp_path, *words)), closed)
+    step = latest_step(RunFolder(tmp_path / "small"))
+    assert step is not None
+    assert 6 <= step < 5000
+
+
+@pytest.mark.ray
+def test_a_finished_run_stays_finished_when_its_evaluation_fails(here, packed, straight, monkeypatch):
+    monkeypatch.chdir(here)
+    run, _ = straight
+    before, said = tree(run), []
+
+    def no_gpu_here(path: Path) -> None:
+        raise DeviceError("trainer.device=cuda was asked for and this machine has no GPU; type trainer.device=cpu")
+
+    words = TrainWords("small.yaml", [f"data={packed}", "name=straight"])
+    assert run_train(words, said.append, no_gpu_here) == 0
+    assert said == [
+        f"{run} is finished (24 of 24 steps), there is nothing to train; to begin again, type --fresh",
+        "trained, but not evaluated: trainer.device=cuda was asked for and this machine has no GPU; type "
+        f"trainer.device=cpu; to evaluate: vidssl evaluate {run}",
+    ]
+    assert tree(run) == before
+
+
+@pytest.mark.ray
+def test_what_the_cluster_cannot_give_is_refused_before_anything_is_removed_or_made(packed, straight, ray_cluster):
+    run, _ = straight
+    before = tree(run.parent)
+    for words, sentence in (
+        (["trainer.cpus_per_worker=99"], r"needs 198 cores and there are 2; type trainer.workers=1"),
+        (["trainer.device=cuda"], r"has no GPU; type trainer.device=cpu"),
+    ):
+        if torch.cuda.is_available() and "trainer.device=cuda" in words:
+            continue
+        for name in ("straight", "another"):
+            recipe = small(packed, run.parents[1], f"trainer.storage={run.parent}", f"name={name}", *words)
+            with pytest.raises(DeviceError, match=sentence):
+                train(plan_run(recipe, fresh=True))
+            assert tree(run.parent) == before
 
 
 @pytest.mark.ray

@@ -9,19 +9,12 @@ from pathlib import Path
 import pytest
 
 from cluster.training.folder import clear, enter
-from cluster.training.plan import Plan, plan_resume, plan_run
-from tests.cluster.training.small_runs import small
-from vidssl.errors import BusyError, CheckpointError, DataError, RecipeError, StorageError
+from cluster.training.plan import BankFrom, Plan, plan_resume, plan_run
+from tests.cluster.training.small_runs import small, tree
+from vidssl.errors import BankError, BusyError, CheckpointError, DataError, RecipeError, StorageError
+from vidssl.lock import held
 from vidssl.marks import mark
 from vidssl.saved.run_folder import RunFolder
-
-
-def tree(folder: Path) -> dict[str, bytes | None]:
-    """Every path below a folder with its bytes; None for a folder."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
 
 
 def begun(packed: Path, folder: Path, *words: str) -> Plan:
@@ -153,6 +146,18 @@ def test_a_run_that_another_command_began_since_is_not_overwritten(packed, tmp_p
     assert tree(tmp_path) == before
 
 
+def test_a_run_is_not_begun_again_under_an_evaluation_of_it(packed, tmp_path):
+    folder = begun(packed, tmp_path).folder
+    with held(folder.evaluation, "evaluate"):
+        before = tree(tmp_path)
+        with pytest.raises(
+            BusyError, match=r"eval is in use by `vidssl evaluate` \(process \d+ on .*\), since .*name=OTHER"
+        ):
+            plan_run(small(packed, tmp_path), fresh=True)
+        assert tree(tmp_path) == before
+    assert plan_run(small(packed, tmp_path), fresh=True).fresh
+
+
 def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_left(packed, tmp_path):
     plan = plan_run(small(packed, tmp_path, "trainer.storage=/proc"))
     with pytest.raises(StorageError, match=r"^/proc/small cannot be written \(.*\); type trainer.storage=FOLDER"):
@@ -170,6 +175,18 @@ def test_changed_shards_are_refused(packed, tmp_path):
 
 def test_a_resumed_run_takes_no_words(packed, tmp_path):
     folder = begun(packed, tmp_path).folder
-    with pytest.raises(CheckpointError, match=r"keeps its recipe, so 'optim.lr=1' cannot be set"):
-        plan_resume(folder.path, ["optim.lr=1"])
+    for words in (["optim.lr=1"], ["bank=empty", "optim.lr=1"]):
+        with pytest.raises(CheckpointError, match=r"keeps its recipe, so 'optim.lr=1' cannot be set"):
+            plan_resume(folder.path, words)
     assert RunFolder(tmp_path / "small") == folder
+
+
+def test_a_resumed_run_may_be_given_a_bank_where_it_keeps_one(packed, tmp_path):
+    folder = begun(packed, tmp_path).folder
+    assert plan_resume(folder.path).bank is None
+    assert plan_resume(folder.path, ["bank=empty"]).bank == BankFrom(0, None)
+    with pytest.raises(BankError, match=r"nowhere"):
+        plan_resume(folder.path, ["bank=nowhere"])
+    other = begun(packed, tmp_path, "name=other", "mining.where=inline").folder
+    with pytest.raises(CheckpointError, match=r"other keeps no bank; type it without bank=empty"):
+        plan_resume(other.path, ["bank=empty"])

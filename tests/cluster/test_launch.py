@@ -1,0 +1,36 @@
+"""Which device do the workers get? Asked on a real Ray that believes in as many GPUs as the test says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+ASK = """
+import json, logging, ray
+from cluster.launch import resolve_device
+from vidssl.recipe import Trainer
+ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, logging_level=logging.ERROR,
+         object_store_memory=10**8, _node_ip_address="127.0.0.1")
+answers = []
+for workers, device in ((3, "auto"), (2, "auto"), (3, "cpu"), (1, "cuda")):
+    said = []
+    answers.append([resolve_device(Trainer(workers=workers, device=device), said.append), said])
+print(json.dumps(answers))
+"""
+
+
+def test_fewer_gpus_than_workers_is_said_and_enough_are_taken():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", ASK], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    few, enough, meant, asked = json.loads(done.stdout.splitlines()[-1])
+    assert few == [
+        False,
+        [
+            "training on the CPU: trainer.workers=3 and this cluster has 2 GPU(s), each worker takes one; "
+            "type trainer.workers=2 to train on the GPU, or trainer.device=cpu to mean this"
+        ],
+    ]
+    assert enough == [True, []]
+    assert meant == [False, []]
+    assert asked == [True, []]
