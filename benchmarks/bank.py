@@ -108,7 +108,8 @@ def training_beside_mining(data: Path, rounds: int, steps: int, words: Sequence[
     # first of them is slower by some per cent, whichever it is: with both orders as frequent that cancels in the mean.
     ratios = [pair["actor"] / pair["off"] for pair in rounds_ms]
     ratio = statistics.geometric_mean(ratios)
-    said = {name: statistics.mean(row[name] for row in bank) for name in _bank_columns(bank)}
+    # a row lacks what was not measured yet
+    said = {name: statistics.mean(row[name] for row in bank if name in row) for name in _bank_columns(bank)}
     print(f"actor {medians['actor']:.1f} ms, off {medians['off']:.1f} ms, ratio {ratio:.3f} (allowed {ALLOWED}) {said}")
     return {
         "rounds": rounds,
@@ -143,7 +144,7 @@ def _train(data: Path, folder: Path, name: str, where: str, steps: int, words: S
 
 
 def _bank_columns(rows: Sequence[dict[str, float]]) -> list[str]:
-    return [name for name in rows[0] if name.startswith(("bank", "mining/"))] if rows else []
+    return sorted({name for row in rows for name in row if name.startswith(("bank", "mining/"))})
 
 
 def _time_plan(queries: list[np.ndarray], bank: list[np.ndarray], plan: CascadePlan, repeats: int) -> dict[str, Any]:

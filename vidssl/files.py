@@ -19,9 +19,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from vidssl.errors import DiskFullError, StorageError
+from vidssl.errors import DataError, DiskFullError, StorageError
 
 __all__ = [
+    "check_place",
     "disk_words",
     "folder_aside",
     "is_full",
@@ -144,6 +145,28 @@ def sync_tree(folder: Path) -> None:
             finally:
                 os.close(handle)
         sync_folder(Path(here))
+
+
+def check_place(path: Path, instead: str) -> None:
+    """Find out, before hours of work, whether `path` could be written; leaves nothing behind.
+
+    Args:
+        path: A file or folder that need not exist; nor need the folders above it.
+        instead: What to type where it cannot.
+
+    Raises:
+        DataError: something on the way to it is a file.
+        StorageError: the disk cannot be written.
+    """
+    above = next(here for here in path.absolute().parents if here.exists())
+    if not above.is_dir():
+        raise DataError(f"{path} cannot be made: {above} is a file; {instead}")
+    probe = above / f".{path.name}.{os.getpid()}.probe"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise storage_error(error, path, instead=instead) from error
 
 
 def is_full(error: OSError) -> bool:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidssl.errors import BankError, StorageError
-from vidssl.files import disk_words, write_whole
+from vidssl.errors import BankError
+from vidssl.files import storage_error, write_whole
 from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.reopen import choose, newest_whole
 from vidssl.mining.snapshots import is_snapshot, load_snapshot, sweep
@@ -98,4 +98,4 @@ def store_attempt(root: str, attempt: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, str(attempt))
     except OSError as error:
-        raise StorageError(disk_words(error, path)) from error
+        raise storage_error(error, path) from error

@@ -184,6 +184,17 @@ def test_an_exported_run_gives_the_same_vectors_as_the_run(view, run, packed, tm
     assert ours.protocol["recipe"] == theirs.protocol["recipe"]
 
 
+def test_an_export_into_a_file_or_of_spoilt_weights_is_one_sentence(run, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "exists already; give another --out" in refused(capsys, "export", run, "--out", tmp_path / "notes.txt")
+    below = refused(capsys, "export", run, "--out", tmp_path / "notes.txt" / "card")
+    assert "notes.txt is a file; give another --out" in below
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    (run / "checkpoints" / "step-00000005" / "model.pt").write_bytes(b"")
+    assert "model.pt has 0 of" in refused(capsys, "export", run, "--out", tmp_path / "card")
+    assert not (tmp_path / "card").exists()
+
+
 @pytest.mark.parametrize("protocol", ["p1_ref", "p2"])
 def test_vectors_of_a_published_protocol_come_from_its_windows_and_crop(protocol, run, packed, capsys):
     from cluster.subject import open_subject

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidssl.errors import BankError, StorageError
-from vidssl.files import disk_words, folder_aside
+from vidssl.errors import BankError
+from vidssl.files import folder_aside, storage_error
 from vidssl.mining.bank import EmbeddingBank, bad_row
 
 __all__ = [
@@ -102,7 +102,7 @@ def save_snapshot(
             _discard(root / f"snap-{former}")
     except OSError as error:
         needed = sum(array.nbytes for array in state.values())
-        raise StorageError(f"the bank snapshot of step {step}: {disk_words(error, target, needed)}") from error
+        raise storage_error(error, target, needed, "older bank snapshots stay") from error
     return target
 
 

@@ -4,15 +4,14 @@ CARD/
   encoder.safetensors   the `Encoder` state dict; what else belongs to the stream under `extra.` (ViCC: the prototypes)
   card.json             network, view, clips, normalisation in words and numbers, where the weights come from
 
-A card is written aside and renamed. It holds tensors and JSON only: nothing in it can run code.
+A card is written aside and renamed. It holds tensors and JSON only: nothing in it can run code. A number that is not
+finite is never exported.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +23,9 @@ from torch import Tensor
 
 from vidssl.encoder import Encoder, build_encoder
 from vidssl.errors import CheckpointError
+from vidssl.files import check_place, folder_aside, storage_error, write_json, write_whole
 from vidssl.recipe import Recipe
+from vidssl.saved.tensors import first_bad_number
 from vidssl.sections import Clips, Model, Section, View
 
 __all__ = [
@@ -164,26 +165,31 @@ def export(folder: str | Path, state: Mapping[str, Tensor], card: Card) -> Path:
         card: Its `weights_sha256` is filled in here.
 
     Raises:
-        CheckpointError: the folder exists, or the weights are not those of the card's network.
+        CheckpointError: the folder exists, the weights are not those of the card's network, or one is no finite number.
+        DataError: the folder lies below a file.
+        StorageError: the disk is full or cannot be written; nothing is left behind.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     final = Path(folder).expanduser().resolve()
     if final.exists():
         raise CheckpointError(f"{folder} exists already; give another --out, or remove it first")
+    check_place(final, "give another --out")
     build_from(card, state)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    aside = final.with_name(f".{final.name}.tmp-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    if (bad := first_bad_number(state)) is not None:
+        raise CheckpointError(
+            f"these weights are spoilt: {bad} is not a finite number, so no card is written; take an earlier checkpoint, "
+            "or train again with a lower optim.lr"
+        )
+    # a clone: safetensors refuses tensors that share memory
+    weights = save({key: rows.detach().cpu().contiguous().clone() for key, rows in state.items()})
+    whole = card.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
     try:
-        # a clone: safetensors refuses tensors that share memory
-        save_file({key: rows.detach().cpu().contiguous().clone() for key, rows in state.items()}, aside / WEIGHTS)
-        whole = card.model_copy(update={"weights_sha256": _sha256(aside / WEIGHTS)})
-        (aside / CARD).write_text(json.dumps(whole.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
-        os.replace(aside, final)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        with folder_aside(final) as aside:
+            write_whole(aside / WEIGHTS, weights)
+            write_json(aside / CARD, whole.model_dump(mode="json"))
+    except OSError as error:
+        raise storage_error(error, final, len(weights), "give another --out") from error
     return final
 
 

@@ -6,8 +6,6 @@ Arrays: `feature/VIEW` float32 [N, F], `embedding/VIEW` float32 [N, D], `instanc
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidssl.errors import CheckpointError, DataError
+from vidssl.files import check_place, folder_aside, storage_error
 
 __all__ = ["Embedded", "load_embeddings", "refuse_no_store", "save_embeddings"]
 
 FORMAT: Final = 1
 _ROWS_PER_CHUNK: Final = 4096
+_INSTEAD: Final = "give another out="
 _COLUMNS: Final = ("instance", "group", "label")
 
 
@@ -58,15 +58,35 @@ def save_embeddings(store: Embedded, path: Path) -> Path:
     """Write `store` aside and rename it to `path`, so that a reader sees the old store or the whole new one.
 
     Raises:
-        DataError: `path` exists and is no store of embeddings.
+        DataError: as `refuse_no_store`.
+        StorageError: the disk is full or cannot be written; a former store stays.
     """
+    refuse_no_store(path)
+    vectors = [*store.feature.values(), *store.embedding.values()]
+    try:
+        with folder_aside(path) as aside:
+            _write_store(store, aside)
+    except OSError as error:
+        raise storage_error(error, path, sum(rows.nbytes for rows in vectors), _INSTEAD) from error
+    return path
+
+
+def refuse_no_store(path: Path) -> None:
+    """Refuse a place where vectors could not be stored, before they are made.
+
+    Raises:
+        DataError: `path` exists and is no store of embeddings, or lies below a file.
+        StorageError: the disk cannot be written.
+    """
+    if path.exists() and not _is_store(path):
+        raise DataError(f"{path} exists and is no store of embeddings; give another out=")
+    check_place(path, _INSTEAD)
+
+
+def _write_store(store: Embedded, folder: Path) -> None:
     import zarr
 
-    refuse_no_store(path)
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    root = zarr.open_group(str(aside), mode="w")
+    root = zarr.open_group(str(folder), mode="w")
     for kind, views in (("feature", store.feature), ("embedding", store.embedding)):
         for view, rows in views.items():
             _write(root, f"{kind}/{view}", np.asarray(rows, np.float32))
@@ -75,40 +95,31 @@ def save_embeddings(store: Embedded, path: Path) -> Path:
     _write(root, "split", store.split)
     _write(root, "name", store.name)
     root.attrs.update({"format": FORMAT, "kind": "vidssl.embeddings", "protocol": dict(store.protocol)})
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(aside, path)
-    return path
-
-
-def refuse_no_store(path: Path) -> None:
-    """Refuse to write where something else lies; ask before the work begins.
-
-    Raises:
-        DataError: `path` exists and is no store of embeddings, or something on the way to it is a file.
-    """
-    if path.exists() and not _is_store(path):
-        raise DataError(f"{path} exists and is no store of embeddings; give another out=")
-    above = next((folder for folder in path.parents if folder.exists()), path)
-    if not above.is_dir():
-        raise DataError(f"{path} cannot be made: {above} is a file; give another out=")
 
 
 def load_embeddings(path: Path) -> Embedded:
     """Read a store that `save_embeddings` wrote.
 
     Raises:
-        CheckpointError: there is no store, or it is of another format.
+        CheckpointError: there is no store, it is damaged, or of another format.
     """
     import zarr
 
     if not _is_store(path):
         raise CheckpointError(f"{path} is no store of embeddings; make one with: vidssl embed RUN out={path}")
-    root = zarr.open_group(str(path), mode="r")
-    attributes: dict[str, Any] = dict(root.attrs)
-    if attributes.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is of format {attributes.get('format')}, this version reads {FORMAT}; embed again"
-        )
+    try:
+        root = zarr.open_group(str(path), mode="r")
+        attributes: dict[str, Any] = dict(root.attrs)
+        found = attributes.get("format")
+        store = _read_store(root, attributes) if found == FORMAT else None
+    except Exception as error:  # zarr raises what its parsers run into
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}); embed again") from error
+    if store is None:
+        raise CheckpointError(f"{path} is of format {found}, this version reads {FORMAT}; embed again")
+    return store
+
+
+def _read_store(root: Any, attributes: Mapping[str, Any]) -> Embedded:
     return Embedded(
         feature={view: _read(root, f"feature/{view}") for view in _views(root, "feature")},
         embedding={view: _read(root, f"embedding/{view}") for view in _views(root, "embedding")},

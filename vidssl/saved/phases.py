@@ -13,17 +13,17 @@ the frozen second stream from `second`; their checkpoints' hashes are recorded i
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from vidssl.errors import CheckpointError
+from pydantic import TypeAdapter, ValidationError
+
+from vidssl.errors import CheckpointError, StorageError
+from vidssl.files import storage_error, write_json
 from vidssl.recipe import Recipe
-from vidssl.saved.checkpoint import checkpoint_path, latest_step
+from vidssl.saved.checkpoint import latest_step, weights_hash
 from vidssl.saved.run_folder import RunFolder
 from vidssl.sections import Phase
 
@@ -74,10 +74,12 @@ def read_records(root: Path) -> dict[str, PhaseRecord]:
     if not path.is_file():
         return {}
     try:
-        return {name: PhaseRecord(**record) for name, record in json.loads(path.read_text()).items()}
-    except (ValueError, TypeError) as error:
+        return TypeAdapter(dict[str, PhaseRecord]).validate_json(path.read_bytes())
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error.strerror})") from error
+    except ValidationError as error:
         raise CheckpointError(
-            f"{path} is damaged ({error}); remove it, finished phases are then trained again"
+            f"{path} is damaged ({error.errors(include_url=False)[0]['msg']}); remove it, finished phases are then trained again"
         ) from error
 
 
@@ -129,14 +131,18 @@ def forget_phase(name: str, root: Path) -> None:
 
 
 def _write(root: Path, records: Mapping[str, PhaseRecord]) -> None:
-    aside = root / ".phases.json.tmp"
-    aside.write_text(json.dumps({name: asdict(record) for name, record in records.items()}, indent=1) + "\n")
-    os.replace(aside, root / "phases.json")
+    path = root / "phases.json"
+    try:
+        write_json(path, {name: asdict(record) for name, record in records.items()})
+    except OSError as error:
+        raise storage_error(error, path) from error
 
 
 def _weights(folder: RunFolder) -> str:
     step = latest_step(folder)
     if step is None:
         return ""
-    with (checkpoint_path(folder, step) / "model.pt").open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        return weights_hash(folder, step)
+    except CheckpointError:  # a phase whose checkpoint is damaged is not finished: it goes on from the one before
+        return "damaged"

@@ -16,14 +16,17 @@ runs/NAME/
 from __future__ import annotations
 
 import json
-import os
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from vidssl.errors import CheckpointError
+from vidssl.files import storage_error, write_whole
 from vidssl.recipe import Recipe, recipe_from_file
 
 __all__ = ["RunFolder", "open_run"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,27 +100,41 @@ class RunFolder:
         return recipe_from_file(self.recipe)
 
     def read_facts(self) -> dict[str, object]:
-        """The content of run.json, empty when there is none."""
-        return json.loads(self.facts.read_text()) if self.facts.is_file() else {}
+        """The content of run.json, empty when there is none.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        try:
+            facts = json.loads(self.facts.read_bytes()) if self.facts.is_file() else {}
+        except (OSError, ValueError, RecursionError) as error:
+            raise _damaged_facts(self.facts, str(error)) from error
+        if not isinstance(facts, dict):
+            raise _damaged_facts(self.facts, "it holds no mapping")
+        return facts
 
     def read_log(self) -> list[dict[str, float]]:
-        """Logged steps, oldest first; a line torn by a kill is left out."""
-        if not self.log.is_file():
-            return []
-        rows: list[dict[str, float]] = []
-        for line in self.log.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return rows
+        """Logged steps, oldest first; a line torn by a kill is left out, and so (with a word) is any other that is no row."""
+        lines = self.log.read_bytes().splitlines() if self.log.is_file() else []
+        rows = [_row(line) for line in lines]
+        other = [number for number, row in enumerate(rows[:-1], 1) if row is None]  # the last one may be torn
+        if other:
+            _log.warning(
+                "%s: %d lines are no logged steps and are left out (first: %d)", self.log, len(other), other[0]
+            )
+        return [row for row in rows if row is not None]
 
     def forget_log_after(self, step: int) -> None:
-        """Drop the logged steps from `step` on: a resumed run logs them again."""
+        """Drop the logged steps from `step` on: a resumed run logs them again.
+
+        Raises:
+            StorageError: the log cannot be written; it is as it was.
+        """
         rows = [row for row in self.read_log() if row["step"] < step]
-        aside = self.log.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(aside, self.log)
+        try:
+            write_whole(self.log, "".join(json.dumps(row) + "\n" for row in rows))
+        except OSError as error:
+            raise storage_error(error, self.log) from error
 
 
 def open_run(path: str | Path) -> RunFolder:
@@ -132,3 +149,23 @@ def open_run(path: str | Path) -> RunFolder:
             f"{path} is no run folder (it has no recipe.yaml); give the folder that `vidssl train` named, e.g. runs/cpr-tiny"
         )
     return folder
+
+
+def _row(line: bytes) -> dict[str, float] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not _is_number(row.get("step")):
+        return None
+    return {key: value for key, value in row.items() if _is_number(value)}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _damaged_facts(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is damaged ({why}); it only tells how the run was begun: remove it to go on without"
+    )

@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
 def test_a_full_disk_keeps_the_snapshot_before_and_leaves_nothing_aside(small_disk):
     disk = small_disk(1)
     save_snapshot(make_bank(), disk, 1)
-    said = r"the bank snapshot of step 2: .*the disk .* is full \(\d\.\d MB needed, \d\.\d MB free\)"
+    said = r"snap-2 cannot be written: the disk .* is full \(\d\.\d MB needed, \d\.\d MB free\); older .* stay"
     with pytest.raises(StorageError, match=said):
         save_snapshot(make_bank(20_000, dim=16), disk, 2)
     assert [path.name for path in disk.iterdir()] == ["snap-1"]

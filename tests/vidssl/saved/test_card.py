@@ -1,6 +1,8 @@
 """Model cards and `load_encoder`: what was trained is what is read back, and damage is named."""
 
 import json
+import os
+import stat
 import subprocess
 import sys
 
@@ -9,14 +11,14 @@ import torch
 
 import vidssl
 from vidssl.encoder import build_encoder
-from vidssl.errors import CheckpointError, DataError
+from vidssl.errors import CheckpointError, DataError, StorageError
 from vidssl.methods import build_method
-from vidssl.recipe import Recipe
+from vidssl.recipe import Recipe, load_recipe
 from vidssl.saved.card import CARD, WEIGHTS, Card, Facts, card_of, export, read_card, read_weights
 from vidssl.saved.checkpoint import Meta, save_checkpoint
 from vidssl.saved.pretrained import read_encoder
 from vidssl.saved.run_folder import RunFolder
-from vidssl.saved.trained import artifact, encoder_state
+from vidssl.saved.trained import artifact, encoder_state, load_method
 
 
 def recipe_of(**method):
@@ -162,14 +164,47 @@ def test_weights_of_another_network_are_refused_and_leave_nothing_behind(run, tm
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_leaves_neither_a_card_nor_a_rest(run, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError("no space left")
+def test_a_full_disk_leaves_neither_a_card_nor_a_rest(run, small_disk):
+    disk = small_disk(0.008)
+    said = r"card cannot be written: the disk .*disk-0 is full \(.* needed, .* free\); give another --out"
+    with pytest.raises(StorageError, match=said):
+        exported(run, disk / "card")
+    assert list(disk.iterdir()) == []
 
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="no space left"):
-        exported(run, tmp_path / "card")
+
+def test_a_read_only_disk_is_said_before_anything_is_made(run, small_disk):
+    disk = small_disk(1)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(StorageError, match=r"card cannot be written \(Read-only file system\); give another --out"):
+        exported(run, disk / "card")
+
+
+def test_a_card_below_a_file_is_refused(run, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"cannot be made: .*notes\.txt is a file; give another --out"):
+        exported(run, tmp_path / "notes.txt" / "deep" / "card")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_become_no_card(run, tmp_path, bad):
+    card, state = read_encoder(run[0])
+    state["head.2.bias"] = torch.full_like(state["head.2.bias"], bad)
+    with pytest.raises(
+        CheckpointError, match=rf"head\.2\.bias \({bad}\) is not a finite number, so no card is written"
+    ):
+        export(tmp_path / "card", state, card)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_files_of_a_card_may_be_read_by_whom_the_user_lets(run, tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        made = exported(run, tmp_path / "card")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made.iterdir()} == {0o666 & ~mask}
 
 
 def damaged_byte(card):
@@ -230,3 +265,48 @@ def test_a_card_as_a_recipe_is_the_network_and_the_clips_that_were_trained(card)
 def test_the_package_itself_stays_light():
     code = "import sys, vidssl; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_run_of_phases_names_the_ones_that_can_be_given(run, tmp_path):
+    recipe = load_recipe("cpr-cycles-tiny")
+    folder = RunFolder(tmp_path / "cycles")
+    folder.path.mkdir()
+    folder.recipe.write_text(recipe.to_yaml())
+    with pytest.raises(CheckpointError, match=r"no phase of .*cycles has a checkpoint yet; train it first"):
+        vidssl.load_encoder(folder.path)
+    names = [phase.name for phase in recipe.phases[:2]]
+    for name in names:
+        save_checkpoint(RunFolder(folder.path / name), Meta(1, "r", "d", 1, 0), 0, {}, {})
+    said = rf"was trained in phases and each is a run of its own; give one of them: .*/{names[1]}, .*/{names[0]}$"
+    with pytest.raises(CheckpointError, match=said):
+        vidssl.load_encoder(folder.path)
+
+
+def test_a_damaged_newest_checkpoint_is_never_passed_over_in_silence(tmp_path):
+    folder, recipe = RunFolder(tmp_path / "run"), recipe_of()
+    folder.path.mkdir()
+    folder.recipe.write_text(recipe.to_yaml())
+    state = {"method": build_method(recipe, seed=7).state_dict()}
+    for step in (3, 6):
+        save_checkpoint(folder, Meta(step, "r", "d", 1, 0), 0, {}, state)
+    model = folder.checkpoints / "step-00000006" / "model.pt"
+    model.write_bytes(model.read_bytes()[:-9])
+    with pytest.raises(
+        CheckpointError, match=r"model\.pt has \d+ of .* bytes; remove that folder to use the one of step 3"
+    ):
+        load_method(folder)
+    said = []
+    assert load_method(folder, say=said.append)[2] == 3
+    assert "step 6: model.pt has" in said[0]
+
+
+@pytest.mark.parametrize("shared", [{}, {"method": 3}, {"method": {"x": 1}}, {"other": {}}])
+def test_a_checkpoint_of_another_shape_is_one_sentence(tmp_path, shared):
+    folder, recipe = RunFolder(tmp_path / "run"), recipe_of()
+    folder.path.mkdir()
+    folder.recipe.write_text(recipe.to_yaml())
+    save_checkpoint(folder, Meta(3, "r", "d", 1, 0), 0, {}, shared)
+    with pytest.raises(
+        CheckpointError, match=r"of step 3 in .* is of another network than its recipe\.yaml says \([^\n]+$"
+    ):
+        load_method(folder)

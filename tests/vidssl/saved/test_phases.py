@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import json
-
 import pytest
+import torch
 
 from vidssl.errors import CheckpointError, RecipeError
 from vidssl.recipe import load_recipe, phase_recipe
+from vidssl.saved.checkpoint import Meta, save_checkpoint
 from vidssl.saved.phases import check_sources, finish_phase, forget_phase, phase_folder, read_records, state_of
 
 CYCLE = """\
@@ -31,10 +31,7 @@ def cycle(tmp_path):
 
 def pretend_trained(root, name, weights: bytes, step=5):
     folder = phase_folder(root, name)
-    checkpoint = folder.checkpoints / f"step-{step:08d}"
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    (checkpoint / "model.pt").write_bytes(weights)
-    (checkpoint / "meta.json").write_text("{}")
+    save_checkpoint(folder, Meta(step, "r", "d", 1, 0), 0, {}, {"weights": torch.tensor(list(weights))})
     folder.recipe.write_text("name: x\n")
 
 
@@ -122,7 +119,18 @@ def test_a_checkpoint_that_changed_is_no_finished_phase(cycle, tmp_path):
     assert state_of(recipe.phases[0], tmp_path) == "begun"
 
 
-def test_damaged_records_are_named(tmp_path):
-    (tmp_path / "phases.json").write_text(json.dumps({"first-0": {"steps": 1}}))
+def test_a_phase_whose_checkpoint_is_damaged_is_not_finished(cycle, tmp_path):
+    recipe = cycle()
+    pretend_trained(tmp_path, "first-0", b"one")
+    finish_phase(recipe.phases[0], recipe, tmp_path)
+    (phase_folder(tmp_path, "first-0").checkpoints / "step-00000005" / "meta.json").write_text("{}")
+    assert state_of(recipe.phases[0], tmp_path) == "begun"
+
+
+@pytest.mark.parametrize(
+    "content", ['{"first-0": {"steps": 1}}', "[1]", '{"a": 3}', "{", "null", "\udcff", "[" * 10**5]
+)
+def test_damaged_records_are_named(tmp_path, content):
+    (tmp_path / "phases.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(CheckpointError, match=r"phases.json is damaged"):
         read_records(tmp_path)

@@ -6,14 +6,12 @@ check that every layer found its place. The parts are here as well, for a file t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vidssl.encoder import Encoder
 from vidssl.saved.published.files import read_published
 from vidssl.saved.published.fit import KeyReport, compare
 from vidssl.saved.published.layouts import SOURCES, from_coclr, from_iic, from_vicc, recognise, to_coclr, translate
@@ -27,9 +25,7 @@ __all__ = [
     "from_coclr",
     "from_iic",
     "from_vicc",
-    "import_encoder",
     "import_published",
-    "model_of",
     "read_published",
     "recognise",
     "to_coclr",
@@ -75,35 +71,3 @@ def import_published(path: str | Path, source: str | None = None, encoder: str =
     artifact = {key: translation.artifact[key] for key in report.loaded}
     artifact |= {key: torch.zeros(own[key].shape, dtype=own[key].dtype) for key in report.missing}  # counters
     return Published(named, found.model, artifact, report)
-
-
-def model_of(source: str, state: Mapping[str, Tensor]) -> Model:
-    """Backbone, dim, head and channels of a published state dict, as a recipe says them.
-
-    Raises:
-        CheckpointError: the file has no encoder of that layout, or none of ours.
-        RecipeError: unknown source.
-    """
-    return encoder_in(translate(source, state).artifact).model
-
-
-def import_encoder(
-    target: Encoder, state: Mapping[str, Tensor], encoder: str = "encoder_q", source: str | None = None
-) -> KeyReport:
-    """Fill `target` with a published encoder; all of it or nothing.
-
-    Args:
-        target: An encoder of the same architecture.
-        state: The published names.
-        encoder: Which encoder of a coclr, cpr or vicc file.
-        source: coclr, cpr, vicc or iic; None: recognised by its names.
-
-    Raises:
-        CheckpointError: another architecture (S3D against S3D-G, another width), missing or unknown layers.
-    """
-    translation = translate(recognise(state) if source is None else source, state, encoder)
-    own = target.state_dict()
-    report = compare(translation, own)
-    fitting = {key: translation.artifact[key] for key in report.loaded if key in own}
-    target.load_state_dict(own | fitting)
-    return report
