@@ -76,8 +76,8 @@ def _run(words: list[str]) -> int:
 
 def _verb_named(word: str) -> str:
     from cluster.commands.table import VERBS
-    from cluster.commands.words import did_you_mean
     from vidssl.errors import RecipeError
+    from vidssl.tables.lookup import did_you_mean
 
     if word in VERBS:
         return word
@@ -85,7 +85,7 @@ def _verb_named(word: str) -> str:
         raise RecipeError(
             f"'{word}' stands where a verb is expected; type vidssl VERB … key=value …, see: vidssl --help"
         )
-    raise RecipeError(f"no verb '{word}'; there are {', '.join(VERBS)}{did_you_mean(word, VERBS)}")
+    raise RecipeError(f"no verb '{word}'; there are {', '.join(VERBS)}{did_you_mean(word.lower(), VERBS)}")
 
 
 def _help(words: Sequence[str]) -> str:

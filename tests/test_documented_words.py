@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -95,3 +96,12 @@ def test_a_log_that_grows_in_the_folder_does_not_change_what_a_job_uploads(by, t
     assert get_uri_for_directory(str(tmp_path), True, excludes=excludes) == before
     (tmp_path / "deep" / "code.py").write_text("print()\n")
     assert get_uri_for_directory(str(tmp_path), True, excludes=excludes) != before
+
+
+def test_the_tables_that_contributing_names_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for row in re.findall(r"^\| \w[\w ]* \| `(.+?)` \| `(.+?)` \| `(.+?)` \|", text, re.M):
+        assert all((ROOT / place).exists() for place in row[:2]), row
+        module, _, name = row[2].rpartition(".")
+        assert hasattr(importlib.import_module(module), name), row
+    assert text.count("\n| ") == 7

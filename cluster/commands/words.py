@@ -6,15 +6,15 @@ written `./a=b`.
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vidssl.errors import RecipeError
+from vidssl.tables.lookup import did_you_mean
 
-__all__ = ["Option", "Place", "Words", "did_you_mean", "read_words", "refuse_unreadable"]
+__all__ = ["Option", "Place", "Words", "read_words", "refuse_unreadable"]
 
 _SHOWN = 120
 """Characters of a word that a sentence repeats."""
@@ -143,12 +143,6 @@ def _why_unreadable() -> str:
     return "holds bytes that are not UTF-8; rename the file, or give a link to it"
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence: the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""
-
-
 def _is_setting(word: str) -> bool:
     key, sign, _ = word.partition("=")
     return bool(sign) and "/" not in key
@@ -176,7 +170,9 @@ def _option(verb: str, known: dict[str, Option], word: str, rest: Iterator[str])
     name, sign, value = word.partition("=")
     option = known.get(name)
     if option is None:
-        raise RecipeError(f"unknown option '{_short(name)}'; see: vidssl {verb} --help{did_you_mean(name, known)}")
+        raise RecipeError(
+            f"unknown option '{_short(name)}'; see: vidssl {verb} --help{did_you_mean(name.lower(), known)}"
+        )
     if not option.value:
         if sign:
             raise RecipeError(f"{name} takes no value; type only {name}")
