@@ -105,6 +105,9 @@ def _taken(folder: Path, doing: str, say: Callable[[str], None]) -> Iterator[Non
         owner = _take(folder, doing, say)
         _sweep(folder / LOCK)
     except OSError as error:
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
         raise storage_error(error, folder) from error
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(folder / LOCK, owner, stop, say), name="lock-heartbeat", daemon=True)

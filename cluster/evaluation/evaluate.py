@@ -24,7 +24,7 @@ from cluster.evaluators import asked_for
 from cluster.keywords import EvaluateWords, own_words
 from cluster.subject import open_subject
 from vidssl.errors import StorageError
-from vidssl.files import disk_words
+from vidssl.files import storage_error
 from vidssl.lock import held
 from vidssl.saved.embeddings import save_embeddings
 
@@ -79,8 +79,8 @@ def _store(folder: Path, results: Mapping[str, Result], seen: Seen, say: Say) ->
                 save_embeddings(seen.features.store, folder / "embeddings.zarr")
             keep_results(folder, named)
     except (OSError, StorageError) as error:
-        what = disk_words(error, folder) if isinstance(error, OSError) else str(error)
-        raise StorageError(
-            f"what was measured is not stored: {what}; make room, or copy the run to a folder that can be written, "
+        known = storage_error(error, folder) if isinstance(error, OSError) else error
+        raise type(known)(
+            f"what was measured is not stored: {known}; make room, or copy the run to a folder that can be written, "
             "and type vidssl evaluate again"
         ) from error

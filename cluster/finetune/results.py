@@ -14,7 +14,7 @@ from pydantic import Field
 
 from cluster.finetune.task import FineTuning, spec_of
 from cluster.page.parts import bare, between, card, table
-from vidssl.evaluation.class_scores import Average, ClassScores, Fused, save_scores, score_videos
+from vidssl.evaluation.class_scores import Average, ClassScores, Fused, score_videos
 from vidssl.evaluation.finetune import Epoch, FineTuner
 from vidssl.evaluation.protocol import Protocol
 from vidssl.evaluation.retrieval import wilson
@@ -166,12 +166,8 @@ class FinetuneResult:
     fused: Together | None = None
 
 
-def tested(task: FineTuning, tuner: FineTuner) -> FinetuneResult:
-    """Ask the test videos with the weights of the chosen and of the last epoch; keeps the chosen one's probabilities.
-
-    Raises:
-        OSError: the probabilities cannot be written.
-    """
+def tested(task: FineTuning, tuner: FineTuner) -> tuple[FinetuneResult, ClassScores]:
+    """Ask the test videos with the weights of the chosen and of the last epoch; beside the result the chosen one's answers."""
     states = {key: rows.clone() for key, rows in tuner.model.state_dict().items()}
     epochs, best = len(tuner.history), tuner.best or len(tuner.history)
     last = chosen = _scores(task, tuner)
@@ -180,8 +176,7 @@ def tested(task: FineTuning, tuner: FineTuner) -> FinetuneResult:
         chosen = _scores(task, tuner)
         tuner.model.load_state_dict(states)
     manifest, label, right = task.subject.manifest, chosen.label, chosen.right
-    save_scores(chosen, task.subject.out_folder / f"{task.name}.npz", manifest.hash)
-    return FinetuneResult(
+    result = FinetuneResult(
         protocol=_protocol(task, chosen),
         results=Epochs(
             chosen=_trained(chosen, tuner.history[best - 1]),
@@ -196,6 +191,7 @@ def tested(task: FineTuning, tuner: FineTuner) -> FinetuneResult:
         },
         history=tuple(tuner.history),
     )
+    return result, chosen
 
 
 def read_finetuned(folder: Path, run: str) -> dict[str, FinetuneResult]:

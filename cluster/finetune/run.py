@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import signal
 import threading
 import time
@@ -24,9 +25,9 @@ from cluster.finetune.results import FinetuneResult, Together, finetune_table, t
 from cluster.finetune.task import FineTuning, settings_of, settle, spec_of
 from cluster.keywords import FinetuneWords, own_words
 from vidssl.errors import StorageError
-from vidssl.evaluation.class_scores import fuse, load_scores
+from vidssl.evaluation.class_scores import fuse, load_scores, save_scores
 from vidssl.evaluation.finetune import Classifier, Epoch, FineTuner
-from vidssl.files import disk_words, written_aside
+from vidssl.files import storage_error, write_whole
 from vidssl.lock import held
 from vidssl.records import write_record
 
@@ -68,11 +69,8 @@ def finetune_run(path: str | Path, words: Sequence[str] = (), say: Say = print) 
         try:
             opened.enter_context(held(_state_path(task).parent, "finetune", say))
         except StorageError as error:  # now, and not after the training
-            raise StorageError(f"{error}; {_ELSEWHERE}") from error
-        try:
-            return _trained_and_tested(task, other, say)
-        except OSError as error:
-            raise StorageError(f"{disk_words(error, task.subject.home)}; {_ELSEWHERE}") from error
+            raise type(error)(f"{error}; {_ELSEWHERE}") from error
+        return _trained_and_tested(task, other, say)
 
 
 def _trained_and_tested(task: FineTuning, other: str | None, say: Say) -> FinetuneResult:
@@ -80,12 +78,24 @@ def _trained_and_tested(task: FineTuning, other: str | None, say: Say) -> Finetu
     bf16 = task.recipe.trainer.precision == "bf16"
     tuner = FineTuner(_model(task), options, task.view, steps, seed=task.recipe.seed, bf16=bf16)
     _train(task, tuner, say)
-    result = tested(task, tuner)
+    result, answers = tested(task, tuner)
+    place = task.subject.out_folder / task.name
+    with _writing(task):
+        scores = save_scores(answers, place.with_name(f"{task.name}.npz"), task.subject.manifest.hash)
     if other is not None:
-        both = fuse(task.subject.out_folder / f"{task.name}.npz", other)
-        result = replace(result, fused=Together.of(both, Path(other).name))
-    write_record(task.subject.out_folder / f"{task.name}.json", result)
+        result = replace(result, fused=Together.of(fuse(scores, other), Path(other).name))
+    with _writing(task):
+        write_record(place.with_name(f"{task.name}.json"), result)
     return result
+
+
+@contextlib.contextmanager
+def _writing(task: FineTuning) -> Iterator[None]:
+    """What the disk refuses becomes a sentence that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, task.subject.home, instead=_ELSEWHERE) from error
 
 
 def _model(task: FineTuning) -> Classifier:
@@ -149,10 +159,11 @@ def _state_path(task: FineTuning) -> Path:
 
 
 def _save(task: FineTuning, tuner: FineTuner, loader: TrainLoader) -> None:
-    path = _state_path(task)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(path) as stream:
-        torch.save({"settings": settings_of(task), "tuner": tuner.state_dict(), "loader": loader.state_dict()}, stream)
+    state, path = io.BytesIO(), _state_path(task)
+    torch.save({"settings": settings_of(task), "tuner": tuner.state_dict(), "loader": loader.state_dict()}, state)
+    with _writing(task):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, state.getvalue())
 
 
 def _go_on(task: FineTuning, tuner: FineTuner, loader: TrainLoader, say: Say) -> None:

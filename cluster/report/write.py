@@ -20,9 +20,9 @@ from cluster.page.parts import Section, page
 from cluster.report import classifiers, results, training
 from cluster.report.published import published_part
 from cluster.report.run import Facts, open_reported, read_log
-from vidssl.errors import DataError, StorageError
+from vidssl.errors import DataError
 from vidssl.evaluation.protocol import Protocol
-from vidssl.files import disk_words, write_whole
+from vidssl.files import storage_error, write_whole
 from vidssl.health import Health
 from vidssl.recipe import Recipe
 from vidssl.saved.embeddings import Embedded, load_embeddings
@@ -91,10 +91,8 @@ def write_report(run_dir: str | Path, data: str | Path | None = None) -> Path:
     try:
         write_whole(folder.report, page(folder.path.name, _subtitle(recipe, facts, kept.retrieval), sections, alarms))
     except OSError as error:
-        raise StorageError(
-            f"{disk_words(error, folder.report)}; make room, or copy the run to a folder that can be written, "
-            "and type vidssl report again"
-        ) from error
+        instead = "make room, or copy the run to a folder that can be written, and type vidssl report again"
+        raise storage_error(error, folder.report, instead=instead) from error
     return folder.report
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from cluster.sweep.measure import Row, Study
 from cluster.sweep.space import Point
-from vidssl.errors import DataError, StorageError
-from vidssl.files import disk_words, remove_parts, write_whole
+from vidssl.errors import DataError
+from vidssl.files import disk_words, remove_parts, storage_error, write_whole
 from vidssl.marks import mark, mark_of, refuse_foreign
 from vidssl.records import read_record, write_record
 
@@ -94,7 +94,7 @@ class Ledger:
             with self.path.open("a", newline="") as file:
                 csv.writer(file).writerow(_texts(row))
         except OSError as error:
-            raise StorageError(f"{disk_words(error, self.path)}; make room and type the same words again") from error
+            raise storage_error(error, self.path, instead="make room and type the same words again") from error
 
     def _settle(self, own: MeasuredOn) -> None:
         note = self.folder / "sweep.json"

@@ -22,7 +22,7 @@ from cluster.sweep.measure import Row, Study, load_study, measure
 from cluster.sweep.result import live_line, write_results
 from cluster.sweep.space import Point, Space, read_space, search_points
 from vidssl.errors import BankError, RecipeError, StorageError
-from vidssl.files import disk_words
+from vidssl.files import storage_error
 from vidssl.lock import held
 from vidssl.recipe import Recipe, load_recipe, recipe_from_file
 from vidssl.saved.run_folder import RunFolder, open_run
@@ -60,7 +60,7 @@ def run_sweep(recipe_or_run: str, words: Sequence[str], out: str | None = None, 
         try:
             opened.enter_context(held(results, "sweep", say))
         except StorageError as error:
-            raise StorageError(f"{error}; type --out FOLDER") from error
+            raise type(error)(f"{error}; type --out FOLDER") from error
         return _searched(points, study, Ledger(results, study), space, recipe, say)
 
 
@@ -74,7 +74,7 @@ def _searched(points: Sequence[Point], study: Study, ledger: Ledger, space: Spac
     try:
         return write_results(ledger, study, space, recipe)
     except OSError as error:
-        raise StorageError(f"{disk_words(error, ledger.folder)}; make room and type the same words again") from error
+        raise storage_error(error, ledger.folder, instead="make room and type the same words again") from error
 
 
 def _target(recipe_or_run: str, words: Sequence[str]) -> tuple[RunFolder, Recipe, Space]:

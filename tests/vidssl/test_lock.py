@@ -167,3 +167,15 @@ def test_what_a_killed_comer_left_beside_the_lock_is_swept_away_once_it_is_old(t
     os.utime(old, (time.time() - 2 * lock.STALE_S,) * 2)
     with held(tmp_path, "test"):
         assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_folder_that_was_made_for_a_lock_goes_again_when_the_lock_cannot_be_written(tmp_path):
+    code = (
+        "import resource, sys; from pathlib import Path; from vidssl.lock import held\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"  # every byte is refused, as on a full disk
+        "with held(Path(sys.argv[1]), 'train'): pass"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "new")], capture_output=True, text=True)
+    assert "StorageError" in done.stderr
+    assert "new cannot be written (File too large)" in done.stderr
+    assert list(tmp_path.iterdir()) == []

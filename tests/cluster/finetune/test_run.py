@@ -251,6 +251,22 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_training(run):
     assert (run.path / "finetune").read_text() == "a file where the folder should be"
 
 
+def test_results_that_cannot_be_stored_are_said_and_the_training_is_not_lost(run):
+    run.evaluation.write_text("a file where the folder should be")
+    words, said = [*FAST, "finetune.epochs=1"], []
+    with pytest.raises(
+        StorageError, match=r"one cannot be written \(.*\); make room, .* it goes on from what was saved"
+    ):
+        finetune_run(run.path, words, said.append)
+    assert said[-1].startswith("epoch    1/1")
+    run.evaluation.unlink()
+    said.clear()
+    result = finetune_run(run.path, words, said.append)
+    total = result.protocol.videos.train // 4
+    assert said == [f"going on after step {total} of {total}"]
+    assert json.loads((run.evaluation / "finetune.json").read_text()) == to_tree(result)
+
+
 @pytest.mark.parametrize("state", [{"other": 1}, [1, 2], {"settings": "x"}, b"no torch at all", b""])
 def test_a_saved_state_of_another_shape_is_said_and_training_begins_anew(run, state):
     path = run.path / "finetune" / "last.pt"
