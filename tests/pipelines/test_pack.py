@@ -18,6 +18,7 @@ import pytest
 from pipelines.dataset.fmp4 import fragment_table
 from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.dataset.shards import file_sha256, read_index
+from pipelines.dataset.verify import verify
 from pipelines.pack import PackOptions, Silent, in_threads, pack
 from tests.pipelines.footage import numbers_of, write_video
 from vidssl.errors import DataError, RecipeError, StorageError
@@ -74,6 +75,13 @@ def test_every_file_has_a_verdict_and_only_good_ones_are_in_the_shards(packed, s
     assert (len(packed), packed.rejected) == (GOOD, 3)
     assert not set(packed.samples.name) & set(rejected)
     assert verdicts["walk/v01.mp4"]["frames"] == "13"
+
+
+def test_what_was_packed_is_whole_to_its_last_byte(packed):
+    found = verify(packed.root, workers=2)
+    assert found.damages == ()
+    assert found.bytes == sum(shard.bytes for shard in packed.shards)
+    assert packed.checked
 
 
 def test_every_sample_agrees_with_the_manifest_and_decodes_to_its_table(packed):

@@ -34,7 +34,7 @@ def test_an_answer_is_waited_for_with_growing_pauses(monkeypatch):
     assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
     assert patience.retries == 9
     assert said == [
-        "shard-00003.tar could not be read (Input/output error) and is tried again; data/retries counts how often"
+        "shard-00003.tar could not be read (Input/output error) and is tried again; later retries are counted, not said"
     ]
 
 
