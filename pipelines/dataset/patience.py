@@ -107,7 +107,9 @@ class Patience:
     def _tell_of_retries(self, name: str, error: OSError) -> None:
         if not self._told_of_retries:
             self._told_of_retries = True
-            self._say(f"{name} could not be read ({_reason(error)}) and is tried again; later retries are counted, not said")
+            self._say(
+                f"{name} could not be read ({_reason(error)}) and is tried again; later retries are counted, not said"
+            )
 
 
 def read_whole(path: Path) -> bytes:
