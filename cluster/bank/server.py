@@ -101,6 +101,8 @@ class BankServer:
             self._lost, self._unsure, self._world, self._expected = False, False, world, start_step
             self._clear()
             self._changed.notify_all()
+            if said and self.spec.deterministic:
+                said.append("so this deterministic run goes on, and is not the straight one bit for bit")
             return Began(self._attempt, "; ".join(said))
 
     def push(self, message: Push) -> Verdict:

@@ -153,6 +153,7 @@ def _bank_spec(checked: Checked, folder: RunFolder) -> BankSpec | None:
         max_staleness_steps=mining.max_staleness_steps,
         backend=mining.backend,
         threads=trainer.cpus_per_worker,
+        dtype=mining.bank_dtype,
         snapshot_every_steps=mining.snapshot_every_steps,
         keep=trainer.keep,
         labelled=bool((manifest.samples.label >= 0).any()),

@@ -236,6 +236,15 @@ def test_an_attempt_that_goes_on_takes_the_older_whole_snapshot_and_says_so(open
     assert server.stats()["filled"] == 0
 
 
+def test_a_deterministic_attempt_with_an_older_bank_says_what_that_means(open_server, tmp_path):
+    server = open_server(root=str(tmp_path), deterministic=True)
+    saved_at(server, tmp_path, (2,))
+    assert server.reset(str(tmp_path), 1, 2).said == ""
+    assert server.reset(str(tmp_path), 1, 4).said.endswith(
+        "snap-2 is taken instead; so this deterministic run goes on, and is not the straight one bit for bit"
+    )
+
+
 def test_rows_of_a_later_step_than_the_run_goes_on_at_are_overwritten(open_server, tmp_path):
     server = open_server(root=str(tmp_path))
     saved_at(server, tmp_path, (9,))
