@@ -39,10 +39,17 @@ _ROUNDS = 3
 
 @dataclass(frozen=True)
 class Job:
-    """One video to do: its row in the catalogue, its path relative to the root."""
+    """One video to do.
+
+    Attributes:
+        row: Its row in the catalogue.
+        path: Relative to the root.
+        there: The file was there when the pack began.
+    """
 
     row: int
     path: str
+    there: bool = True
 
 
 @dataclass(frozen=True)
@@ -172,8 +179,20 @@ def pack(
 
 
 def stage_one(job: Job, work: Work, guard: Guard) -> Staged:
-    """Do one job and write its outcome down."""
-    outcome = guard.run(os.path.join(work.root, job.path), job.path)
+    """Do one job and write its outcome down.
+
+    Raises:
+        StorageError: the source does not answer, or has gone away.
+        OurFault: as `Guard.run`.
+        OSError: the outcome cannot be written.
+    """
+    path = os.path.join(work.root, job.path)
+    outcome = guard.run(path, job.path)
+    if outcome.verdict.verdict == "rejected" and job.there and not os.path.lexists(path):
+        raise StorageError(
+            f"{path} was there when the pack began and is gone now, so the pack stops; when the source is whole again, type"
+            " the same command again: what is done is kept"
+        )
     return Staging(Path(work.out)).store(job.row, outcome)
 
 
@@ -254,13 +273,18 @@ def _stage_all(task: _Task, staging: Staging) -> None:
     rows, watch = task.catalog.rows, task.watch
     before = staging.finished() & set(range(len(rows)))
     before -= _forget_damaged(staging, before, watch, read_all=False)
-    jobs = [Job(number, row.path) for number, row in enumerate(rows) if number not in before]
+    root = task.catalog.root
+    jobs = [
+        Job(number, row.path, os.path.lexists(root / row.path))
+        for number, row in enumerate(rows)
+        if number not in before
+    ]
     if before:
         watch.say(f"going on: {len(before)} of {len(rows)} videos were done before")
     watch.begin(len(rows), len(before))
     try:
         if len(jobs) > _WORTH_SAMPLING:
-            jobs = _tell_size(jobs, task.catalog.root, task.work, task.workers, watch)
+            jobs = _tell_size(jobs, root, task.work, task.workers, watch)
         for staged in task.run(jobs, task.work, task.workers):
             watch.tick(staged.verdict)
     finally:

@@ -9,6 +9,7 @@ frames in order do.
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidssl.errors import DataError
+from vidssl.files import write_whole
 
 __all__ = ["MOTIONS", "SHAPES", "Scene", "is_test", "make_motion_set", "make_motion_video", "render", "scene_of"]
 
@@ -197,12 +199,13 @@ def make_motion_set(
 
 
 def _write_table(path: Path, names: list[str], seed: int) -> Path:
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("path", "label", "split", "group"))
-        for index, name in enumerate(names):
-            split = "test" if is_test(index) else "train"
-            table.writerow((name, scene_of(index, seed).motion, split, index))
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(("path", "label", "split", "group"))
+    for index, name in enumerate(names):
+        split = "test" if is_test(index) else "train"
+        table.writerow((name, scene_of(index, seed).motion, split, index))
+    write_whole(path, text.getvalue())
     return path
 
 

@@ -311,6 +311,25 @@ def test_a_folder_that_cannot_be_made_is_said(source, tmp_path):
         pack("folder", source, tmp_path / "file" / "out")
 
 
+def test_a_source_that_goes_away_on_the_way_is_no_verdict_on_its_videos(packed, source, tmp_path):
+    src, out = tmp_path / "src", tmp_path / "out"
+    shutil.copytree(source, src)
+
+    def unmounted(jobs, work, workers):
+        yield from in_threads(jobs[:5], work, 1)
+        src.rename(tmp_path / "away")
+        src.mkdir()
+        yield from in_threads(jobs[5:], work, 1)
+
+    with pytest.raises(StorageError, match=r"was there when the pack began and is gone now, .*: what is done is kept"):
+        pack("folder", src, out, run=unmounted)
+    src.rmdir()
+    (tmp_path / "away").rename(src)
+    ear = Ear()
+    assert pack("folder", src, out, watch=ear).rejected == 3
+    assert ear.sentences == ["going on: 5 of 15 videos were done before"]
+
+
 @pytest.mark.parametrize("workers", [0, -1, -(10**9)])
 def test_no_workers_are_refused_before_anything_is_made(source, tmp_path, workers):
     with pytest.raises(RecipeError, match=f"{workers} workers pack nothing; give at least 1"):
