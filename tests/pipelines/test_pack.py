@@ -307,7 +307,7 @@ def test_the_lock_of_a_killed_pack_is_taken_over_with_a_word(packed, source, tmp
 
 def test_a_folder_that_cannot_be_made_is_said(source, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"cannot be written \(Not a directory\)"):
+    with pytest.raises(DataError, match=r"file/out cannot be made: .*file is a file; give another OUT"):
         pack("folder", source, tmp_path / "file" / "out")
 
 
