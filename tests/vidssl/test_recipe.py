@@ -25,7 +25,7 @@ def test_every_shipped_recipe_reads_and_opens_with_its_command(name):
         (["trainer.batch=many"], r"trainer.batch='many': input should be a valid integer"),
         (
             ["method.name=byol"],
-            r"method.name='byol': input should be 'infonce', 'ubernce', 'coclr', 'cpr', 'vicc' or 'iic'",
+            r"method.name='byol': input should be 'infonce', .*'ubernce', .*'cpr', 'vicc' or 'iic'",
         ),
         (["mining.ratio=0.5", "mining.pool=20"], r"mining.ratio and mining.pool are two names of one choice"),
         (
@@ -33,7 +33,7 @@ def test_every_shipped_recipe_reads_and_opens_with_its_command(name):
             r"method.second_view=residual is the trained view too",
         ),
         (["method.name=inofnce"], r"'vicc' or 'iic'; did you mean 'method.name=infonce'\?"),
-        (["model.backbone=resnet50"], r"model.backbone='resnet50': input should be 'tiny', 's3d', .* or 'r18_2d3d'"),
+        (["model.backbone=resnet50"], r"model.backbone='resnet50': input should be 'tiny', .*'s3d', .*'r18_2d3d'"),
         (["model.backbone=s3d_g"], r"did you mean 'model.backbone=s3dg'\?"),
         (["mining.strategy=minrnk"], r"did you mean 'mining.strategy=minrank'\?"),
         (["trainer.device=cud"], r"did you mean 'trainer.device=cuda'\?"),

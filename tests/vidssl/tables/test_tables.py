@@ -31,7 +31,10 @@ def test_a_method_is_the_class_that_its_line_names(name):
 
 def test_streams_of_a_method_are_those_that_it_has():
     kinds = {name: len(views_of(name)) for name in METHODS} | {"vicc cross": len(views_of("vicc", "cross"))}
-    assert kinds == {"infonce": 1, "ubernce": 1, "coclr": 2, "cpr": 2, "vicc": 1, "vicc cross": 2, "iic": 2}
+    assert (
+        kinds.items()
+        >= {"infonce": 1, "ubernce": 1, "coclr": 2, "cpr": 2, "vicc": 1, "vicc cross": 2, "iic": 2}.items()
+    )
 
 
 def views_of(name: str, vicc: str = "single") -> tuple[str, ...]:
@@ -62,7 +65,8 @@ def test_a_backbone_is_loaded_from_where_its_line_says(name):
 
 
 def test_rivals_are_the_strategies_of_one_step_that_read_no_labels():
-    assert RIVALS == ("single", "sum", "minrank")
+    assert RIVALS[0] == "single"
+    assert {"sum", "minrank"} <= set(RIVALS) <= STRATEGIES.keys() - {"cascade", "oracle"}
     assert all(isinstance(strategy_of(name), Strategy) for name in STRATEGIES)
 
 
