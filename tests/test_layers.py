@@ -150,3 +150,11 @@ def test_functions_are_short():
     lengths = lengths_of_functions()
     assert statistics.median(lengths.values()) <= 9
     assert not {name: lines for name, lines in lengths.items() if lines > 60}
+
+
+@pytest.mark.parametrize("folder", ["methods", "mining", "tables"])
+def test_words_of_the_glossary_have_no_second_name(folder):
+    told = "\n".join(path.read_text().lower() for path in sorted((ROOT / "vidssl" / folder).rglob("*.py")))
+    assert "aux view" in told or folder == "tables"
+    for word in ("auxiliary", "other view ", "other stream", "main phase", "warm-up phase"):
+        assert word not in told, word

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 View = Literal["rgb", "residual", "flow", "u", "v"]
-"""A stream: RGB frames, their differences, optical flow (both components, or one as a grey picture)."""
+"""A view, what a clip shows: RGB frames, their differences, optical flow (both components, or one as a grey picture)."""
 
 if TYPE_CHECKING:
     BackboneName = MethodName = StrategyName = str

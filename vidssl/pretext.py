@@ -62,10 +62,10 @@ class Pretext(Section):
     name: MethodName = Field(
         default="cpr", description=" | ".join(f"{name} ({traits.says})" for name, traits in METHODS.items())
     )
-    view: View = Field(default="rgb", description="the stream that is trained")
+    view: View = Field(default="rgb", description="the view whose stream is trained")
     second_view: View = Field(
         default="residual",
-        description="the other stream: it mines (coclr, cpr), assigns (vicc) or is the other view (iic)",
+        description="the second view: its stream mines (coclr, cpr) or assigns (vicc); iic contrasts it with the first",
     )
     first_from: Place | None = Field(
         default=None, description="run, export or published checkpoint that the trained stream starts from"

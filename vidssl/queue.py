@@ -30,7 +30,7 @@ class RingQueue(nn.Module):
         group: int64 [K], its group, -1 where nothing was written.
         label: int64 [K], its class, -1 where unknown: only UberNCE and the rival `mining.strategy=oracle` write it.
         written: bool [K].
-        minable: bool [K]: rows of the frozen phase, see `forget_minable`.
+        minable: bool [K]: rows of the main period, see `forget_minable`.
         pointer: int64 scalar, the slot that is written next.
     """
 

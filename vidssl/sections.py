@@ -107,7 +107,7 @@ class Model(Section):
         description="channels of the first stage of `tiny`; other backbones have their published width",
     )
     flow_channels: Literal[2, 3] = Field(
-        default=2, description="channels of the flow stream; 3 as in the published flow checkpoints"
+        default=2, description="channels of the flow view; 3 as in the published flow checkpoints"
     )
     channels_last: bool = Field(default=False, description="memory format channels_last_3d (faster on GPUs)")
     checkpointing: bool = Field(

@@ -1,4 +1,4 @@
-"""Which prototypes does a clip belong to, and how well does its other view say so? Assignments and the swapped loss.
+"""Which prototypes does a clip belong to, and how well does another view of it say so? Assignments and the swapped loss.
 
 Sinkhorn's iteration gives every prototype the same mass over the rows of all ranks, and every row the mass one: no
 clip can be explained by one prototype for all. It runs in log space, so that scores of any size stay finite (the

@@ -177,7 +177,7 @@ def quality_of_bank(bank: EmbeddingBank, plan: CascadePlan, label: np.ndarray, m
         plan: Made for its filled slots.
         label: int64 [N], -1 unknown.
         main: Name of the main view.
-        aux: Name of the auxiliary view.
+        aux: Name of the aux view.
     """
     query = np.flatnonzero((bank.version >= 0) & (label >= 0))
     if len(query) > MOST_QUERIES:

@@ -70,7 +70,7 @@ _CHARTS: Final = (
     Chart(
         "Margin over its own broken clip",
         ("iic/intra_margin",),
-        "Cosine to the other view minus cosine to the clip's own intra-negative: it has to grow above zero.",
+        "Cosine to the second view minus cosine to the clip's own intra-negative: it has to grow above zero.",
         from_zero=False,
     ),
     Chart(

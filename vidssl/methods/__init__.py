@@ -48,7 +48,7 @@ def method_class(name: str) -> type[Method]:
 
 
 def bank_views_of(recipe: Recipe) -> tuple[str, str]:
-    """Views of the bank that mine: (main, auxiliary); the rows of the auxiliary one are handed out as positives.
+    """Views of the bank that mine: (main, aux); the rows of the aux one are handed out as positives.
 
     With one stream (infonce with `method.cascade`) the bank keeps two rows of each video: its key and its query.
     """

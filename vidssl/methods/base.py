@@ -51,9 +51,9 @@ class Method(nn.Module, ABC):
 
     Attributes:
         name: As `method.name` says it.
-        trained_view: The stream whose encoder the run is for.
+        trained_view: The view whose stream is trained: the run is for its encoder.
         main_view: View of the first and the last stage of a cascade: the second view (one stream: the trained one).
-        aux_view: The other view of the cascade: the trained one.
+        aux_view: The second one of a cascade, whose rows are handed out as positives: the trained one.
         streams: view → encoder and momentum twin.
         unset: Names in the state dict under which NaN means "not known yet".
     """

@@ -1,6 +1,6 @@
 """CoCLR and CPR: one stream learns, the other, frozen, finds it positives. CPR finds them with the cascade.
 
-A step of the main phase, as published: q (trained stream, clip 1), k (its twin, clip 2), kf (frozen stream, clip 2).
+A step of the main period, as published: q (trained stream, clip 1), k (its twin, clip 2), kf (frozen stream, clip 2).
 Positives of a row are its own key, every slot of its group, and what was mined. The mining is `inline` (in this
 method's own queues: kf against the second queue, q against the first) or the bank's actor sends ids and vectors.
 
@@ -71,7 +71,7 @@ class CoCLR(MoCo):
         self.load_encoder(self.main_view, state)
 
     def forward(self, batch: ClipBatch, positives: Positives | None = None) -> StepOutput:
-        """See `Method.forward`. `positives` are read in the main phase with `mining.where=actor` only."""
+        """See `Method.forward`. `positives` are read in the main period with `mining.where=actor` only."""
         if self.period(batch.step) == "warmup":
             return self._warmup_step(batch)
         if self.training and not self.frozen:

@@ -1,7 +1,7 @@
 """InfoNCE on clips (MoCo): a clip should find the other clip of its video among K others. One stream.
 
 With `method.cascade` CPR is put on top: after `method.warmup_steps` steps the cascade finds each row positives in the
-same stream. Its two views are then the two clips: main is the key of clip 2, auxiliary the query of clip 1. CPR's
+same stream. Its two views are then the two clips: main is the key of clip 2, aux the query of clip 1. CPR's
 abstract says that it is "easily applied to previous work"; this choice of views is ours.
 """
 
@@ -26,10 +26,10 @@ class InfoNCE(MoCo):
 
     Slots that were never written are no negatives (the published queue starts with random ones). With
     `method.exclude_siblings` slots of the same group leave the softmax; the published code keeps them as negatives.
-    In the main phase of `method.cascade` they are positives, as in CoCLR.
+    In the main period of `method.cascade` they are positives, as in CoCLR.
 
     With `mining.where=inline` both views mine among the queue's keys, as q and kf do in CoCLR. The bank's actor keeps a
-    row of each: queries mine among queries (main) and keys among keys (auxiliary, whose rows are handed out).
+    row of each: queries mine among queries (main) and keys among keys (aux, whose rows are handed out).
 
     Raises:
         RecipeError: `mining.where=inline` with a cascade that the queue is too small for.
@@ -44,7 +44,7 @@ class InfoNCE(MoCo):
             self.mined = MinedLoss(recipe, seed, main=view, keys=view)
 
     def forward(self, batch: ClipBatch, positives: Positives | None = None) -> StepOutput:
-        """See `Method.forward`; `positives` are read in the main phase of `method.cascade` only."""
+        """See `Method.forward`; `positives` are read in the main period of `method.cascade` only."""
         view = self.trained_view
         query, key = self._encode(view, batch)
         rows = {view: key}

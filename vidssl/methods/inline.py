@@ -30,9 +30,9 @@ def mine_in_queue(
     """Bool [B, K]: the k best slots that the cascade picks for each row.
 
     Args:
-        queries: [B, D] unit rows of the main and of the auxiliary view.
+        queries: [B, D] unit rows of the main and of the aux view.
         queue: A full queue.
-        views: Names of the main and of the auxiliary view in it.
+        views: Names of the main and of the aux view in it.
         forbidden: Bool [B, K], slots that the row can never mine: those of its own source (with the plan `oracle`
             also all that are not of its class).
         plan: The cascade.

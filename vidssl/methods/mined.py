@@ -40,7 +40,7 @@ class Rows:
     """Unit rows of one step, [B, D] each.
 
     Attributes:
-        query: Of the trained stream, clip 1; it takes the gradient, and it is the auxiliary view of the cascade.
+        query: Of the trained stream, clip 1; it takes the gradient, and it is the aux view of the cascade.
         key: Of its twin, clip 2.
         main: What mines first and last: the frozen stream's rows of clip 2, or (one stream) the key.
     """

@@ -22,7 +22,7 @@ class MoCo(Method):
 
     Attributes:
         queue: Equal on all ranks.
-        mined: The loss of the main phase where positives are mined; None: this method mines nothing.
+        mined: The loss of the main period where positives are mined; None: this method mines nothing.
     """
 
     queue: RingQueue
@@ -33,7 +33,7 @@ class MoCo(Method):
         return "warmup" if self.mined is not None and step < self.options.warmup_steps else "main"
 
     def needs_positives(self, step: int) -> bool:
-        """In the main phase with mined positives and `mining.where=actor`."""
+        """In the main period with mined positives and `mining.where=actor`."""
         return self.mined is not None and self.mined.mining.where == "actor" and self.period(step) == "main"
 
     def _encode(self, view: str, batch: ClipBatch) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ class MoCo(Method):
     def _may_update(self, step: int) -> bool:
         """Whether the optimizer steps; ask before this step's rows enter the queue.
 
-        With `method.hold_until_full` it waits, in the main phase, until the queue is full (and, where positives are
+        With `method.hold_until_full` it waits, in the main period, until the queue is full (and, where positives are
         mined in it, of the present encoders): as CoCLR and CPR are published. Their InfoNCE does not wait, nor does a
         warm-up here. The twin and the queue go on meanwhile.
         """

@@ -20,7 +20,7 @@ class Stream(nn.Module):
     Args:
         model: Recipe section of the encoder.
         trained: False: the encoder is frozen from the start and has no twin.
-        view: The stream it sees, which decides its input channels.
+        view: What it sees, which decides its input channels.
         twin: False: no momentum twin (ViCC, IIC).
     """
 

@@ -1,4 +1,4 @@
-"""ViCC: clips of one video, and of its other stream, predict each other's prototypes (Toering et al. 2022).
+"""ViCC: clips of one video, in one view or in two, predict each other's prototypes (Toering et al. 2022).
 
 Single: two clips of one stream. Cross: these two and the same two of a frozen second stream, all four against the
 prototypes of the stream that learns; the second stream's terms train the prototypes alone. No momentum encoder.
@@ -148,7 +148,7 @@ class ViCC(Method):
     def _rows(self, batch: ClipBatch) -> Tensor:
         """Unit rows [V, B, D] in the published order: f(x1), f(x2), g(f2), g(f1).
 
-        View 2 is the other stream of clip *2*, view 3 that of clip 1.
+        Rows 2 are the second stream of clip *2*, rows 3 that of clip 1.
         """
         stream, clips = self.stream(self.trained_view), batch.clips[self.trained_view]
         views = [stream.queries(clips[:, 0])]

@@ -73,8 +73,8 @@ def mine(
     """Positives of a batch of queries.
 
     Args:
-        queries: [B, D] rows of the main view, then of the auxiliary one; arrays or tensors. A plan that never reads the
-            auxiliary view may come with the main one only.
+        queries: [B, D] rows of the main view, then of the aux one; arrays or tensors. A plan that never reads the
+            aux view may come with the main one only.
         bank: [N, D] rows of the same views, float32 or half precision, on one device.
         plan: Stages, sizes and views; its sizes follow the filled slots of this bank.
         exclude: Slots each query may not mine (itself, its siblings).

@@ -160,13 +160,13 @@ def rivals(
         plan: The cascade.
         label: int64 [N].
         main: Name of the main view.
-        aux: Name of the auxiliary view.
+        aux: Name of the aux view.
         query: Slots that mine; None: all filled ones.
         backend: As in `mine`.
         seed: Of the random rival.
 
     Returns:
-        "cascade", every rival of `vidssl.tables.strategies`, "aux" ("single" on the other view), "random" (the floor)
+        "cascade", every rival of `vidssl.tables.strategies`, "aux" ("single" on the aux view), "random" (the floor)
         and "oracle" (the ceiling: its precision of a query is min(1, class mates / k)); each states its last pool.
     """
     slots = np.flatnonzero(bank.version >= 0) if query is None else query

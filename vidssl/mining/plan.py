@@ -1,7 +1,7 @@
 """How is the bank narrowed? Stages, sizes and views of one cascade, checked before anything starts.
 
 A stage reads the scores of one view and keeps the best rows. The published cascade (CPR, `cascade_knn`) reads the main
-view, the auxiliary one, the main one, … and always ends on the main one; stage i keeps int(n·rⁱ), the last keeps k.
+view, the aux one, the main one, … and always ends on the main one; stage i keeps int(n·rⁱ), the last keeps k.
 What decides its quality is the *last pool*, n·r^(S−1): how many candidates the last stage chooses from.
 """
 
@@ -72,7 +72,7 @@ class CascadePlan:
 
     @property
     def views(self) -> tuple[int, ...]:
-        """View of each stage: 0 main, 1 auxiliary."""
+        """View of each stage: 0 main, 1 aux."""
         views = [stage % 2 for stage in range(self.depth)]
         if self.last_view == "main":
             views[-1] = 0
@@ -80,7 +80,7 @@ class CascadePlan:
 
     @property
     def needs_aux(self) -> bool:
-        """Whether the auxiliary view's scores are read at all."""
+        """Whether the aux view's scores are read at all."""
         return 1 in self.views or self.traits.fuses
 
     @property

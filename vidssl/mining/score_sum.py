@@ -14,7 +14,7 @@ __all__ = ["ScoreSum"]
 
 
 class ScoreSum(Strategy):
-    """Main plus auxiliary, in float32."""
+    """Main plus aux, in float32."""
 
     def slowly(self, scores: Sequence[Score]) -> list[Score]:
         """See `Strategy.slowly`."""

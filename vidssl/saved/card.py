@@ -103,7 +103,7 @@ class Card(Section):
 
     format: Literal[1] = FORMAT
     view: View = Field(description="stream the encoder is for")
-    also: tuple[View, ...] = Field(default=(), description="other streams that the same weights were trained on (IIC)")
+    also: tuple[View, ...] = Field(default=(), description="more views that the same weights were trained on (IIC)")
     model: Model
     clips: Clips
     normalization: Normalization

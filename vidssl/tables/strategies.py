@@ -21,7 +21,7 @@ class StrategyTraits:
         place: `module:Class`, a `vidssl.mining.strategy.Strategy`.
         says: What it is, in a few words.
         staged: Whether it narrows the bank stage by stage; the others select once.
-        fuses: Whether it makes one score of both views'; then the auxiliary view is read, and every score of it.
+        fuses: Whether it makes one score of both views'; then the aux view is read, and every score of it.
         reads_labels: Whether it needs to know classes: an upper bound, which the bank never runs.
     """
 
