@@ -36,6 +36,7 @@ def report_of(encoder, state, which="encoder_q"):
     """What becomes of the keys of a published state where it is held against an encoder."""
     return compare(translate(recognise(state), state, which), encoder.state_dict())
 
+
 PUBLISHED = ("tiny", "s3d", "s3dg", "r21d10", "r21d18", "r3d10", "r3d18", "c3d", "r2d3d50", "r18_2d3d")
 
 
