@@ -52,13 +52,13 @@ def train(plan: Plan, say: Say = lambda line: None, argv: Sequence[str] = ()) ->
     """
     began = time.monotonic()
     folder, total = plan.folder, plan.checked.total_steps
-    for note in plan.notes:
-        say(note)
-    if plan.finished:
-        return Outcome(folder, total, total, 0.0, False)
     with ExitStack() as open_things:
-        if folder.path.exists():  # who works there is known before a cluster is started
+        if folder.path.exists() and not plan.finished:  # who works there is known before a cluster is started
             open_things.enter_context(held(folder.path, "train", say))
+        for note in plan.notes:
+            say(note)
+        if plan.finished:
+            return Outcome(folder, total, total, 0.0, False)
         open_things.enter_context(ray_session(max(os.cpu_count() or 1, 1)))
         use_gpu = resolve_device(plan.recipe.trainer, say)
         check_resources(plan.recipe.trainer, use_gpu)

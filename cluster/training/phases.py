@@ -54,13 +54,13 @@ def train_phases(
         VidsslError: as `cluster.training.driver.train`.
     """
     wanted, root = _wanted(plan.recipe, only), plan.folder.path
-    for note in plan.notes:
-        say(note)
     if only is not None:
         check_sources(wanted[0], plan.recipe, root)
     with ExitStack() as open_things:
         if root.exists():
             open_things.enter_context(held(root, "train", say))
+        for note in plan.notes:
+            say(note)
         open_things.enter_context(ray_session(max(os.cpu_count() or 1, 1)))
         own = [phase_recipe(plan.recipe, phase).trainer for phase in wanted]
         devices = [resolve_device(trainer) for trainer in own]

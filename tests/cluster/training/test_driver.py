@@ -155,6 +155,7 @@ def test_control_c_leaves_a_run_that_can_be_resumed(live):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @RAY_DATA
 def test_a_resumed_run_may_begin_with_an_empty_bank(live, ray_cluster):
     process, _, run = live
@@ -199,6 +200,7 @@ def test_a_closed_terminal_stops_a_run_with_a_checkpoint_and_the_recipe_is_check
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @RAY_DATA
 def test_a_run_whose_reader_has_gone_writes_its_checkpoint_too(packed, tmp_path, ray_cluster):
     def closed(line: str) -> None:
