@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -15,6 +16,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# A shell starts what it puts in the background with Ctrl-C ignored, and children inherit that: no test of Ctrl-C could work.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
