@@ -19,7 +19,7 @@ import torch
 from cluster.cli import main
 from cluster.training import checks
 from cluster.training.driver import train
-from cluster.training.plan import plan_resume, plan_run
+from cluster.training.plan import plan_run
 from cluster.training.verb import TrainWords, run_train
 from tests.cluster.training.small_runs import RECIPE, leftovers, small, tree
 from vidssl.errors import DeviceError
@@ -152,27 +152,6 @@ def test_control_c_leaves_a_run_that_can_be_resumed(live):
     assert step is not None
     assert step > folder.read_log()[-1]["step"]
     assert leftovers(run) == []
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@RAY_DATA
-def test_a_resumed_run_may_begin_with_an_empty_bank(live, ray_cluster):
-    process, _, run = live
-    if process.poll() is None:  # this test alone was asked for
-        os.kill(process.pid, signal.SIGINT)
-        process.communicate(timeout=120)
-    seen = len(rows(run))
-
-    def two_rows(line: str) -> None:
-        if line.startswith("step") and len(rows(run)) >= seen + 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    full = rows(run)[-1]["bank/filled"]
-    plan = plan_resume(run, ["bank=empty"])
-    assert train(plan, two_rows).stopped
-    first = next(row for row in rows(run) if row["step"] >= plan.start)
-    assert first["bank/filled"] < full
 
 
 @pytest.mark.ray
