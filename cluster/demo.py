@@ -11,19 +11,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vidssl.errors import RecipeError
-from vidssl.files import storage_error, write_json
+from vidssl.files import storage_error
 from vidssl.lock import held
 from vidssl.marks import mark, refuse_foreign, remove_marked
 from vidssl.recipe import Recipe, load_recipe, recipe_from_tree
+from vidssl.records import write_record
 from vidssl.saved.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -43,7 +45,36 @@ _PACKED = ("shard-*.tar", "shard-*.idx", "manifest.json", "samples.npz", "verdic
 Say = Callable[[str], None]
 
 
-def run_demo(out: Path, words: Sequence[str], seed: int, say: Say) -> dict[str, Any]:
+@dataclass(frozen=True)
+class DemoFigures:
+    """Whether it worked: `demo.json`.
+
+    Attributes:
+        seconds: Of everything, Ray's start included.
+        seed: Of data, weights and order.
+        r_at_1: Share of test videos whose nearest training video has their class, trained encoder.
+        r_at_1_untrained: The same before training.
+        r_at_1_histogram: The same by colour histograms.
+        chance: The same by drawing lots.
+        precision_at_k: Way of mining → share of mined positives of the video's own class.
+        clips_per_second: Median over the logged steps.
+        wait_ratio: Share of the time in which the step waited for data, likewise.
+        bank_age_steps: Oldest mined positives of any logged step; None where nothing was mined.
+    """
+
+    seconds: float
+    seed: int
+    r_at_1: float
+    r_at_1_untrained: float
+    r_at_1_histogram: float
+    chance: float
+    precision_at_k: Mapping[str, float]
+    clips_per_second: float
+    wait_ratio: float
+    bank_age_steps: float | None
+
+
+def run_demo(out: Path, words: Sequence[str], seed: int, say: Say) -> DemoFigures:
     """Make, pack, train, evaluate and report into `out`; returns what `out/demo.json` holds.
 
     Args:
@@ -77,8 +108,8 @@ def run_demo(out: Path, words: Sequence[str], seed: int, say: Say) -> dict[str, 
                 raise KeyboardInterrupt
             results = evaluate_run(outcome.folder.path, [])
             page = write_report(outcome.folder.path)
-            figures = {"seconds": round(time.monotonic() - began, 1), "seed": seed} | _figures(outcome.folder, results)
-            write_json(out / RESULT, figures)
+            figures = _figures(outcome.folder, results, seed, began)
+            write_record(out / RESULT, figures)
     for line in _table(figures):
         say(line)
     say(f"report: {page}")
@@ -158,7 +189,7 @@ def _classes() -> list[str]:
     return list(MOTIONS)
 
 
-def _figures(folder: RunFolder, results: Mapping[str, Result]) -> dict[str, Any]:
+def _figures(folder: RunFolder, results: Mapping[str, Result], seed: int, began: float) -> DemoFigures:
     from cluster.evaluation.mining import MiningResult
     from cluster.evaluation.retrieval import RetrievalResult
 
@@ -166,35 +197,37 @@ def _figures(folder: RunFolder, results: Mapping[str, Result]) -> dict[str, Any]
     assert isinstance(retrieval, RetrievalResult)
     assert isinstance(mining, MiningResult)
     recall = {name: row.r1 for name, row in (retrieval.results or {}).items()}
-    mined = {name: row.precision for name, row in (mining.results or {}).items()}
     log = folder.read_log()
-    return {
-        "r_at_1": recall["trained"],
-        "r_at_1_untrained": recall["untrained"],
-        "r_at_1_histogram": recall["histogram"],
-        "chance": recall["chance"],
-        "precision_at_k": mined,
-        "clips_per_second": median(row["clips_per_second"] for row in log),
-        "wait_ratio": median(row["wait_ratio"] for row in log),
-        "bank_age_steps": max((row.get("bank_age_steps", -1.0) for row in log), default=-1.0),
-    }
+    return DemoFigures(
+        seconds=round(time.monotonic() - began, 1),
+        seed=seed,
+        r_at_1=recall["trained"],
+        r_at_1_untrained=recall["untrained"],
+        r_at_1_histogram=recall["histogram"],
+        chance=recall["chance"],
+        precision_at_k={name: row.precision for name, row in (mining.results or {}).items()},
+        clips_per_second=median(row["clips_per_second"] for row in log),
+        wait_ratio=median(row["wait_ratio"] for row in log),
+        bank_age_steps=max((row["bank_age_steps"] for row in log if "bank_age_steps" in row), default=None),
+    )
 
 
-def _table(figures: dict[str, Any]) -> list[str]:
-    mined = figures["precision_at_k"]
+def _table(figures: DemoFigures) -> list[str]:
+    mined, age = figures.precision_at_k, figures.bank_age_steps
 
     def percent(name: str, value: float, note: str) -> str:
         return f"  {name:26}{100 * value:6.1f} %   {note}"
 
     return [
         "retrieval, share of test videos whose nearest training video shows the same motion (R@1)",
-        percent("trained encoder", figures["r_at_1"], f"after {figures['seconds']:.0f} s in all"),
-        percent("untrained encoder", figures["r_at_1_untrained"], "the same network before training"),
-        percent("colour histogram", figures["r_at_1_histogram"], "what colours alone can tell"),
-        percent("chance", figures["chance"], ""),
+        percent("trained encoder", figures.r_at_1, f"after {figures.seconds:.0f} s in all"),
+        percent("untrained encoder", figures.r_at_1_untrained, "the same network before training"),
+        percent("colour histogram", figures.r_at_1_histogram, "what colours alone can tell"),
+        percent("chance", figures.chance, ""),
         "mined positives of the same motion (precision@k; labels are used here only, never by the miner)",
         percent("cascade (CPR)", mined["cascade"], "both streams in turn"),
         percent("single stream / sum", mined["single"], f"the sum of both streams: {100 * mined['sum']:.1f} %"),
         percent("random", mined["random"], ""),
-        f"  {figures['clips_per_second']:.0f} clips/s; waited for data {100 * figures['wait_ratio']:.0f} % of the time; mined positives at most {figures['bank_age_steps']:.0f} steps old",
+        f"  {figures.clips_per_second:.0f} clips/s; waited for data {100 * figures.wait_ratio:.0f} % of the time; "
+        + ("nothing was mined" if age is None else f"mined positives at most {age:.0f} steps old"),
     ]

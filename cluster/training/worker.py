@@ -289,7 +289,7 @@ class Worker:
         from cluster.bank.client import BankClient
         from cluster.bank.link import RayLink
 
-        client = BankClient(RayLink(self.job.bank), self.job.bank_spec, self.rank, say=self._tell)
+        client = BankClient(RayLink(self.job.bank), self.job.bank_spec, self.rank, say=self._say)
         self.open.callback(client.close)
         attempt = client.reset(self._bank_source(), self.world, self.start) if self.rank == 0 else 0
         client.join(from_first_rank(attempt, self.device))
@@ -301,9 +301,6 @@ class Worker:
         if typed is not None and typed.step == self.start:
             return typed.source
         return str(self.folder.bank) if self.start else None
-
-    def _tell(self, line: str) -> None:
-        note_event(self.folder, line if self.world == 1 else f"rank {self.rank}: {line}")
 
     def _set_rate(self, step: int) -> None:
         rate = learning_rate(self.recipe.optim, step, self.job.total_steps)

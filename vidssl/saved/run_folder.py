@@ -20,7 +20,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidssl.errors import CheckpointError
+from vidssl.errors import CheckpointError, RecipeError
 from vidssl.files import storage_error, write_whole
 from vidssl.recipe import Recipe, recipe_from_file
 
@@ -96,8 +96,16 @@ class RunFolder:
         return self.path / "failure.json"
 
     def read_recipe(self) -> Recipe:
-        """The recipe that this run was started with."""
-        return recipe_from_file(self.recipe)
+        """The recipe that this run was started with.
+
+        Raises:
+            RecipeError: it cannot be read, or is none of this version; names the file.
+        """
+        try:
+            return recipe_from_file(self.recipe)
+        except RecipeError as error:
+            said = str(error)
+            raise RecipeError(said if str(self.recipe) in said else f"{self.recipe}: {said}") from error
 
     def read_facts(self) -> dict[str, object]:
         """The content of run.json, empty when there is none.

@@ -13,8 +13,10 @@ import torch
 
 from cluster.training.agree import together
 from cluster.training.failure import Halt, after_all_retries, failure_of, read_failure, write_failure
+from cluster.training.worker import Worker
 from tests.vidssl.methods.two_ranks import as_one_rank, found_by_ranks
 from vidssl.errors import DataError, DiskFullError, StorageError, VidsslError
+from vidssl.saved.checkpoint import Meta, latest_step, save_checkpoint
 from vidssl.saved.run_folder import RunFolder
 
 
@@ -57,8 +59,25 @@ def test_when_no_attempt_is_left_the_cause_is_a_sentence_with_what_to_type(tmp_p
     assert after_all_retries(fault, RunFolder(tmp_path), 2, None) is fault  # with its traceback
 
 
-def test_a_rank_that_fails_ends_all_of_them_with_its_reason(tmp_path):
-    for found in found_by_ranks(__file__, tmp_path):
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two gloo processes found, each with its own view of the run folder: rank 1 sees an older and a newer one."""
+    root = tmp_path_factory.mktemp("ranks")
+    for rank, steps in enumerate(((10, 20), (10, 30))):
+        for step in steps:
+            save_checkpoint(
+                RunFolder(root / f"seen-by-{rank}"), Meta(step, "r", "d", 1, 0), 0, {}, {"w": torch.ones(1)}
+            )
+    return found_by_ranks(__file__, root)
+
+
+def test_ranks_that_see_other_checkpoints_begin_at_the_step_that_rank_0_sees(ranks):
+    assert [found["latest"] for found in ranks] == [20, 30]
+    assert [found["start"] for found in ranks] == [20, 20]
+
+
+def test_a_rank_that_fails_ends_all_of_them_with_its_reason(ranks):
+    for found in ranks:
         assert found["first"] == "fine"
         assert found["halted"].startswith("/there cannot be written: the disk ")
         assert found["kind"] == "DiskFullError"
@@ -74,11 +93,14 @@ def find(rank: int) -> dict[str, Any]:
             raise OSError(errno.ENOSPC, "No space left on device", "/there")
         meet()
 
+    worker = Worker.__new__(Worker)  # as far as a start is chosen, without Ray
+    worker.folder, worker.rank, worker.device = RunFolder(folder.path / f"seen-by-{rank}"), rank, cpu
+    seen = {"latest": latest_step(worker.folder), "start": worker._start()}
     first = together(lambda meet: "fine", folder, cpu)
     try:
         together(fails, folder, cpu)
     except Halt as halt:
-        return {"first": first, "halted": str(halt), "kind": halt.failure.kind, "again": halt.failure.again}
+        return seen | {"first": first, "halted": str(halt), "kind": halt.failure.kind, "again": halt.failure.again}
     raise VidsslError("nobody was halted")
 
 
