@@ -16,9 +16,11 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-# A shell starts what it puts in the background with Ctrl-C ignored, and children inherit that: no test of Ctrl-C could work.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What a shell puts in the background ignores Ctrl-C, what nohup starts ignores a closed terminal, and children inherit
+# both: no test of either could work.
+for ignored, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, usual)
 
 
 @pytest.fixture(scope="session")
