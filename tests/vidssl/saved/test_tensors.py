@@ -74,8 +74,8 @@ def test_code_in_a_file_is_refused_in_our_words(tmp_path, write):
     write({"weight": Harm(tmp_path / "done")}, tmp_path / "model.pt")
     with pytest.raises(CheckpointError) as caught:
         read_tensors(tmp_path / "model.pt")
-    assert str(caught.value) in (
-        "model.pt asks for the code of io.open, which is not run: only tensors, numbers and text are read",
+    assert str(caught.value) in (  # the module's name differs between Pythons
+        f"model.pt asks for the code of {open.__module__}.open, which is not run: only tensors, numbers and text are read",
         "model.pt is no file of tensors",
     )
     assert not (tmp_path / "done").exists()
