@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +18,14 @@ import torch
 
 from cluster.cli import main
 from cluster.training import checks
-from cluster.training.driver import train
-from cluster.training.plan import plan_run
+from cluster.training.driver import Outcome, train
+from cluster.training.plan import plan_resume, plan_run
 from cluster.training.verb import TrainWords, run_train
 from tests.cluster.training.small_runs import RECIPE, leftovers, small, tree
 from vidssl.errors import DeviceError
 from vidssl.lock import owner_of
 from vidssl.marks import LOCK
+from vidssl.mining.snapshots import load_snapshot, snapshot_at
 from vidssl.saved.checkpoint import latest_step
 from vidssl.saved.run_folder import RunFolder
 
@@ -176,6 +177,37 @@ def test_a_closed_terminal_stops_a_run_with_a_checkpoint_and_the_recipe_is_check
     assert latest_step(stopped.folder) == stopped.steps
     assert looked == ["small"]
     assert leftovers(stopped.folder.path) == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@RAY_DATA
+def test_a_resumed_run_may_begin_with_an_empty_bank(packed, tmp_path, ray_cluster):
+    def stop_at(step: int) -> Callable[[str], None]:
+        asked: list[int] = []
+
+        def listen(line: str) -> None:
+            at = int(line.split()[1].partition("/")[0]) if line.startswith("step ") else 0
+            if at >= step and not asked:  # asking twice ends the process at once
+                asked.append(at)
+                os.kill(os.getpid(), signal.SIGHUP)
+
+        return listen
+
+    words = ("trainer.workers=1", "trainer.steps=5000", "trainer.checkpoint_every_steps=5000")
+    first = train(plan_run(small(packed, tmp_path, *words)), stop_at(12))
+    assert oldest_row(first) == 0
+    second = train(plan_resume(first.folder.path, ["bank=empty"]), stop_at(first.steps + 1))
+    assert second.steps > first.steps
+    assert oldest_row(second) == first.steps
+
+
+def oldest_row(run: Outcome) -> int:
+    """The step of the oldest row in the bank that a stopped run has saved."""
+    snapshot = snapshot_at(run.folder.bank, run.steps)
+    assert snapshot is not None
+    version = load_snapshot(snapshot).version
+    return int(version[version >= 0].min())
 
 
 @pytest.mark.ray
