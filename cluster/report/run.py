@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +10,7 @@ from vidssl.errors import CheckpointError
 from vidssl.recipe import Recipe, recipe_from_tree
 from vidssl.records import read_record
 from vidssl.saved.card import is_card, read_card
-from vidssl.saved.run_folder import RunFolder, open_run
+from vidssl.saved.run_folder import RunFolder, logged_row, open_run
 from vidssl.saved.trained import without_checkpoint
 
 __all__ = ["Facts", "Log", "open_reported", "read_log"]
@@ -80,7 +78,7 @@ def read_log(path: Path) -> Log:
     other = 0
     lines = path.read_bytes().splitlines() if path.is_file() else []
     for number, line in enumerate(lines):
-        row = _row(line)
+        row = logged_row(line)
         if row is not None:
             rows.append(row)
         elif number < len(lines) - 1:  # the last one may have been cut by a kill
@@ -91,20 +89,6 @@ def read_log(path: Path) -> Log:
         else "lines of log.jsonl are no logged steps and were"
     )
     return Log(tuple(rows), f"{other} {verb} left out." if other else "")
-
-
-def _row(line: bytes) -> dict[str, float] | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict) or not _is_number(row.get("step")):
-        return None
-    return {key: float(value) for key, value in row.items() if _is_number(value)}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _facts(folder: RunFolder) -> Facts:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from vidssl.errors import CheckpointError, RecipeError
 from vidssl.files import storage_error, write_whole
 from vidssl.recipe import Recipe, recipe_from_file
 
-__all__ = ["RunFolder", "open_run"]
+__all__ = ["RunFolder", "logged_row", "open_run"]
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class RunFolder:
     def read_log(self) -> list[dict[str, float]]:
         """Logged steps, oldest first; a line torn by a kill is left out, and so (with a word) is any other that is no row."""
         lines = self.log.read_bytes().splitlines() if self.log.is_file() else []
-        rows = [_row(line) for line in lines]
+        rows = [logged_row(line) for line in lines]
         other = [number for number, row in enumerate(rows[:-1], 1) if row is None]  # the last one may be torn
         if other:
             _log.warning(
@@ -159,7 +160,8 @@ def open_run(path: str | Path) -> RunFolder:
     return folder
 
 
-def _row(line: bytes) -> dict[str, float] | None:
+def logged_row(line: bytes) -> dict[str, float] | None:
+    """The numbers of one line of log.jsonl; None where it is no logged step. What is not finite is no number."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -170,7 +172,7 @@ def _row(line: bytes) -> dict[str, float] | None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _damaged_facts(path: Path, why: str) -> CheckpointError:
