@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vidssl import errors
 from vidssl.errors import StorageError, VidsslError
-from vidssl.files import storage_error
+from vidssl.files import storage_error, write_json
 from vidssl.saved.run_folder import RunFolder
 
 __all__ = ["Failure", "Halt", "after_all_retries", "failure_of", "read_failure", "write_failure"]
@@ -60,7 +60,7 @@ def failure_of(error: Exception, folder: RunFolder) -> Failure:
 def write_failure(folder: RunFolder, failure: Failure) -> None:
     """Tell the driver, and attempts that follow, that this run has ended; a full disk must not hide why."""
     with suppress(OSError):
-        folder.failure.write_text(json.dumps(asdict(failure)))
+        write_json(folder.failure, asdict(failure))
 
 
 def read_failure(folder: RunFolder) -> Failure | None:
