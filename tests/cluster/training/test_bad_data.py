@@ -60,6 +60,7 @@ def windows_seen(manifest: Manifest, wanted: Recipe, steps: int) -> Iterator[int
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data's own settings, read inside Ray Train
+@pytest.mark.slow  # two trainings
 def test_each_skipped_video_is_named_in_the_run_folder_and_tried_again_by_a_resumed_run(whole, tmp_path, ray_cluster):
     bad = damaged_copy(whole, tmp_path / "bad", [1, 6], "body")
     said: list[str] = []

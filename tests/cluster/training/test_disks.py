@@ -20,6 +20,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow  # two trainings
 def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on_once_there_is_room(
     packed, tmp_path, small_disk, ray_cluster
 ):

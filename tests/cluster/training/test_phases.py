@@ -42,6 +42,7 @@ def cycle(folder: Path, packed: Path, *words: str):
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data's own settings, read inside Ray Train
+@pytest.mark.slow  # three trainings
 def test_a_cycle_starts_from_finished_phases_and_one_can_be_made_again_alone(packed, tmp_path, ray_cluster):
     recipe = cycle(tmp_path, packed)
     said: list[str] = []
