@@ -69,8 +69,9 @@ def test_a_cycle_starts_from_finished_phases_and_one_can_be_made_again_alone(pac
 @pytest.mark.slow
 def test_a_killed_phase_goes_on_where_it_stood(packed, tmp_path):
     (tmp_path / "cycle.yaml").write_text(CYCLE)
-    words = ["train", "cycle.yaml", f"data={packed}", "second-0:trainer.steps=40", "--no-evaluation"]
-    process = run_cli(*words, cwd=tmp_path)
+    # Long enough that its worker, which lives a moment longer than its killed driver, does not come to the end.
+    longer = ["second-0:trainer.steps=200", "second-0:trainer.checkpoint_every_steps=5"]
+    process = run_cli("train", "cycle.yaml", f"data={packed}", *longer, "--no-evaluation", cwd=tmp_path)
     root = tmp_path / "runs" / "cycle"
     wait_for_steps(root / "second-0", 8, process)
     os.kill(process.pid, signal.SIGKILL)
@@ -83,7 +84,7 @@ def test_a_killed_phase_goes_on_where_it_stood(packed, tmp_path):
     assert "resumed at step" in said
     assert read_records(root)["first-0"] == first
     rows = [json.loads(line) for line in (root / "second-0" / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(40))
+    assert [row["step"] for row in rows] == list(range(200))
 
 
 def test_every_phase_is_checked_before_the_first_one_runs(packed, tmp_path):
