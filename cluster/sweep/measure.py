@@ -136,7 +136,8 @@ def load_study(folder: RunFolder, recipe: Recipe, space: Space) -> Study:
             f"{path} holds {', '.join(bank.views)} and not {', '.join(sorted(missing))}; set method.name, method.view and method.second_view as in the run"
         )
     warm = recipe.method.warmup_steps
-    oldest = warm if bank.step >= warm else 0  # rows of the warm-up come from a much younger encoder; training overwrites them as it goes
+    # Rows of the warm-up come from a much younger encoder; training overwrites them as it goes.
+    oldest = warm if bank.step >= warm else 0
     filled = np.flatnonzero(bank.version >= oldest)
     if len(filled) < 3:
         raise BankError(f"{path} holds {len(filled)} filled rows since the warm-up ended at step {warm}; train on")
