@@ -16,11 +16,22 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-# What a shell puts in the background ignores Ctrl-C, what nohup starts ignores a closed terminal, and children inherit
-# both: no test of either could work.
-for ignored, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if signal.getsignal(ignored) is signal.SIG_IGN:
-        signal.signal(ignored, usual)
+
+
+@pytest.fixture(scope="module")
+def usual_signals() -> Iterator[None]:
+    """Ctrl-C and a closed terminal mean to this module's tests, and to what they start, what they mean in a terminal.
+
+    What a shell puts in the background ignores the one, what nohup starts the other, and children inherit both. The
+    other modules keep that: who starts the suite under nohup wants it to outlive the terminal.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    ignored = [number for number in usual if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, usual[number])
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.usefixtures("usual_signals"), pytest.mark.slow, pytest.mark.ray]
 
 ROOT = Path(__file__).parents[2]
 LOOPBACK = (

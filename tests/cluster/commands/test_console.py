@@ -18,6 +18,8 @@ from cluster.commands.console import OutputGone, say
 from cluster.commands.table import VERBS
 from vidssl.errors import OurFault
 
+pytestmark = pytest.mark.usefixtures("usual_signals")
+
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 

@@ -23,6 +23,8 @@ from vidssl.records import to_tree
 from vidssl.saved.checkpoint import Meta, save_checkpoint
 from vidssl.saved.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("usual_signals")
+
 CHOSEN, EACH = 3, 14  # motions, videos of each
 FAST = ["finetune.epochs=2", "finetune.batch=4", "finetune.lr=0.01", "finetune.dropout=0.2", "finetune.backbone_lr=0.5"]
 

@@ -30,6 +30,8 @@ from vidssl.mining.snapshots import load_snapshot, snapshot_at
 from vidssl.saved.checkpoint import latest_step
 from vidssl.saved.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("usual_signals")
+
 RAY_DATA = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data's own settings, read inside Ray Train
 
 

@@ -18,6 +18,8 @@ from vidssl.saved.checkpoint import read_checkpoint
 from vidssl.saved.phases import phase_folder, read_records, state_of
 from vidssl.saved.trained import encoder_state
 
+pytestmark = pytest.mark.usefixtures("usual_signals")
+
 CYCLE = """\
 name: cycle
 clips: {frames: 4, stride: 2, size: 32}
