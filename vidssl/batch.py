@@ -51,13 +51,13 @@ class Embeddings:
     """What one worker pushes to the bank after one step.
 
     Attributes:
-        views: view name → [B, D] unit rows, float16 or float32.
+        views: view name → [B, D] unit rows, float16 or float32 (or bits of bfloat16, see `vidssl.mining.rows`).
         instance: int64 [B], the slots they belong to.
         step: Step that made them.
         rank: Rank that made them.
     """
 
-    views: Mapping[str, NDArray[np.floating]]
+    views: Mapping[str, NDArray[np.floating] | NDArray[np.uint16]]
     instance: NDArray[np.int64]
     step: int
     rank: int

@@ -149,8 +149,9 @@ class Mining(Section):
     backend: Literal["auto", "numpy", "torch", "faiss", "oracle"] = Field(
         default="auto", description="auto picks by N, k and device"
     )
-    bank_dtype: Literal["float32", "float16"] = Field(
-        default="float32", description="of the bank's rows; float16 halves its memory and what is sent to it"
+    bank_dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        default="float32",
+        description="of the bank's rows; float16 and bfloat16 halve its memory and what is sent to it",
     )
     snapshot_every_steps: int = Field(
         default=0, ge=0, le=1_000_000_000, description="extra bank snapshots beside those of checkpoints; 0: none"

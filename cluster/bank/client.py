@@ -26,6 +26,7 @@ from cluster.bank.spec import BankSpec, Began, Push
 from cluster.bank.tally import Tally
 from vidssl.batch import Embeddings, Positives
 from vidssl.errors import StorageError
+from vidssl.mining.rows import stored
 
 __all__ = ["BankClient", "BankRestarted"]
 
@@ -129,7 +130,7 @@ class BankClient:
         """
         began = time.perf_counter()
         ids = None if next_ids is None else np.array(next_ids, np.int64)
-        views = {view: np.asarray(values, self.spec.dtype) for view, values in rows.views.items()}
+        views = {view: stored(np.asarray(values), self.spec.dtype) for view, values in rows.views.items()}
         message = Push(self.attempt, replace(rows, views=views), ids, next_step)
         with self._changed:
             self._unsent += 1

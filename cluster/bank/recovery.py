@@ -47,7 +47,7 @@ def open_source(
     if source is None:
         return empty
     if is_snapshot(Path(source)):
-        return load_snapshot(Path(source), empty, data_hash)
+        return load_snapshot(Path(source), empty, data_hash, say)
     return choose(Path(source), step, say, empty, data_hash)
 
 

@@ -26,6 +26,7 @@ from vidssl.batch import Embeddings, Positives
 from vidssl.errors import BankError, StorageError
 from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.metrics import MiningMonitor
+from vidssl.mining.moments import Moment
 from vidssl.mining.snapshots import save_snapshot
 
 __all__ = ["BankServer"]
@@ -155,7 +156,7 @@ class BankServer:
             raise StorageError(f"the bank misses pushes before step {step}, so it cannot be saved as of that step")
         with self._changed:
             bank = self._bank
-        return str(save_snapshot(bank.twin(), Path(root), step, self.spec.keep, self._extra()))
+        return str(save_snapshot(bank, Path(root), step, self.spec.keep, self._extra()))
 
     def stats(self) -> dict[str, float | str]:
         """Counters since the start, how full the bank is, and (with labels) how well it mines."""
@@ -317,13 +318,15 @@ class BankServer:
         if done // every <= self._counts["live_saves"]:
             return
         self._counts["live_saves"] = done // every
-        twin, folder = bank.twin(), Path(root) / LIVE
-        self._writer = threading.Thread(target=self._save_live, args=(twin, folder, done), name="saver", daemon=True)
+        self._writer = threading.Thread(
+            target=self._save_live, args=(bank.moment(), Path(root) / LIVE, done), name="saver", daemon=True
+        )
         self._writer.start()
 
-    def _save_live(self, twin: EmbeddingBank, folder: Path, step: int) -> None:
+    def _save_live(self, moment: Moment, folder: Path, step: int) -> None:
         try:
-            save_snapshot(twin, folder, step, 1, self._extra())
+            with moment:
+                save_snapshot(moment, folder, step, 1, self._extra())
         except (BankError, StorageError) as error:
             self.note = self.trouble = f"{error}; the run goes on"
             _log.warning("%s", error)

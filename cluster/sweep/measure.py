@@ -146,8 +146,8 @@ def load_study(folder: RunFolder, recipe: Recipe, space: Space) -> Study:
     if len(queries) > space.queries:
         queries = np.sort(np.random.default_rng(space.seed).choice(queries, space.queries, replace=False))
     return Study(
-        main=bank.views[main][filled],
-        aux=bank.views[aux][filled],
+        main=bank.vectors(filled, main),
+        aux=bank.vectors(filled, aux),
         group=bank.group[filled],
         label=label[filled],
         queries=queries,

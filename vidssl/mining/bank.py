@@ -5,6 +5,7 @@ The bank knows no labels. Rows are checked once, on the way in, so that whatever
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,17 @@ from numpy.typing import NDArray
 from vidssl.batch import Embeddings, Positives
 from vidssl.errors import BankError
 from vidssl.mining.cascade import Backend, mine
+from vidssl.mining.deltas import Delta, Mark, oldest
 from vidssl.mining.exclusions import Exclusions, GroupIndex
+from vidssl.mining.moments import Facts, Moment
 from vidssl.mining.plan import CascadePlan
+from vidssl.mining.rows import Table, checked_dtype, floats, storage, stored, table
 
-__all__ = ["DTYPES", "EmbeddingBank", "Taken", "bad_row"]
+__all__ = ["DELTA_ROWS", "EmbeddingBank", "Taken", "bad_row", "fault_in"]
 
-DTYPES = ("float32", "float16")
+DELTA_ROWS = 16_384
+"""Most rows of one delta: a mirror that begins gets a large bank in parts."""
+_GATHERED_AT_ONCE = 4096
 UNIT_TOLERANCE = 1e-2
 """How far the length of a row may be from one: float16 and autocast lose a little, a forgotten normalisation much more."""
 _ROWS_AT_ONCE = 65536
@@ -54,10 +60,12 @@ class EmbeddingBank:
         dim: D.
         views: Names of the views.
         group: int64 [N], videos cut from one source share a number; None: every video is its own source.
-        dtype: "float32", or "float16" for half the memory (scores are float32 either way).
+        dtype: "float32", or "float16" or "bfloat16" for half the memory (scores are float32 either way).
 
     Attributes:
-        views: view → [N, D] rows, zeros where never written.
+        views: view → [N, D] rows as they are kept (see `vidssl.mining.rows`), zeros where never written; `table` and
+            `rows` are for who computes with them.
+        dtype: As given.
         version: int64 [N], step of the last write, -1 where never written.
         step: Newest step that was written, -1 at first.
     """
@@ -72,17 +80,19 @@ class EmbeddingBank:
     ) -> None:
         if n_slots < 1 or dim < 1 or not views or len(set(views)) != len(views):
             raise BankError(f"a bank needs slots, width and distinct views; given {n_slots}, {dim}, {tuple(views)}")
-        if dtype not in DTYPES:
-            raise BankError(f"a bank of dtype {dtype} cannot be made; allowed are {' and '.join(DTYPES)}")
-        self.n_slots, self.dim, self.dtype = n_slots, dim, np.dtype(dtype)
+        self.n_slots, self.dim, self.dtype = n_slots, dim, checked_dtype(dtype)
         self.group = np.arange(n_slots) if group is None else np.array(group, np.int64)
         if self.group.shape != (n_slots,):
             raise BankError(f"groups have shape {self.group.shape}, the bank has {n_slots} slots")
-        self.views = {view: np.zeros((n_slots, dim), self.dtype) for view in views}
+        self.views = {view: np.zeros((n_slots, dim), storage(dtype)) for view in views}
         self.version = np.full(n_slots, -1, np.int64)
         self.step = -1
         self._groups = GroupIndex(self.group)
         self._lock = threading.Lock()
+        self._name = secrets.randbits(62)
+        self._stamps = np.zeros(n_slots, np.int64)  # number of each slot's last write, 0 where there was none
+        self._writes = 0
+        self._moments: list[Moment] = []
 
     @property
     def filled(self) -> int:
@@ -103,11 +113,10 @@ class EmbeddingBank:
         kept = np.flatnonzero(good)
         _, from_end = np.unique(slots[kept][::-1], return_index=True)
         last = kept[np.sort(len(kept) - 1 - from_end)]
+        views = {view: stored(values, self.dtype) for view, values in views.items()}
         with self._lock:
             write = last[self.version[slots[last]] <= rows.step]
-            for view, table in self.views.items():
-                table[slots[write]] = views[view][write]
-            self.version[slots[write]] = rows.step
+            self._overwrite(slots[write], {view: values[write] for view, values in views.items()}, rows.step)
             if len(write):
                 self.step = max(self.step, rows.step)
         return Taken(len(write), int((~good).sum()), len(last) - len(write), first)
@@ -115,8 +124,70 @@ class EmbeddingBank:
     def rewind(self, step: int) -> None:
         """Count every row as written before `step`, so that a run which goes on there may overwrite all of them."""
         with self._lock:
-            np.minimum(self.version, step - 1, out=self.version)
+            self._overwrite(np.flatnonzero(self.version >= step), {}, step - 1)
             self.step = min(self.step, step - 1)
+
+    def changed_since(self, mark: Mark | None, at_most: int = DELTA_ROWS) -> Delta:
+        """Rows written since a mark, for a mirror's `apply`.
+
+        Args:
+            mark: Of the delta that was applied last; None: everything.
+            at_most: Most rows of this delta; the oldest writes come first.
+        """
+        with self._lock:
+            step, writes = self.step, self._writes
+        fresh = mark is None or mark.bank != self._name
+        slots, seen = oldest(self._stamps, 0 if mark is None or fresh else mark.writes, writes, at_most)
+        version = np.empty(len(slots), np.int64)
+        rows = {view: np.empty((len(slots), self.dim), kept.dtype) for view, kept in self.views.items()}
+        for start in range(0, len(slots), _GATHERED_AT_ONCE):
+            part = slice(start, start + _GATHERED_AT_ONCE)
+            with self._lock:  # a row and its version belong together; the next part may be newer
+                version[part] = self.version[slots[part]]
+                for view, kept in self.views.items():
+                    rows[view][part] = kept[slots[part]]
+        return Delta(Mark(self._name, seen), fresh, seen < self._writes, slots, rows, version, step)
+
+    def apply(self, delta: Delta) -> None:
+        """Follow another bank: after a delta without `more` both hold the same rows and versions.
+
+        Raises:
+            BankError: the delta is of a bank with other views, width or dtype (the size is the caller's promise).
+        """
+        here = {view: (kept.shape[1:], kept.dtype) for view, kept in self.views.items()}
+        if {view: (rows.shape[1:], rows.dtype) for view, rows in delta.rows.items()} != here:
+            raise BankError("a mirror must have the views, the width and the dtype of the bank that it follows")
+        with self._lock:
+            if delta.fresh and (filled := np.flatnonzero(self._stamps)).size:
+                zeros = {view: np.zeros((), kept.dtype) for view, kept in self.views.items()}
+                self._overwrite(filled, zeros, -1)
+            self._overwrite(delta.slots, delta.rows, delta.version)
+            self.step = delta.step
+
+    def fill(self, views: Mapping[str, NDArray], version: NDArray[np.int64], step: int) -> None:
+        """Take over all rows of another bank, whatever its dtype.
+
+        Args:
+            views: view → [N, D] rows as any bank keeps them.
+            version: int64 [N], -1 where nothing was written.
+            step: Newest step that was written.
+        """
+        for start in range(0, self.n_slots, _ROWS_AT_ONCE):
+            slots = start + np.flatnonzero(version[start : start + _ROWS_AT_ONCE] >= 0)
+            rows = {view: stored(kept[slots], self.dtype) for view, kept in views.items()}
+            with self._lock:
+                self._overwrite(slots, rows, version[slots])
+        self.step = step
+
+    def _overwrite(self, slots: NDArray[np.int64], rows: Mapping[str, NDArray], version: NDArray | int) -> None:
+        # The one place where rows change; the lock is held and no slot occurs twice.
+        for moment in self._moments:
+            moment.keep(slots)
+        for view, values in rows.items():
+            self.views[view][slots] = values
+        self.version[slots] = version
+        self._stamps[slots] = np.arange(self._writes + 1, self._writes + 1 + len(slots))
+        self._writes += len(slots)
 
     def exclusions(self, ids: NDArray[np.int64]) -> Exclusions:
         """Slots that these videos may not mine: their own and their siblings'."""
@@ -156,12 +227,12 @@ class EmbeddingBank:
         with self._lock:
             step, valid = self.step, self.version >= 0
             known = np.flatnonzero(valid[slots])
-            queries = [self.views[view][slots[known]] for view in (main, aux)]
+            queries = [floats(self.views[view][slots[known]]) for view in (main, aux)]
         if not known.size:
             return out
         found = mine(
             queries,
-            [self.views[main], self.views[aux]],
+            [self.table(main), self.table(aux)],
             plan,
             exclude=self.exclusions(slots[known]),
             valid=valid,
@@ -173,22 +244,26 @@ class EmbeddingBank:
         out.mined_at[known[found.count > 0]] = step
         return out
 
+    def table(self, view: str) -> Table:
+        """[N, D] rows of one view as an engine reads them, not copied."""
+        return table(self.views[view])
+
     def vectors(self, ids: NDArray[np.int64], view: str) -> NDArray[np.float32]:
         """float32 [..., D] rows of one view; zeros for -1."""
         with self._lock:
-            rows = self.views[view][np.maximum(ids, 0)].astype(np.float32)
+            kept = self.views[view][np.maximum(ids, 0)]
+        rows = floats(kept)
         rows[ids < 0] = 0
         return rows
 
-    def twin(self) -> EmbeddingBank:
-        """A copy of this moment, to be written to disk or mined while this bank goes on."""
-        other = EmbeddingBank(self.n_slots, self.dim, tuple(self.views), self.group, self.dtype.name)
+    def moment(self) -> Moment:
+        """The bank as it is now, to be read block by block while it goes on (see `vidssl.mining.moments`); close it."""
+        arrays = {"version": self.version} | {f"view-{view}": kept for view, kept in self.views.items()}
         with self._lock:
-            for view, table in self.views.items():
-                other.views[view][:] = table
-            other.version[:] = self.version
-            other.step = self.step
-        return other
+            facts = Facts(self.n_slots, self.dim, tuple(self.views), self.dtype, self.group, self.step)
+            moment = Moment(facts, arrays, self._stamps, self._writes, self._lock, self._moments.remove)
+            self._moments.append(moment)
+            return moment
 
     def state(self) -> Mapping[str, NDArray]:
         """The arrays that make up this bank, not copied: "version", "group" and one per view."""
@@ -218,14 +293,19 @@ class EmbeddingBank:
 
 def bad_row(bank: EmbeddingBank) -> str | None:
     """The first filled slot without a finite unit row, in words; None where all rows are as `push` takes them."""
-    for view, table in bank.views.items():
+    for view, kept in bank.views.items():
         for start in range(0, bank.n_slots, _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
-            norm = _lengths(table[part])
-            bad = np.flatnonzero((bank.version[part] >= 0) & ~_is_unit(norm))
-            if bad.size:
-                return f"{view} row of slot {start + bad[0]} has length {norm[bad[0]]:.3g}"
+            if bad := fault_in(view, kept[part], bank.version[part], start):
+                return bad
     return None
+
+
+def fault_in(view: str, kept: NDArray, version: NDArray[np.int64], start: int) -> str | None:
+    """As `bad_row`, for some rows of one view as they are kept, the first of them of slot `start`."""
+    norm = _lengths(kept)
+    bad = np.flatnonzero((version >= 0) & ~_is_unit(norm))
+    return f"{view} row of slot {start + bad[0]} has length {norm[bad[0]]:.3g}" if bad.size else None
 
 
 def _good_rows(views: Mapping[str, NDArray], slots: NDArray[np.int64], step: int) -> tuple[NDArray[np.bool_], str]:
@@ -242,7 +322,7 @@ def _good_rows(views: Mapping[str, NDArray], slots: NDArray[np.int64], step: int
 
 def _lengths(rows: NDArray) -> NDArray[np.float32]:
     with np.errstate(all="ignore"):  # what is not finite is found by its length
-        return np.linalg.norm(rows.astype(np.float32), axis=1)
+        return np.linalg.norm(floats(rows), axis=1)
 
 
 def _is_unit(length: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -131,7 +131,7 @@ def random_positives(bank: EmbeddingBank, query: Ids, k: int, seed: int = 0) -> 
 def best_positives(bank: EmbeddingBank, query: Ids, k: int, label: Ids, main: str) -> Ids:
     """int64 [Q, k] class mates of each query, the k nearest in the main view, -1 where there are fewer: needs labels."""
     ids, plan = np.full((len(query), k), -1, np.int64), CascadePlan(max(bank.n_slots, k), 1, k=k, strategy="oracle")
-    table, filled = bank.views[main], bank.version >= 0
+    table, filled = bank.table(main), bank.version >= 0
     for of_class in np.unique(label[query][label[query] >= 0]):
         rows, mates = np.flatnonzero(label[query] == of_class), np.flatnonzero(filled & (label == of_class))
         if not len(mates):
@@ -192,7 +192,7 @@ def _ceiling(bank: EmbeddingBank, slots: Ids, k: int, label: Ids, main: str) -> 
 def _one(
     bank: EmbeddingBank, plan: CascadePlan, label: Ids, slots: Ids, views: tuple[str, str], backend: Backend
 ) -> MiningQuality:
-    tables, valid = [bank.views[view] for view in views], bank.version >= 0
+    tables, valid = [bank.table(view) for view in views], bank.version >= 0
     ids, purity, weight = [], np.zeros(plan.depth), 0
     for part in np.array_split(slots, max(1, len(slots) // 512)):
         queries = [table[part] for table in tables]

@@ -33,7 +33,7 @@ def newest_whole(
 
     Args:
         roots: Folders of snapshots.
-        say: Told in one sentence which newer one was passed over, and why.
+        say: Told in a sentence each: which newer one was passed over, and why; that its rows are kept in another dtype.
         upto: Later ones are not looked at; None: all are.
         expect: As in `load_snapshot`.
         data_hash: As in `load_snapshot`.
@@ -43,14 +43,17 @@ def newest_whole(
     """
     there = [(step, root / f"snap-{step}") for root in roots for step in snapshot_steps(root)]
     faults: list[str] = []
+    other: list[str] = []
     for _, path in sorted((pair for pair in there if upto is None or pair[0] <= upto), reverse=True):
         try:
-            found = path, load_snapshot(path, expect, data_hash)
+            found = path, load_snapshot(path, expect, data_hash, other.append)
         except BankError as error:
             faults.append(str(error))
             continue
         if faults:
             say(f"{'; '.join(faults)}: the older bank snapshot {path.name} is taken instead")
+        for line in other:
+            say(line)
         return found
     if faults:
         raise BankError(f"no bank snapshot can be used: {'; '.join(faults)}; {_INSTEAD}")
@@ -77,10 +80,10 @@ def choose(root: Path, step: int, say: Say, expect: EmbeddingBank, data_hash: st
             say(f"there is no bank snapshot of step {step} or before in {root}: the bank starts empty and fills again")
         return expect
     path, bank = found
-    if said:
-        say(said[0])
-    elif path.name != f"snap-{step}":
+    if path.name != f"snap-{step}" and not any("taken instead" in line for line in said):
         say(f"the bank snapshot of step {step} is missing: the older one {path.name} is taken instead")
+    for line in said:
+        say(line)
     return bank
 
 

@@ -1,6 +1,6 @@
 """How does a bank survive? zarr groups `snap-<step>`, written aside and renamed: a reader sees a whole one or none.
 
-No codec, because embeddings shrink by a tenth at several times the cost; whole rows in chunks of 65,536. The attributes
+A snapshot is of one moment, the one at which it was asked for, and is written while others go on writing to the bank. No codec, because embeddings shrink by a tenth at several times the cost; whole rows in chunks of 65,536. The attributes
 hold a hash of every array and one of themselves, and rows are looked at again when they are read: bit rot, a chunk that is
 gone or one NaN is never mined from.
 """
@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 
 from vidssl.errors import BankError
 from vidssl.files import folder_aside, storage_error
-from vidssl.mining.bank import EmbeddingBank, bad_row
+from vidssl.mining.bank import EmbeddingBank, bad_row, fault_in
+from vidssl.mining.moments import BLOCK_ROWS, Moment
+from vidssl.mining.rows import DTYPES, storage
 
 __all__ = [
     "FORMAT",
@@ -31,6 +33,7 @@ __all__ = [
     "is_snapshot",
     "latest_snapshot",
     "load_snapshot",
+    "read_further",
     "read_info",
     "save_snapshot",
     "snapshot_at",
@@ -41,7 +44,8 @@ __all__ = [
 FORMAT = 2
 _UNHASHED = 1
 """Format without hashes, which is still read."""
-CHUNK_ROWS = 65536
+CHUNK_ROWS = BLOCK_ROWS
+_FURTHER = "further-"
 
 _NAME = re.compile(r"snap-(\d+)$")
 _ASIDE = re.compile(r"\.snap-\d+\.(?P<host>.+)-(?P<pid>\d+)-\d+-\d+\.part$")
@@ -56,7 +60,7 @@ class SnapshotInfo:
         n_slots: N.
         dim: D.
         views: Names, in order.
-        dtype: "float32" or "float16".
+        dtype: Of the rows, see `vidssl.mining.rows`.
         bank_step: Newest step whose rows it holds, -1 when empty.
         extra: What the writer added: manifest hash, miner settings.
         sums: sha256 of each array's values; empty in a snapshot of an older version.
@@ -73,7 +77,12 @@ class SnapshotInfo:
 
 
 def save_snapshot(
-    bank: EmbeddingBank, root: Path, step: int, keep: int = 2, extra: Mapping[str, object] | None = None
+    bank: EmbeddingBank | Moment,
+    root: Path,
+    step: int,
+    keep: int = 2,
+    extra: Mapping[str, object] | None = None,
+    further: Mapping[str, NDArray] | None = None,
 ) -> Path:
     """Write `bank` to `root/snap-<step>` and keep the newest `keep` up to this step.
 
@@ -81,38 +90,47 @@ def save_snapshot(
     run gets there again. Everything is on disk before the rename, so a power cut leaves the former state.
 
     Args:
-        bank: Copied row by row while it is written; give a `twin()` of a bank that others write to.
+        bank: As of now, whatever is written to it meanwhile; or a moment of it that was taken before.
         root: Folder of snapshots; made where missing.
         step: Optimizer steps done.
         keep: At least 1.
         extra: JSON values to be read back with it, e.g. manifest hash and miner settings.
+        further: Arrays to be read back by `read_further`, e.g. the map in which it is mined.
 
     Raises:
         BankError: a row is no finite unit row; nothing was written.
         StorageError: the folder cannot be written; what was written aside is removed and older snapshots stay.
     """
-    target, state = root / f"snap-{step}", bank.state()
-    if (bad := bad_row(bank)) is not None:
-        raise BankError(f"the bank snapshot of step {step} is not written: {bad}; older snapshots stay")
+    if isinstance(bank, EmbeddingBank):
+        with bank.moment() as moment:
+            return save_snapshot(moment, root, step, keep, extra, further)
+    target = root / f"snap-{step}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with folder_aside(target) as aside:
-            _write(bank, aside, step, extra or {})
+            _write(bank, aside, step, extra or {}, further or {})
         for former in sorted(found for found in snapshot_steps(root) if found <= step)[: -max(keep, 1)]:
             _discard(root / f"snap-{former}")
     except OSError as error:
-        needed = sum(array.nbytes for array in state.values())
+        facts = bank.facts
+        needed = facts.n_slots * (16 + len(facts.views) * facts.dim * storage(facts.dtype).itemsize)
         raise storage_error(error, target, needed, "older bank snapshots stay") from error
     return target
 
 
-def load_snapshot(path: Path, expect: EmbeddingBank | None = None, data_hash: str | None = None) -> EmbeddingBank:
+def load_snapshot(
+    path: Path,
+    expect: EmbeddingBank | None = None,
+    data_hash: str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> EmbeddingBank:
     """The bank in `path`, every value held against its hash.
 
     Args:
         path: A snapshot folder.
         expect: Bank whose size, width, views and groups it must have; its dtype is taken over.
         data_hash: Manifest hash that it must name, where it names one.
+        say: Told in a sentence that rows are kept in another dtype from here on.
 
     Raises:
         BankError: unreadable, damaged, of another format, or another bank than expected; the sentence names the
@@ -121,18 +139,28 @@ def load_snapshot(path: Path, expect: EmbeddingBank | None = None, data_hash: st
     info = read_info(path)
     _refuse_other(path, info, expect, data_hash)
     arrays = _arrays(path, info)
-    bank = EmbeddingBank(
-        info.n_slots, info.dim, info.views, arrays["group"], info.dtype if expect is None else expect.dtype.name
-    )
+    dtype = info.dtype if expect is None else expect.dtype
+    bank = EmbeddingBank(info.n_slots, info.dim, info.views, arrays["group"], dtype)
     if expect is not None and not np.array_equal(bank.group, expect.group):
         raise BankError(f"{path} was written with other groups of videos than this data has; start with an empty bank")
-    for view, table in bank.views.items():
-        table[:] = arrays[f"view-{view}"]
-    bank.version[:] = arrays["version"]
-    bank.step = info.bank_step
+    bank.fill({view: arrays[f"view-{view}"] for view in info.views}, arrays["version"], info.bank_step)
     if (bad := bad_row(bank)) is not None:
         raise BankError(f"{path} is damaged ({bad})")
+    if dtype != info.dtype and say is not None:
+        how = "exactly" if dtype == "float32" else "rounded"
+        say(f"{path.name} holds {info.dtype} rows: this bank keeps them as {dtype}, {how} (mining.bank_dtype)")
     return bank
+
+
+def read_further(path: Path) -> dict[str, NDArray]:
+    """The arrays that a snapshot was given beside the bank's own; empty where there were none.
+
+    Raises:
+        BankError: as `read_info`, or one of them is not what was written.
+    """
+    info = read_info(path)
+    names = [name for name in info.sums if name.startswith(_FURTHER)]
+    return {name.removeprefix(_FURTHER): values for name, values in _read(path, names, info.sums).items()}
 
 
 def read_info(path: Path) -> SnapshotInfo:
@@ -200,42 +228,73 @@ def _discard(path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(bank: EmbeddingBank, path: Path, step: int, extra: Mapping[str, object]) -> None:
+def _write(moment: Moment, path: Path, step: int, extra: Mapping[str, object], further: Mapping[str, NDArray]) -> None:
     import zarr
 
-    group, sums = zarr.open_group(str(path), mode="w", zarr_format=3), {}
-    for name, array in bank.state().items():
-        chunks = (min(bank.n_slots, CHUNK_ROWS), *array.shape[1:])
-        group.create_array(name, data=array, chunks=chunks, compressors=None)
-        sums[name] = _sum(array)
+    group, facts = zarr.open_group(str(path), mode="w", zarr_format=3), moment.facts
+    whole = {"group": facts.group} | {_FURTHER + name: np.ascontiguousarray(array) for name, array in further.items()}
+    for name, array in whole.items():
+        group.create_array(name, data=array, chunks=_chunks(array.shape), compressors=None)
+    sums = {name: _sum(array) for name, array in whole.items()} | _write_rows(moment, group, step)
     attrs = {
         "format": FORMAT,
         "step": step,
-        "bank_step": bank.step,
-        "n_slots": bank.n_slots,
-        "dim": bank.dim,
-        "views": json.dumps(list(bank.views)),
-        "dtype": bank.dtype.name,
+        "bank_step": facts.step,
+        "n_slots": facts.n_slots,
+        "dim": facts.dim,
+        "views": json.dumps(list(facts.views)),
+        "dtype": facts.dtype,
         "extra": json.dumps(dict(extra)),
         "sums": json.dumps(sums),
     }
     group.attrs.update(attrs | {"seal": _seal(attrs)})
 
 
+def _write_rows(moment: Moment, group: Any, step: int) -> dict[str, str]:
+    facts, arrays, sums = moment.facts, {}, {}
+    for part, block in moment.blocks():
+        for view in facts.views:
+            if bad := fault_in(view, block[f"view-{view}"], block["version"], part.start):
+                raise BankError(f"the bank snapshot of step {step} is not written: {bad}; older snapshots stay")
+        for name, values in block.items():
+            if name not in arrays:
+                shape = (facts.n_slots, *values.shape[1:])
+                chunks = _chunks(shape)
+                arrays[name] = group.create_array(
+                    name, shape=shape, dtype=values.dtype, chunks=chunks, compressors=None
+                )
+                sums[name] = hashlib.sha256()
+            arrays[name][part] = values
+            sums[name].update(values.data)
+    return {name: hashed.hexdigest() for name, hashed in sums.items()}
+
+
+def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (max(1, min(shape[0], CHUNK_ROWS)), *shape[1:]) if shape else ()
+
+
 def _arrays(path: Path, info: SnapshotInfo) -> dict[str, NDArray[Any]]:
+    if info.dtype not in DTYPES:
+        raise BankError(f"{path} holds rows of dtype {info.dtype}, this version reads {', '.join(DTYPES)}")
+    found = _read(path, ["group", "version", *(f"view-{view}" for view in info.views)], info.sums)
+    for name, array in found.items():
+        rows = name.startswith("view-")
+        wanted = (info.n_slots, info.dim) if rows else (info.n_slots,)
+        if array.shape != wanted or array.dtype != (storage(info.dtype) if rows else np.int64):
+            raise BankError(f"{path} is damaged ({name} is {array.dtype} of shape {array.shape}, not {wanted})")
+    return found
+
+
+def _read(path: Path, names: list[str], sums: Mapping[str, str]) -> dict[str, NDArray[Any]]:
     import zarr
 
-    names = ("group", "version", *(f"view-{view}" for view in info.views))
     try:
         store = zarr.open_group(str(path), mode="r", zarr_format=3).store
-        found = {name: np.asarray(zarr.open_array(store=store, path=name, mode="r")[:]) for name in names}
+        found = {name: np.asarray(zarr.open_array(store=store, path=name, mode="r")[...]) for name in names}
     except Exception as error:  # zarr raises what its parsers run into
         raise BankError(f"{path} is damaged ({type(error).__name__})") from error
     for name, array in found.items():
-        wanted = (info.n_slots, info.dim) if name.startswith("view-") else (info.n_slots,)
-        if array.shape != wanted:
-            raise BankError(f"{path} is damaged ({name} has shape {array.shape}, not {wanted})")
-        if info.sums and info.sums.get(name) != _sum(array):
+        if sums and sums.get(name) != _sum(array):
             raise BankError(f"{path} is damaged ({name} is not what was written)")
     return found
 
