@@ -57,7 +57,7 @@ class Embeddings:
         rank: Rank that made them.
     """
 
-    views: Mapping[str, NDArray[np.floating] | NDArray[np.uint16]]
+    views: Mapping[str, NDArray[np.floating | np.uint16]]
     instance: NDArray[np.int64]
     step: int
     rank: int

@@ -153,6 +153,12 @@ class Mining(Section):
         default="float32",
         description="of the bank's rows; float16 and bfloat16 halve its memory and what is sent to it",
     )
+    pool_slots: Candidates | None = Field(
+        default=None, description="mine among so many slots of the bank, not all (actor); null: all"
+    )
+    pool_of: Literal["random", "recent"] = Field(
+        default="random", description="with pool_slots: any filled slots | those that were written last"
+    )
     snapshot_every_steps: int = Field(
         default=0, ge=0, le=1_000_000_000, description="extra bank snapshots beside those of checkpoints; 0: none"
     )

@@ -20,6 +20,7 @@ from vidssl.mining.deltas import Delta, Mark, oldest
 from vidssl.mining.exclusions import Exclusions, GroupIndex
 from vidssl.mining.moments import Facts, Moment
 from vidssl.mining.plan import CascadePlan
+from vidssl.mining.pool import SlotPool
 from vidssl.mining.rows import Table, checked_dtype, floats, storage, stored, table
 
 __all__ = ["DELTA_ROWS", "EmbeddingBank", "Taken", "bad_row", "fault_in"]
@@ -61,6 +62,7 @@ class EmbeddingBank:
         views: Names of the views.
         group: int64 [N], videos cut from one source share a number; None: every video is its own source.
         dtype: "float32", or "float16" or "bfloat16" for half the memory (scores are float32 either way).
+        pool: Where it is too large to be mined as a whole: draws the slots to mine among.
 
     Attributes:
         views: view → [N, D] rows as they are kept (see `vidssl.mining.rows`), zeros where never written; `table` and
@@ -77,6 +79,7 @@ class EmbeddingBank:
         views: Sequence[str],
         group: NDArray[np.int64] | None = None,
         dtype: str = "float32",
+        pool: SlotPool | None = None,
     ) -> None:
         if n_slots < 1 or dim < 1 or not views or len(set(views)) != len(views):
             raise BankError(f"a bank needs slots, width and distinct views; given {n_slots}, {dim}, {tuple(views)}")
@@ -87,7 +90,7 @@ class EmbeddingBank:
         self.views = {view: np.zeros((n_slots, dim), storage(dtype)) for view in views}
         self.version = np.full(n_slots, -1, np.int64)
         self.step = -1
-        self._groups = GroupIndex(self.group)
+        self._groups, self._pool = GroupIndex(self.group), pool
         self._lock = threading.Lock()
         self._name = secrets.randbits(62)
         self._stamps = np.zeros(n_slots, np.int64)  # number of each slot's last write, 0 where there was none
@@ -230,17 +233,22 @@ class EmbeddingBank:
             queries = [floats(self.views[view][slots[known]]) for view in (main, aux)]
         if not known.size:
             return out
+        tables, exclude = {view: self.table(view) for view in (main, aux)}, self.exclusions(slots[known])
+        drawn = None if self._pool is None else self._pool.drawn(tables, valid, self.version, step, len(known))
+        if drawn is not None:
+            tables, exclude, valid = drawn.tables, drawn.within(exclude), None
         found = mine(
             queries,
-            [self.table(main), self.table(aux)],
+            [tables[main], tables[aux]],
             plan,
-            exclude=self.exclusions(slots[known]),
+            exclude=exclude,
             valid=valid,
             backend=backend,
             threads=threads,
         )
-        out.ids[known], out.survivors[known] = found.ids, found.survivors
-        out.vectors[known] = self.vectors(found.ids, aux)
+        ids = found.ids if drawn is None else drawn.slots_of(found.ids)
+        out.ids[known], out.survivors[known] = ids, found.survivors
+        out.vectors[known] = self.vectors(ids, aux)
         out.mined_at[known[found.count > 0]] = step
         return out
 

@@ -142,11 +142,12 @@ def plan_from(mining: Mining, n_slots: int) -> CascadePlan:
     """The plan that a recipe asks for, on a bank (or queue) of `n_slots`.
 
     A `pool` p becomes r = (p/N)^(1/(S−1)), rounded up where floating point would lose a candidate. With neither ratio
-    nor pool the published ratio 0.5 is used; with one stage both are without effect.
+    nor pool the published ratio 0.5 is used; with one stage both are without effect. With `pool_slots` that is the N.
 
     Raises:
         RecipeError: as `CascadePlan`, and for a pool that holds fewer than topk or more than all slots.
     """
+    n_slots = min(n_slots, mining.pool_slots or n_slots)
     ratio = PUBLISHED_RATIO if mining.ratio is None else mining.ratio
     if mining.pool is not None and mining.stages > 1 and mining.traits.staged:
         ratio = _ratio_of_pool(mining.pool, mining.stages, n_slots, mining.topk)

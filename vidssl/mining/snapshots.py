@@ -33,7 +33,6 @@ __all__ = [
     "is_snapshot",
     "latest_snapshot",
     "load_snapshot",
-    "read_further",
     "read_info",
     "save_snapshot",
     "snapshot_at",
@@ -45,8 +44,6 @@ FORMAT = 2
 _UNHASHED = 1
 """Format without hashes, which is still read."""
 CHUNK_ROWS = BLOCK_ROWS
-_FURTHER = "further-"
-
 _NAME = re.compile(r"snap-(\d+)$")
 _ASIDE = re.compile(r"\.snap-\d+\.(?P<host>.+)-(?P<pid>\d+)-\d+-\d+\.part$")
 
@@ -82,7 +79,6 @@ def save_snapshot(
     step: int,
     keep: int = 2,
     extra: Mapping[str, object] | None = None,
-    further: Mapping[str, NDArray] | None = None,
 ) -> Path:
     """Write `bank` to `root/snap-<step>` and keep the newest `keep` up to this step.
 
@@ -95,7 +91,6 @@ def save_snapshot(
         step: Optimizer steps done.
         keep: At least 1.
         extra: JSON values to be read back with it, e.g. manifest hash and miner settings.
-        further: Arrays to be read back by `read_further`, e.g. the map in which it is mined.
 
     Raises:
         BankError: a row is no finite unit row; nothing was written.
@@ -103,12 +98,12 @@ def save_snapshot(
     """
     if isinstance(bank, EmbeddingBank):
         with bank.moment() as moment:
-            return save_snapshot(moment, root, step, keep, extra, further)
+            return save_snapshot(moment, root, step, keep, extra)
     target = root / f"snap-{step}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with folder_aside(target) as aside:
-            _write(bank, aside, step, extra or {}, further or {})
+            _write(bank, aside, step, extra or {})
         for former in sorted(found for found in snapshot_steps(root) if found <= step)[: -max(keep, 1)]:
             _discard(root / f"snap-{former}")
     except OSError as error:
@@ -150,17 +145,6 @@ def load_snapshot(
         how = "exactly" if dtype == "float32" else "rounded"
         say(f"{path.name} holds {info.dtype} rows: this bank keeps them as {dtype}, {how} (mining.bank_dtype)")
     return bank
-
-
-def read_further(path: Path) -> dict[str, NDArray]:
-    """The arrays that a snapshot was given beside the bank's own; empty where there were none.
-
-    Raises:
-        BankError: as `read_info`, or one of them is not what was written.
-    """
-    info = read_info(path)
-    names = [name for name in info.sums if name.startswith(_FURTHER)]
-    return {name.removeprefix(_FURTHER): values for name, values in _read(path, names, info.sums).items()}
 
 
 def read_info(path: Path) -> SnapshotInfo:
@@ -228,14 +212,12 @@ def _discard(path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(moment: Moment, path: Path, step: int, extra: Mapping[str, object], further: Mapping[str, NDArray]) -> None:
+def _write(moment: Moment, path: Path, step: int, extra: Mapping[str, object]) -> None:
     import zarr
 
     group, facts = zarr.open_group(str(path), mode="w", zarr_format=3), moment.facts
-    whole = {"group": facts.group} | {_FURTHER + name: np.ascontiguousarray(array) for name, array in further.items()}
-    for name, array in whole.items():
-        group.create_array(name, data=array, chunks=_chunks(array.shape), compressors=None)
-    sums = {name: _sum(array) for name, array in whole.items()} | _write_rows(moment, group, step)
+    group.create_array("group", data=facts.group, chunks=_chunks(facts.group.shape), compressors=None)
+    sums = {"group": _sum(facts.group)} | _write_rows(moment, group, step)
     attrs = {
         "format": FORMAT,
         "step": step,
@@ -270,7 +252,7 @@ def _write_rows(moment: Moment, group: Any, step: int) -> dict[str, str]:
 
 
 def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (max(1, min(shape[0], CHUNK_ROWS)), *shape[1:]) if shape else ()
+    return (min(shape[0], CHUNK_ROWS), *shape[1:])
 
 
 def _arrays(path: Path, info: SnapshotInfo) -> dict[str, NDArray[Any]]:
