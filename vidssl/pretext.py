@@ -188,6 +188,15 @@ class Mining(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_bank_to_draw_from(self) -> Mining:
+        if self.pool_slots is not None and self.where == "inline":
+            raise ValueError(
+                f"mining.pool_slots={self.pool_slots} draws from a bank, and mining.where=inline has a queue; "
+                "type mining.where=actor, or a smaller method.queue"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_knob(self) -> Mining:
         if self.ratio is not None and self.pool is not None:
             raise ValueError("mining.ratio and mining.pool are two names of one choice: give one of them")

@@ -170,7 +170,7 @@ def test_a_half_precision_bank_mines_nearly_the_same(dtype, alike):
 def test_a_half_precision_bank_mines_what_the_oracle_mines_in_the_rows_that_it_keeps(dtype):
     bank, plan, ids = full_bank(dtype=dtype), CascadePlan(60, 3, 0.4, 4), np.arange(60)
     tables = [bank.vectors(np.arange(60), view) for view in VIEWS]
-    expected = mine([table[ids] for table in tables], tables, plan, exclude=ids[:, None], backend="oracle")
+    expected = mine([table[ids] for table in tables], tables, plan, exclude=list(ids[:, None]), backend="oracle")
     for backend in ("numpy", "torch", "faiss"):
         found = bank.mine(ids, plan, "residual", "rgb", backend=backend)
         np.testing.assert_array_equal(found.ids, expected.ids)

@@ -45,7 +45,7 @@ def in_pool(bank, slots, ids, plan):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    size=st.integers(6, N - 1),
+    size=st.integers(8, N - 1),
     kind=st.sampled_from(["random", "recent"]),
     filled=st.integers(6, N),
     dtype=st.sampled_from(DTYPES),
