@@ -24,6 +24,7 @@ from vidssl.errors import RecipeError
 from vidssl.files import storage_error
 from vidssl.lock import held
 from vidssl.marks import mark, refuse_foreign, remove_marked
+from vidssl.mining.metrics import CLASS_MINING_RECALL
 from vidssl.recipe import Recipe, load_recipe, recipe_from_tree
 from vidssl.records import write_record
 from vidssl.saved.run_folder import RunFolder
@@ -57,6 +58,8 @@ class DemoFigures:
         r_at_1_histogram: The same by colour histograms.
         chance: The same by drawing lots.
         precision_at_k: Way of mining → share of mined positives of the video's own class.
+        class_mining_recall: Way of mining → share of a class's videos that another video of the class mined, median over
+            classes.
         clips_per_second: Median over the logged steps.
         wait_ratio: Share of the time in which the step waited for data, likewise.
         bank_age_steps: Oldest mined positives of any logged step; None where nothing was mined.
@@ -69,6 +72,7 @@ class DemoFigures:
     r_at_1_histogram: float
     chance: float
     precision_at_k: Mapping[str, float]
+    class_mining_recall: Mapping[str, float]
     clips_per_second: float
     wait_ratio: float
     bank_age_steps: float | None
@@ -206,6 +210,7 @@ def _figures(folder: RunFolder, results: Mapping[str, Result], seed: int, began:
         r_at_1_histogram=recall["histogram"],
         chance=recall["chance"],
         precision_at_k={name: row.precision for name, row in (mining.results or {}).items()},
+        class_mining_recall={name: row.coverage_median for name, row in (mining.results or {}).items()},
         clips_per_second=median(row["clips_per_second"] for row in log),
         wait_ratio=median(row["wait_ratio"] for row in log),
         bank_age_steps=max((row["bank_age_steps"] for row in log if "bank_age_steps" in row), default=None),
@@ -213,7 +218,7 @@ def _figures(folder: RunFolder, results: Mapping[str, Result], seed: int, began:
 
 
 def _table(figures: DemoFigures) -> list[str]:
-    mined, age = figures.precision_at_k, figures.bank_age_steps
+    mined, recall, age = figures.precision_at_k, figures.class_mining_recall, figures.bank_age_steps
 
     def percent(name: str, value: float, note: str) -> str:
         return f"  {name:26}{100 * value:6.1f} %   {note}"
@@ -228,6 +233,12 @@ def _table(figures: DemoFigures) -> list[str]:
         percent("cascade (CPR)", mined["cascade"], "both streams in turn"),
         percent("single stream / sum", mined["single"], f"the sum of both streams: {100 * mined['sum']:.1f} %"),
         percent("random", mined["random"], ""),
+        f"{CLASS_MINING_RECALL} (median over classes)",
+        percent(
+            "cascade (CPR)", recall["cascade"], f"the class mates themselves, by label: {100 * recall['oracle']:.1f} %"
+        ),
+        percent("single stream / sum", recall["single"], f"the sum of both streams: {100 * recall['sum']:.1f} %"),
+        percent("random", recall["random"], ""),
         f"  {figures.clips_per_second:.0f} clips/s; waited for data {100 * figures.wait_ratio:.0f} % of the time; "
         + ("nothing was mined" if age is None else f"mined positives at most {age:.0f} steps old"),
     ]

@@ -20,6 +20,7 @@ __all__ = [
     "export",
     "finetune",
     "import_",
+    "mine",
     "pack",
     "recipes",
     "report",
@@ -129,8 +130,16 @@ def report(words: Words) -> int:
     return 0
 
 
+def mine(words: Words) -> int:
+    """Ways of mining, here and now."""
+    from cluster.mine.run import run_mine
+
+    say(run_mine(words["RUN|CARD"], words.settings, words.option("--out")))
+    return 0
+
+
 def sweep(words: Words) -> int:
-    """Stages × pool × top-k on a bank."""
+    """The same points on a bank, over a cluster."""
     from cluster.sweep.trials import run_sweep
 
     say(run_sweep(words.place("RECIPE|RUN") or "", words.settings, out=words.option("--out")))

@@ -47,9 +47,16 @@ def _of_pack() -> list[Group]:
 
 
 def _of_sweep() -> list[Group]:
-    from cluster.sweep.space import Space
+    from cluster.mine.words import SweepWords
 
-    return groups_of(Space, "What is searched") + only(_of_recipe(), ["mining."])
+    return groups_of(SweepWords, "What is searched") + only(_of_recipe(), ["mining."])
+
+
+def _of_mine() -> list[Group]:
+    from cluster.mine.words import MineWords
+
+    looking = [start for start in OF_A_TRAINED if start != "data="]  # data= is among its own words
+    return groups_of(MineWords, "What is tried, and on which rows") + only(_of_recipe(), ("mining.", *looking))
 
 
 def _of_embed() -> list[Group]:
@@ -141,9 +148,16 @@ VERBS: dict[str, Verb] = {
         ),
         groups=_of_recipe,
     ),
+    "mine": Verb(
+        handlers.mine,
+        "ways of mining measured here and now: stages × pool × k × strategy × space, on a bank or on embeddings made now",
+        places=(_RUN_OR_CARD,),
+        options=(Option("--out", "folder for mine.json and the pictures; without it RUN/mine", "FOLDER"),),
+        groups=_of_mine,
+    ),
     "sweep": Verb(
         handlers.sweep,
-        "search stages × pool × top-k on a run's bank snapshot",
+        "the points of `vidssl mine` on a run's bank snapshot, spread over a cluster",
         places=(Place("RECIPE|RUN", "recipe (with run=RUN) or run whose mining is searched", needed=False),),
         options=(Option("--out", "folder for sweep.csv and the picture; without it RUN/sweep", "FOLDER"),),
         groups=_of_sweep,

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from typing import Final
 
 import numpy as np
 
 from cluster.evaluation.evaluator import About, Evaluator, Result, Seen
-from cluster.page.parts import Section, bare, card, percent, table
+from cluster.page.parts import Section, bare, card, class_bars, percent, table
 from cluster.page.pictures import Stage, funnel
 from cluster.subject import Subject
 from vidssl.errors import RecipeError
 from vidssl.evaluation.protocol import Protocol
 from vidssl.methods import bank_views_of, mining_of
 from vidssl.mining.bank import EmbeddingBank
-from vidssl.mining.metrics import MiningQuality, rivals
+from vidssl.mining.metrics import CLASS_MINING_RECALL, MiningQuality, rivals
 from vidssl.mining.plan import CascadePlan, plan_from
 from vidssl.mining.snapshots import latest_snapshot, load_snapshot, read_info
 from vidssl.recipe import Recipe
@@ -37,10 +37,12 @@ class Mined:
         precision_median: The same, median over classes.
         hit: Queries with at least one.
         hit_median: The same, median over classes.
-        coverage_median: Share of a class that its own queries find, median over classes.
+        coverage_median: Class mining recall (share of a class that was mined by its own), median over classes.
         coverage_q1: First quartile.
         coverage_q3: Third quartile.
         coverage_least: The worst class.
+        coverage: The same share over all videos; None in a file of an earlier version.
+        per_class: Class → class mining recall; empty in a file of an earlier version.
         sibling_rate: Share of the mined that are cut from the query's own source.
         distinct: Different videos among the mined, of their number.
         last_pool: p.
@@ -57,6 +59,8 @@ class Mined:
     sibling_rate: float
     distinct: float
     last_pool: int | None
+    coverage: float | None = None
+    per_class: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +134,10 @@ class Mining(Evaluator[MiningResult]):
         """See `Evaluator.text`."""
         lines = [
             f"mining on the bank of step {result.protocol.bank_step}, {result.protocol.plan}",
-            f"  {'':15}{'prec@k':>8}{'hit@k':>8}{'coverage':>9}  (median over classes)",
+            f"  {'':15}{'prec@k':>8}{'hit@k':>8}{'recall':>8}{'worst':>8}  ({CLASS_MINING_RECALL}, median over classes)",
         ]
         return lines + [
-            f"  {name:15}{100 * row.precision:7.1f} {100 * row.hit:7.1f} {100 * row.coverage_median:8.1f}"
+            f"  {name:15}{100 * row.precision:7.1f} {100 * row.hit:7.1f} {100 * row.coverage_median:7.1f} {100 * row.coverage_least:7.1f}"
             for name, row in (result.results or {}).items()
         ]
 
@@ -165,11 +169,16 @@ class Mining(Evaluator[MiningResult]):
             f"Plan: {protocol.plan}. k = {protocol.k}. Bank of step {protocol.bank_step}, "
             f"{protocol.filled} of {protocol.slots} slots filled."
         )
-        body = f'<div class="grid wide">{shape}{_rivals(result.results or {})}</div><p class="note">{escape(words)}</p>'
+        mined, ran = result.results or {}, protocol.strategy_of_run or "cascade"
+        body = f'<div class="grid wide">{shape}{_rivals(mined)}</div><p class="note">{escape(words)}</p>'
+        if (of_run := mined.get(ran)) is not None and of_run.per_class:
+            body += _class_recall(of_run.per_class, mined["single"].per_class, ran)
         return Section(*self.heading(about), body)
 
 
-def quality_of_bank(bank: EmbeddingBank, plan: CascadePlan, label: np.ndarray, main: str, aux: str) -> Measured:
+def quality_of_bank(
+    bank: EmbeddingBank, plan: CascadePlan, label: np.ndarray, main: str, aux: str, classes: Sequence[str] = ()
+) -> Measured:
     """The cascade of `plan` and its rivals on one bank.
 
     Args:
@@ -178,13 +187,14 @@ def quality_of_bank(bank: EmbeddingBank, plan: CascadePlan, label: np.ndarray, m
         label: int64 [N], -1 unknown.
         main: Name of the main view.
         aux: Name of the aux view.
+        classes: Their names.
     """
     query = np.flatnonzero((bank.version >= 0) & (label >= 0))
     if len(query) > MOST_QUERIES:
         query = np.sort(np.random.default_rng(0).choice(query, MOST_QUERIES, replace=False))
     found = rivals(bank, plan, label, main=main, aux=aux, query=query)
     stages = _stages(bank, plan, label, query, found["cascade"], (main, aux))
-    return Measured(len(query), stages, {name: _mined(one) for name, one in found.items()})
+    return Measured(len(query), stages, {name: _mined(one, classes) for name, one in found.items()})
 
 
 def _no_mining(recipe: Recipe) -> str:
@@ -200,7 +210,7 @@ def _why_not(subject: Subject) -> str | None:
     if method.traits.mines != "always" and not method.cascade:
         return f"{method.name} does not mine"
     if latest_snapshot(subject.folder.bank) is None:
-        return "the run has no bank snapshot (mining.where=actor writes one with each checkpoint)"
+        return f"the run has no bank snapshot; type vidssl mine {subject.home}, which makes embeddings itself"
     if not subject.own_data:
         return "the bank belongs to the data of the training run, not to this data"
     return None if (subject.manifest.samples.label >= 0).any() else "the labels are unknown"
@@ -216,7 +226,8 @@ def _measured(subject: Subject) -> MiningResult:
     except RecipeError as error:
         why = f"the bank of step {info.step} holds {bank.filled} videos, too few for the plan: {error}"
         return _nothing(subject, why)
-    found = quality_of_bank(bank, plan, subject.manifest.samples.label.astype(np.int64), main, aux)
+    label, classes = subject.manifest.samples.label.astype(np.int64), subject.manifest.classes
+    found = quality_of_bank(bank, plan, label, main, aux, classes)
     protocol = subject.protocol().grown(
         MiningProtocol,
         bank_step=info.step,
@@ -261,20 +272,31 @@ def _stages(
     return tuple(stages)
 
 
-def _mined(one: MiningQuality) -> Mined:
+def _mined(one: MiningQuality, classes: Sequence[str]) -> Mined:
     return Mined(
         precision=round(one.precision.micro, 6),
         precision_median=round(one.precision.median, 6),
         hit=round(one.hit.micro, 6),
         hit_median=round(one.hit.median, 6),
-        coverage_median=round(one.coverage.median, 6),
-        coverage_q1=round(one.coverage.lower, 6),
-        coverage_q3=round(one.coverage.upper, 6),
-        coverage_least=round(one.coverage.least, 6),
+        coverage_median=round(one.class_mining_recall.median, 6),
+        coverage_q1=round(one.class_mining_recall.lower, 6),
+        coverage_q3=round(one.class_mining_recall.upper, 6),
+        coverage_least=round(one.class_mining_recall.least, 6),
         sibling_rate=round(one.sibling_rate, 6),
         distinct=round(one.distinct, 6),
         last_pool=one.last_pool,
+        coverage=round(one.class_mining_recall.micro, 6),
+        per_class={
+            classes[label] if label < len(classes) else str(label): round(share, 6)
+            for label, share in one.recall_of_class.items()
+        },
     )
+
+
+def _class_recall(per_class: Mapping[str, float], single: Mapping[str, float], name: str) -> str:
+    rows = [(one, share, single.get(one)) for one, share in per_class.items()]
+    lead = f"{CLASS_MINING_RECALL}, in percent, best first; bars: {name}, the tick: the main view alone."
+    return f"<h3>Class mining recall, class by class</h3><p>{escape(lead[0].upper() + lead[1:])}</p>{class_bars(rows)}"
 
 
 def _fused() -> str:
@@ -295,9 +317,9 @@ def _rivals(results: Mapping[str, Mined]) -> str:
     siblings = max(row.sibling_rate for row in results.values())
     return card(
         "Against its rivals, on the same bank",
-        table(["percent", "precision@k", "hit@k", "coverage"], rows, strong=0),
-        "precision@k: share of mined videos with the query's class. hit@k: queries with at least one. coverage: share of a class that "
-        f"its own queries find, median over classes (quartiles). Single and aux use one view alone, {_fused()} both at "
+        table(["percent", "precision@k", "hit@k", "class mining recall"], rows, strong=0),
+        "precision@k: share of mined videos with the query's class. hit@k: queries with at least one. "
+        f"{CLASS_MINING_RECALL[0].upper()}{CLASS_MINING_RECALL[1:]}, median over classes (quartiles). Single and aux use one view alone, {_fused()} both at "
         "once; random is the floor. "
         f"Videos cut from the query's own source were {percent(siblings)} of the mined (they are excluded).",
     )

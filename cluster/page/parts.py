@@ -12,6 +12,7 @@ __all__ = [
     "bare",
     "between",
     "card",
+    "class_bars",
     "not_evaluated",
     "page",
     "pairs",
@@ -19,6 +20,9 @@ __all__ = [
     "table",
     "tiles",
 ]
+
+
+_MANY_CLASSES = 24
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,16 @@ def bar_list(rows: Sequence[tuple[str, float, float | None]]) -> str:
             f'<i><em style="width:{100 * min(max(share, 0), 1):.1f}%"></em>{tick}</i><b>{100 * share:.0f}</b></div>'
         )
     return f'<div class="bars">{"".join(cells)}</div>'
+
+
+def class_bars(rows: Sequence[tuple[str, float, float | None]]) -> str:
+    """`bar_list` of classes, best first; of many the best and the worst, and all of them folded away."""
+    ordered = sorted(rows, key=lambda row: (-row[1], row[0]))
+    if len(ordered) <= _MANY_CLASSES:
+        return bar_list(ordered)
+    half = _MANY_CLASSES // 2
+    body = f"<h3>best {half}</h3>{bar_list(ordered[:half])}<h3>worst {half}</h3>{bar_list(ordered[-half:])}"
+    return body + f"<details><summary>all {len(ordered)} classes</summary>{bar_list(ordered)}</details>"
 
 
 def not_evaluated(run: str) -> str:

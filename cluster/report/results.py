@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Final
 
 from cluster.evaluation.retrieval import RetrievalResult
-from cluster.page.parts import Section, bar_list, card
+from cluster.page.parts import Section, card, class_bars
 from cluster.page.pictures import class_map, pca_2d
 from cluster.report.frames import StripReader
 from vidssl.saved.embeddings import Embedded
 
 __all__ = ["classes_part", "map_part", "neighbours_part"]
-
-_MANY_CLASSES: Final = 24
 
 
 def neighbours_part(
@@ -75,18 +72,9 @@ def classes_part(result: RetrievalResult | None) -> Section | None:
     """R@1 of every class; None where there are no classes to compare."""
     if not result or not result.per_class:
         return None
-    rows = sorted(
-        ((name, row["trained"], row.get("untrained")) for name, row in result.per_class.items()),
-        key=lambda row: (-row[1], row[0]),
-    )
+    rows = [(name, row["trained"], row.get("untrained")) for name, row in result.per_class.items()]
     lead = "R@1 of each class in percent, best first; the tick is the untrained encoder. A class whose bar ends before the tick got worse."
-    if len(rows) <= _MANY_CLASSES:
-        return Section("Class by class", lead, bar_list(rows))
-    half = _MANY_CLASSES // 2
-    body = f"<h3>best {half}</h3>{bar_list(rows[:half])}<h3>worst {half}</h3>{bar_list(rows[-half:])}"
-    return Section(
-        "Class by class", lead, body + f"<details><summary>all {len(rows)} classes</summary>{bar_list(rows)}</details>"
-    )
+    return Section("Class by class", lead, class_bars(rows))
 
 
 def map_part(store: Embedded | None) -> Section | None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.sweep.measure import Row, Study
-from cluster.sweep.space import Point
+from cluster.mine.measure import Row
+from cluster.mine.study import Study
+from cluster.mine.words import Point
 from vidssl.errors import DataError
 from vidssl.files import disk_words, remove_parts, storage_error, write_whole
 from vidssl.marks import mark, mark_of, refuse_foreign
@@ -23,7 +24,7 @@ __all__ = ["Ledger", "MeasuredOn", "check_ours"]
 _KIND = "sweep"
 
 _COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
-_KINDS = {"str": str, "int": int, "float": float}
+_KINDS = {"str": str, "int": int, "float": float, "float | None": lambda text: float(text) if text else None}
 _PARSERS = tuple(_KINDS[str(field.type)] for field in dataclasses.fields(Row))
 
 
@@ -81,7 +82,7 @@ class Ledger:
     def missing(self, points: Iterable[Point]) -> list[Point]:
         """Points without a row, in order."""
         done = {row.point for row in self.rows}
-        return [point for point in points if (point.strategy, point.stages, point.pool, point.topk) not in done]
+        return [point for point in points if point not in done]
 
     def add(self, row: Row) -> None:
         """Keep a finished point: on disk before the next one is waited for.
@@ -125,12 +126,12 @@ def check_ours(folder: Path) -> None:
 
 def _measured_on(study: Study) -> MeasuredOn:
     digest = hashlib.sha256()
-    for array in (study.main, study.aux, study.group, study.label, study.queries):
+    for array in (*study.rows_in("raw"), study.group, study.label, study.queries):
         digest.update(np.ascontiguousarray(array).tobytes())
     digest.update(study.last_view.encode())
     return MeasuredOn(
         id=digest.hexdigest()[:12],
-        snapshot=study.snapshot,
+        snapshot=study.source,
         data_hash=study.data,
         slots=study.n_slots,
         filled=study.n_filled,
@@ -141,7 +142,7 @@ def _measured_on(study: Study) -> MeasuredOn:
 
 def _texts(row: Row) -> list[str]:
     values = (getattr(row, name) for name in _COLUMNS)
-    return [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
+    return ["" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
 
 
 def _read(path: Path) -> list[Row]:
@@ -151,7 +152,7 @@ def _read(path: Path) -> list[Row]:
         header, *lines = list(csv.reader(file)) or [[]]
     if header and tuple(header) != _COLUMNS:
         raise DataError(f"{path} has other columns than a sweep writes; move it away, or type --out FOLDER")
-    rows = {}
+    rows: dict[Point, Row] = {}
     for line in lines:
         try:
             row = Row(*(parse(text) for parse, text in zip(_PARSERS, line, strict=True)))

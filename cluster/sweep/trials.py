@@ -1,4 +1,4 @@
-"""`vidssl sweep`: stages × last pool × top-k on the bank of a run, by Ray Tune, seconds per point.
+"""`vidssl sweep`: the points of `vidssl mine` on the bank of a run, spread over a cluster by Ray Tune.
 
 Every trial mines offline and reports once, so nothing is scheduled, stopped or checkpointed: Tune spreads the trials over
 the cluster's cores. `sweep.csv` grows as they end; the same command run again does only what is missing.
@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster.launch import ray_session
+from cluster.mine.measure import Row, measure
+from cluster.mine.study import Study, study_of_bank
+from cluster.mine.table import live_line
+from cluster.mine.words import Point, SweepWords, read_search, reference_points, search_points
 from cluster.sweep.ledger import Ledger, check_ours
-from cluster.sweep.measure import Row, Study, load_study, measure
-from cluster.sweep.result import live_line, write_results
-from cluster.sweep.space import Point, Space, read_space, search_points
+from cluster.sweep.result import write_results
 from vidssl.errors import BankError, RecipeError, StorageError
 from vidssl.files import storage_error
 from vidssl.lock import held
@@ -39,7 +41,7 @@ def run_sweep(recipe_or_run: str, words: Sequence[str], out: str | None = None, 
 
     Args:
         recipe_or_run: A run folder, or a recipe together with `run=RUN`.
-        words: `stages=[…] pools=[…] topk=[…] trials=N metric=… queries=N run=… data=…` and `mining.KEY=…`.
+        words: The keys of `SweepWords`, and `mining.KEY=…`.
         out: Folder for the results; none: RUN/sweep.
         say: Takes one line per finished point; none: they go to standard error.
 
@@ -51,9 +53,10 @@ def run_sweep(recipe_or_run: str, words: Sequence[str], out: str | None = None, 
         StorageError: the disk is full.
     """
     say = say or _to_stderr
-    folder, recipe, space = _target(recipe_or_run, words)
-    study = load_study(folder, recipe, space)
-    points = search_points(space, study.n_filled, recipe.mining)
+    folder, recipe, search = _target(recipe_or_run, words)
+    study = study_of_bank(folder, recipe, search)
+    points = search_points(search, study.n_filled, recipe.mining)
+    points += reference_points(search, study.n_filled, recipe.mining, 2, study.labelled)
     results = (Path(out).expanduser() if out else folder.path / "sweep").resolve()
     check_ours(results)
     with ExitStack() as opened:
@@ -61,40 +64,42 @@ def run_sweep(recipe_or_run: str, words: Sequence[str], out: str | None = None, 
             opened.enter_context(held(results, "sweep", say))
         except StorageError as error:
             raise type(error)(f"{error}; type --out FOLDER") from error
-        return _searched(points, study, Ledger(results, study), space, recipe, say)
+        return _searched(points, study, Ledger(results, study), search, recipe, say)
 
 
-def _searched(points: Sequence[Point], study: Study, ledger: Ledger, space: Space, recipe: Recipe, say: Say) -> str:
+def _searched(
+    points: Sequence[Point], study: Study, ledger: Ledger, search: SweepWords, recipe: Recipe, say: Say
+) -> str:
     if ledger.set_aside:
         say(f"sweep.csv held rows of another bank or other queries; they are in {ledger.set_aside} now")
-    missing, of = ledger.missing(points), f"{len(points)} points on {study.n_filled} rows of {study.snapshot}"
+    missing, of = ledger.missing(points), f"{len(points)} points on {study.n_filled} rows of {study.source}"
     say(f"{of}; {len(points) - len(missing)} are done already")
     if missing:
         _run_points(missing, study, ledger, say)
     try:
-        return write_results(ledger, study, space, recipe)
+        return write_results(ledger, study, search, recipe)
     except OSError as error:
         raise storage_error(error, ledger.folder, instead="make room and type the same words again") from error
 
 
-def _target(recipe_or_run: str, words: Sequence[str]) -> tuple[RunFolder, Recipe, Space]:
+def _target(recipe_or_run: str, words: Sequence[str]) -> tuple[RunFolder, Recipe, SweepWords]:
     if "=" in recipe_or_run:  # `vidssl sweep run=RUN`
         recipe_or_run, words = "", [recipe_or_run, *words]
-    space, of_recipe = read_space(words)
+    search, of_recipe = read_search(SweepWords, words, "sweep")
     if recipe_or_run and Path(recipe_or_run).is_dir():
         folder = open_run(recipe_or_run)
-        if space.run is not None and open_run(space.run) != folder:
-            raise RecipeError(f"two runs were given, {recipe_or_run} and run={space.run}; a sweep searches one")
-        return folder, recipe_from_file(folder.recipe, of_recipe), space
-    if space.run is None:
+        if search.run is not None and open_run(search.run) != folder:
+            raise RecipeError(f"two runs were given, {recipe_or_run} and run={search.run}; a sweep searches one")
+        return folder, recipe_from_file(folder.recipe, of_recipe), search
+    if search.run is None:
         if recipe_or_run:
             load_recipe(recipe_or_run, of_recipe)  # a misspelt name is said first
         raise RecipeError(
             f"a sweep mines on the bank of a trained run; type vidssl sweep {recipe_or_run or 'RECIPE'} run=RUN"
         )
-    folder = open_run(space.run)
+    folder = open_run(search.run)
     recipe = load_recipe(recipe_or_run, of_recipe) if recipe_or_run else recipe_from_file(folder.recipe, of_recipe)
-    return folder, recipe if recipe.data else recipe.model_copy(update={"data": folder.read_recipe().data}), space
+    return folder, recipe if recipe.data else recipe.model_copy(update={"data": folder.read_recipe().data}), search
 
 
 def _run_points(points: Sequence[Point], study: Study, ledger: Ledger, say: Say) -> None:
@@ -142,7 +147,7 @@ def _trial(config: dict[str, Any], study: Study) -> None:
     """One Tune trial: a function that reports its row and ends."""
     from ray import tune
 
-    tune.report(dataclasses.asdict(measure(study, Point(**config["point"]))))
+    tune.report(dataclasses.asdict(measure(study, Point(**config["point"])).row))
 
 
 def _row_keeper(ledger: Ledger, say: Say, number: int) -> Any:

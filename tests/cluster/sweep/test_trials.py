@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cluster.mine.measure import Row, measure
+from cluster.mine.picture import draw_points
+from cluster.mine.study import Study, study_of_bank
+from cluster.mine.table import find
+from cluster.mine.words import Point, SweepWords, reference_points, search_points
 from cluster.sweep import trials
 from cluster.sweep.ledger import Ledger
-from cluster.sweep.measure import Row, Study, load_study, measure
-from cluster.sweep.picture import draw_sweep
-from cluster.sweep.result import find, write_results
-from cluster.sweep.space import Point, Space, search_points
+from cluster.sweep.result import write_results
 from pipelines.dataset.manifest import Manifest, Samples, Shard, write_manifest
 from vidssl.batch import Embeddings
 from vidssl.errors import BankError, BusyError, CheckpointError, DataError, RecipeError
@@ -75,7 +77,7 @@ def make_run(root: Path, n: int = N, classes: int = CLASSES, labelled: bool = Tr
 
 def study_of(run: Path, **space: object) -> Study:
     folder = RunFolder(run)
-    return load_study(folder, recipe_from_file(folder.recipe), Space.model_validate(space))
+    return study_of_bank(folder, recipe_from_file(folder.recipe), SweepWords.model_validate(space))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def here(monkeypatch):
 
     def run_points(points, study, ledger, say):
         for number, point in enumerate(points, 1):
-            ledger.add(measure(study, point))
+            ledger.add(measure(study, point).row)
             say(f"{number} {point.describe()}")
 
     monkeypatch.setattr(trials, "_run_points", run_points)
@@ -108,7 +110,7 @@ def slow_positives(study: Study, strategy: str, k: int) -> np.ndarray:
 @pytest.mark.parametrize("strategy", ["single", "sum"])
 def test_the_measures_of_a_rival_are_those_of_a_slow_count(run, strategy):
     study = study_of(run)
-    row = measure(study, Point(strategy, 1, study.n_filled, 5))
+    row = measure(study, Point(strategy, 1, study.n_filled, 5)).row
     ids = slow_positives(study, strategy, 5)
     right = study.label[ids] == study.label[:, None]
     assert row.precision_at_k == pytest.approx(right.mean(), abs=1e-9)
@@ -130,8 +132,8 @@ def test_chance_is_the_precision_of_random_allowed_positives(run):
 
 def test_a_small_last_pool_beats_both_rivals_where_the_nuisance_differs_between_views(run):
     study = study_of(run)
-    cascade = measure(study, Point("cascade", 5, 12, 5))
-    single = measure(study, Point("single", 1, study.n_filled, 5))
+    cascade = measure(study, Point("cascade", 5, 12, 5)).row
+    single = measure(study, Point("single", 1, study.n_filled, 5)).row
     assert cascade.precision_at_k > 1.4 * single.precision_at_k
     assert cascade.pool == 12
 
@@ -139,7 +141,7 @@ def test_a_small_last_pool_beats_both_rivals_where_the_nuisance_differs_between_
 def test_only_filled_rows_take_part(tmp_path):
     study = study_of(make_run(tmp_path / "part", empty=40))
     assert (study.n_filled, study.n_slots) == (100, N)
-    assert measure(study, Point("single", 1, 100, 5)).pool == 100
+    assert measure(study, Point("single", 1, 100, 5)).row.pool == 100
 
 
 def test_large_banks_are_queried_by_a_seeded_sample(run):
@@ -157,7 +159,7 @@ def test_a_sweep_writes_its_rows_picture_recipe_lines_and_text(run, tmp_path, he
     )
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * (2 + 2 * 3) - 2  # k=10 cannot have p=6
+    assert len(rows) == 2 * (6 + 2 * 3) - 2  # k=10 cannot have p=6; three rivals and three that no recipe asks for
     assert {
         "strategy",
         "stages",
@@ -166,15 +168,18 @@ def test_a_sweep_writes_its_rows_picture_recipe_lines_and_text(run, tmp_path, he
         "topk",
         "precision_at_k",
         "hit_at_k",
-        "coverage_median",
+        "class_mining_recall_median",
+        "coverage",
+        "sibling_rate",
         "distinct_ratio",
+        "hubness",
         "ms_per_query",
         "seconds",
     } <= set(rows[0])
     assert len(lines) == 1 + len(rows)
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     best = recipe_from_file(tmp_path / "best.yaml").mining
-    at_5 = [row for row in rows if row["topk"] == "5"]
+    at_5 = [row for row in rows if row["topk"] == "5" and row["strategy"] not in ("aux", "random", "oracle")]
     top = max(at_5, key=lambda row: float(row["precision_at_k"]))
     assert (best.strategy, best.stages, best.pool, best.topk) == ("cascade", int(top["stages"]), int(top["pool"]), 5)
     assert "140 of 140 slots filled, 140 queries, class size 14" in text
@@ -191,8 +196,8 @@ def test_a_sweep_that_was_stopped_does_only_what_is_missing(run, tmp_path, here)
     lines: list[str] = []
     trials.run_sweep(str(run), [*words, "topk=[5]"], str(tmp_path), say=lines.append)
     assert "2 are done already" in lines[0]
-    assert len(lines) == 1 + 2
-    assert [line.split(",")[:5] for line in path.read_text().splitlines()] == [line.split(",")[:5] for line in whole]
+    assert len(lines) == len(whole) - 1 - 2 + 1
+    assert [line.split(",")[:6] for line in path.read_text().splitlines()] == [line.split(",")[:6] for line in whole]
 
 
 def test_rows_of_another_bank_are_set_aside_and_not_mixed_in(run, tmp_path, here):
@@ -201,17 +206,20 @@ def test_rows_of_another_bank_are_set_aside_and_not_mixed_in(run, tmp_path, here
     trials.run_sweep(str(run), ["stages=[1]", "queries=50"], str(tmp_path), say=lines.append)
     assert "of another bank or other queries; they are in sweep-" in lines[0]
     assert len(list(tmp_path.glob("sweep-*.csv"))) == 1
-    assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 3
+    assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 1 + 6
 
 
-def test_without_labels_the_order_is_by_agreement_and_nothing_is_called_best(tmp_path, here):
+def test_without_labels_nothing_is_ranked_or_called_best_and_agreement_is_said_to_mislead(tmp_path, here):
     run = make_run(tmp_path / "run", labelled=False)
     text = trials.run_sweep(str(run), ["stages=[3]", "pools=[10]"], say=lambda line: None)
-    assert "Without labels precision cannot be measured" in text
+    assert "all points, in no order of merit:" in text
+    assert "agreement of the views (lower cosine of the two) misleads" in text
+    for word in ("best at", "BEATS", "beats", "to paste", "Plateau", "best.yaml"):
+        assert word not in text
     assert not (run / "sweep" / "best.yaml").exists()
     assert (run / "sweep" / "sweep.png").exists()
-    with pytest.raises(RecipeError, match=r"metric=hit_at_k needs labels and this data has none"):
-        trials.run_sweep(str(run), ["stages=[3]", "pools=[10]", "metric=hit_at_k"], say=lambda line: None)
+    with pytest.raises(RecipeError, match=r"metric=agreement is refused: without labels it misleads"):
+        trials.run_sweep(str(run), ["stages=[3]", "pools=[10]", "metric=agreement"], say=lambda line: None)
 
 
 def test_a_recipe_takes_the_bank_of_the_run_that_is_named(run, tmp_path, here):
@@ -243,6 +251,7 @@ def test_a_run_without_a_snapshot_is_refused(tmp_path):
 def row(strategy: str, stages: int, pool: int, precision: float, k: int = 5, se: float = 0.001) -> Row:
     zeros = dict.fromkeys((field.name for field in dataclasses.fields(Row)), 0.0)
     given = {
+        "space": "raw",
         "strategy": strategy,
         "stages": stages,
         "pool": pool,
@@ -270,12 +279,14 @@ def test_the_text_says_when_sum_beats_the_cascade_or_cannot_be_told_apart(run, t
     ledger = Ledger(tmp_path, study)
     for one in [*SURFACE, row("single", 1, 140, 0.3), row("sum", 1, 140, 0.7)]:
         ledger.add(one)
-    text = write_results(ledger, study, Space(), recipe)
+    text = write_results(ledger, study, SweepWords(), recipe)
     assert "`sum` BEATS the best cascade (S=5 p=8): 0.700 against 0.605; mine with mining.strategy=sum." in text
     assert "The last pool p governs: at equal p the S differ by 0.002, at equal S the p differ by 0.100" in text
     assert recipe_from_file(tmp_path / "best.yaml").mining.strategy == "sum"
     ledger.rows[-1] = row("sum", 1, 140, 0.61, se=0.02)
-    assert "`sum` and the best cascade (S=5 p=8) cannot be told apart" in write_results(ledger, study, Space(), recipe)
+    assert "`sum` and the best cascade (S=5 p=8) cannot be told apart" in write_results(
+        ledger, study, SweepWords(), recipe
+    )
 
 
 def test_differences_within_the_noise_are_not_called_a_finding(run, tmp_path):
@@ -283,7 +294,7 @@ def test_differences_within_the_noise_are_not_called_a_finding(run, tmp_path):
     ledger = Ledger(tmp_path, study)
     for one in SURFACE:
         ledger.add(dataclasses.replace(one, precision_se=0.2))
-    text = write_results(ledger, study, Space(), recipe)
+    text = write_results(ledger, study, SweepWords(), recipe)
     assert "Neither S nor p moves the result beyond two standard errors (0.400)" in text
 
 
@@ -291,7 +302,7 @@ def test_the_picture_serves_one_and_many_k(run, tmp_path):
     study = study_of(run)
     for ks in ((5,), (1, 2, 5, 10)):
         rows = [row(one.strategy, one.stages, one.pool, one.precision_at_k, k) for one in SURFACE for k in ks]
-        draw_sweep(rows, "precision_at_k", study, tmp_path / "a.png")
+        draw_points(rows, "precision_at_k", study, tmp_path / "a.png")
         assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
@@ -303,12 +314,14 @@ def test_ray_tune_gives_the_rows_that_a_plain_loop_gives(run, tmp_path, ray_clus
     text = trials.run_sweep(str(run), words, str(tmp_path), say=lines.append)
     study = study_of(run)
     rows = {one.point: one for one in Ledger(tmp_path, study).rows}
-    points = search_points(
-        Space(stages=(1, 3, 5), pools=(6, 12, 30, 70), topk=(5,)), N, recipe_from_file(run / "recipe.yaml").mining
+    search, mining = (
+        SweepWords(stages=(1, 3, 5), pools=(6, 12, 30, 70), topk=(5,)),
+        recipe_from_file(run / "recipe.yaml").mining,
     )
-    assert len(rows) == len(points) == 10
+    points = search_points(search, N, mining) + reference_points(search, N, mining, 2, labelled=True)
+    assert len(rows) == len(points) == 8 + 3 + 3
     for point in points:
-        plain = measure(study, point)
+        plain = measure(study, point).row
         assert rows[plain.point].precision_at_k == pytest.approx(plain.precision_at_k, abs=1e-5)
     assert len(lines) == 1 + len(points)
     assert not (tmp_path / ".tune").exists()
@@ -352,25 +365,28 @@ def test_a_sweep_that_was_made_before_folders_were_marked_goes_on(run, tmp_path,
     (tmp_path / MARK).unlink()
     lines: list[str] = []
     trials.run_sweep(str(run), ["stages=[1]"], str(tmp_path), say=lines.append)
-    assert "2 points" in lines[0]
-    assert "2 are done already" in lines[0]
+    assert "6 points" in lines[0]
+    assert "6 are done already" in lines[0]
 
 
 def test_rows_that_were_set_aside_come_back_with_their_bank_and_none_is_lost(run, tmp_path, here):
     def rows():
         return {
-            line.split(",", 5)[0] + line.split(",")[4] for line in (tmp_path / "sweep.csv").read_text().splitlines()[1:]
+            line.split(",", 6)[0] + line.split(",")[5] for line in (tmp_path / "sweep.csv").read_text().splitlines()[1:]
         }
+
+    def of(k):
+        return {f"{name}{k}" for name in ("single", "sum", "minrank", "aux", "random", "oracle")}
 
     trials.run_sweep(str(run), ["stages=[1]", "topk=[5]"], str(tmp_path), say=lambda line: None)
     trials.run_sweep(str(run), ["stages=[1]", "topk=[6]", "queries=50"], str(tmp_path), say=lambda line: None)
-    assert rows() == {"single6", "sum6"}
+    assert rows() == of(6)
     trials.run_sweep(str(run), ["stages=[1]", "topk=[7]"], str(tmp_path), say=lambda line: None)
-    assert rows() == {"single5", "sum5", "single7", "sum7"}
+    assert rows() == of(5) | of(7)
     lines: list[str] = []
     trials.run_sweep(str(run), ["stages=[1]", "topk=[6]", "queries=50"], str(tmp_path), say=lines.append)
-    assert rows() == {"single6", "sum6"}
-    assert "2 are done already" in lines[-1]
+    assert rows() == of(6)
+    assert "6 are done already" in lines[-1]
 
 
 def test_a_sweep_that_is_under_way_is_not_joined_by_another(run, tmp_path, here):

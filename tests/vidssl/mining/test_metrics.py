@@ -1,4 +1,4 @@
-"""Precision, hits and coverage on cases that can be counted by hand, and rivals that rank as they must."""
+"""Precision, hits and class mining recall on cases that can be counted by hand, and rivals that rank as they must."""
 
 from __future__ import annotations
 
@@ -7,22 +7,35 @@ import pytest
 
 from vidssl.batch import Embeddings
 from vidssl.mining.bank import EmbeddingBank
-from vidssl.mining.metrics import MiningMonitor, agreement, best_positives, measure, random_positives, rivals
+from vidssl.mining.exclusions import GroupIndex
+from vidssl.mining.metrics import (
+    MiningMonitor,
+    agreement,
+    best_positives,
+    drawn_positives,
+    hubness,
+    measure,
+    random_positives,
+    rivals,
+)
 from vidssl.mining.plan import CascadePlan
 from vidssl.tables.strategies import RIVALS
 
 LABEL = np.array([0, 0, 0, 1, 1, 1, 1, -1])
 
 
-def test_precision_hit_and_coverage_are_means_over_classes():
+def test_precision_hit_and_class_mining_recall_are_means_over_classes():
     query = np.array([0, 3, 4, 7])
     ids = np.array([[1, 3, -1], [4, 0, 1], [2, 0, 1], [0, 1, 2]])
     found = measure(query, ids, LABEL)
     assert found.precision.median == pytest.approx((1 / 2 + 1 / 6) / 2)  # class 1: (1/3 + 0) / 2
     assert found.precision.micro == pytest.approx((1 / 2 + 1 / 3 + 0) / 3)
     assert (found.hit.least, found.hit.micro) == (0.5, pytest.approx(2 / 3))
-    assert (found.coverage.lower, found.coverage.upper) == pytest.approx((1 / 4 + 1 / 48, 1 / 3 - 1 / 48))
-    assert found.coverage.micro == pytest.approx(2 / 7)
+    assert (found.class_mining_recall.lower, found.class_mining_recall.upper) == pytest.approx(
+        (1 / 4 + 1 / 48, 1 / 3 - 1 / 48)
+    )
+    assert found.class_mining_recall.micro == pytest.approx(2 / 7)  # coverage: 1 and 4 are right, of seven known
+    assert found.recall_of_class == pytest.approx({0: 1 / 3, 1: 1 / 4})
     assert found.mined == pytest.approx(8 / 3)
     assert found.distinct == pytest.approx(5 / 8)
 
@@ -88,6 +101,39 @@ def test_with_independent_nuisances_a_small_pool_beats_one_view_and_that_beats_c
     purity = table["cascade"].purity
     assert purity[3] > 2 * purity[0]
     assert purity[-1] == pytest.approx(precision["cascade"])
+
+
+def test_a_slot_that_is_empty_is_missed_by_nobody():
+    bank, label = two_view_bank(per_class=2)
+    half = EmbeddingBank(bank.n_slots, bank.dim, ("residual", "rgb"), bank.group)
+    there = np.arange(bank.n_slots // 2)
+    half.push(Embeddings({view: rows[there] for view, rows in bank.views.items()}, there, 0, 0))
+    table = rivals(half, CascadePlan(half.n_slots, 1, k=5), label, main="residual", aux="rgb")
+    assert set(table["oracle"].recall_of_class) == set(range(8))
+    asked = [slot for slot in there if any(label[i] == label[slot] and i // 2 != slot // 2 for i in there)]
+    mates = {
+        int(i) for slot in asked for i in best_positives(half, np.array([slot]), 5, label, "residual")[0] if i >= 0
+    }
+    expected = {c: len([i for i in mates if label[i] == c]) / (label[there] == c).sum() for c in range(8)}
+    assert table["oracle"].recall_of_class == pytest.approx(expected)
+    assert max(expected.values()) == 1  # of all slots it would be a half
+
+
+@pytest.mark.parametrize("n", [300, 30_000])
+def test_lots_are_drawn_alike_from_small_banks_and_large_ones(n):
+    group = np.arange(n) // 3
+    drawn = drawn_positives(np.arange(n), GroupIndex(group).exclusions(group[:400]), 5)
+    assert drawn.shape == (400, 5)
+    assert (drawn >= 0).all()
+    assert all(len(set(row)) == 5 for row in drawn.tolist())
+    assert not (group[drawn] == group[np.arange(400)][:, None]).any()
+    assert abs(drawn.mean() / n - 0.5) < 0.03  # the standard error is .006
+
+
+def test_hubness_is_zero_where_all_are_mined_alike_and_large_where_one_serves_all():
+    assert hubness(np.array([[1], [2], [0]]), 3) == 0
+    assert hubness(np.zeros((50, 1), np.int64), 50) > 5
+    assert hubness(np.full((3, 2), -1), 3) == 0
 
 
 def test_random_positives_are_allowed_distinct_and_repeatable():

@@ -1,0 +1,1 @@
+"""Ways of mining, measured offline: one engine and one table for `vidssl mine` and `vidssl sweep`."""
