@@ -18,6 +18,7 @@ from cluster.evaluation.retrieval import RetrievalResult
 from cluster.finetune.results import FinetuneResult, read_finetuned
 from cluster.page.parts import Section, page
 from cluster.report import classifiers, results, training
+from cluster.report.mined import mined_part
 from cluster.report.published import published_part
 from cluster.report.run import Facts, open_reported, read_log
 from vidssl.errors import DataError
@@ -80,6 +81,8 @@ def write_report(run_dir: str | Path, data: str | Path | None = None) -> Path:
     with ExitStack() as opened:
         strips, reason = _strips(recipe, kept.retrieval, data, opened)
         sections = _results(kept, about, _store(folder), strips, reason)
+    if (mined := mined_part(folder.path, about.run)) is not None:
+        sections.append(mined)
     sections += [
         training.curves_part(log, health, prototypes),
         training.protocol_part(kept.protocols, recipe, facts),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ import torch
 
 from cluster.cli import main
 from cluster.embed import embed_run
+from cluster.report.write import write_report
 from pipelines.dataset.manifest import load_manifest
 from tests.cluster.test_words_fuzz import make_run
 from vidssl.encoder import build_encoder
+from vidssl.errors import CheckpointError
 from vidssl.marks import mark_of
 from vidssl.recipe import Model
 from vidssl.saved.published import to_coclr
@@ -62,6 +66,19 @@ def test_the_bank_of_a_run_is_measured_and_the_files_say_what_was_printed(run, p
     for name in ("points.png", "classes.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     assert mark_of(tmp_path / "out").kind == "mine"
+
+
+def test_the_report_of_a_run_shows_what_was_mined_in_it(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    assert says(capsys, "mine", tmp_path / "run", *SMALL)[0] == 0
+    found, text = kept(tmp_path / "run" / "mine"), write_report(tmp_path / "run").read_text()
+    part = text.partition(">Ways of mining</h2>")[2]
+    assert " ".join(found["words"]) in part
+    for name, share in found["per_class"].items():
+        assert re.search(rf'<span title="{name}">.*?width:{100 * share:.1f}%', part)
+    (tmp_path / "run" / "mine" / "mine.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"mine.json is damaged .* remove it and type vidssl mine"):
+        write_report(tmp_path / "run")
 
 
 def test_the_words_to_paste_are_words_of_a_recipe(run, tmp_path, capsys):

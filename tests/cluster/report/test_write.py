@@ -438,3 +438,35 @@ def test_a_section_of_the_recipe_is_words_and_no_code(run):
     text = write_report(run.path).read_text()
     assert "<dt>videos</dt><dd>train 9, held_out 2, test 4</dd>" in text
     assert "<dt>finetune</dt><dd>epochs 7, batch 32, optimizer adam" in text
+
+
+def test_class_mining_recall_is_drawn_class_by_class_with_the_main_view_as_a_tick(run):
+    fill(run, 3)
+    path = run.evaluation / "mining.json"
+    tree = json.loads(path.read_text())
+    assert "Class mining recall, class by class" not in write_report(run.path).read_text()  # of an earlier version
+    tree["results"]["cascade"]["per_class"] = {"jump": 0.25, "wave <b>": 0.75, "walk": 0.5}
+    tree["results"]["single"]["per_class"] = {"jump": 0.5, "wave <b>": 0.125, "walk": 0.5}
+    path.write_text(json.dumps(tree))
+    text = write_report(run.path).read_text()
+    part = text.partition("<h3>Class mining recall, class by class</h3>")[2].partition("</section>")[0]
+    bars = re.findall(r'<span title="(.*?)">.*?width:(.*?)%.*?left:(.*?)%.*?<b>(.*?)</b>', part)
+    assert bars == [
+        ("wave &lt;b&gt;", "75.0", "12.5", "75"),
+        ("walk", "50.0", "50.0", "50"),
+        ("jump", "25.0", "50.0", "25"),
+    ]
+    assert "Class mining recall: share of a class&#x27;s videos that another video of the class mined" in part
+
+
+def test_of_many_classes_the_best_and_the_worst_stand_on_the_page_and_all_are_folded_away(run):
+    fill(run, 3)
+    path = run.evaluation / "mining.json"
+    tree = json.loads(path.read_text())
+    for one in tree["results"].values():
+        one["per_class"] = {f"class {i:02}": i / 40 for i in range(40)}
+    path.write_text(json.dumps(tree))
+    part = write_report(run.path).read_text().partition("<h3>Class mining recall, class by class</h3>")[2]
+    assert "<h3>best 12</h3>" in part
+    assert "<h3>worst 12</h3>" in part
+    assert "all 40 classes" in part
