@@ -382,7 +382,7 @@ FOREIGN = [
     (["sweep", "RUN", "--out", "CANARY/thesis.txt"], "is a file"),
     (["mine", "RUN", "--out", "CANARY"], "holds files that vidssl did not make"),
     (["mine", "RUN", "--out", "CANARY/thesis.txt"], "is a file"),
-    (["mine", "CANARY"], "is no run folder"),
+    (["mine", "CANARY"], "CANARY/card.json is damaged"),
     (["embed", "RUN", "out=CANARY"], "is no store of embeddings"),
     (["embed", "RUN", "out=CANARY/thesis.txt"], "is no store of embeddings"),
     (["embed", "RUN", "out=CANARY/embeddings.zarr"], "is no store of embeddings"),

@@ -214,7 +214,7 @@ def test_without_labels_nothing_is_ranked_or_called_best_and_agreement_is_said_t
     text = trials.run_sweep(str(run), ["stages=[3]", "pools=[10]"], say=lambda line: None)
     assert "all points, in no order of merit:" in text
     assert "agreement of the views (lower cosine of the two) misleads" in text
-    for word in ("best at", "BEATS", "beats", "to paste", "Plateau", "best.yaml"):
+    for word in ("best at", "BEATS", "beats", "to paste:", "Plateau", "best.yaml"):
         assert word not in text
     assert not (run / "sweep" / "best.yaml").exists()
     assert (run / "sweep" / "sweep.png").exists()

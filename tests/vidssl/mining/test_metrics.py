@@ -122,12 +122,12 @@ def test_a_slot_that_is_empty_is_missed_by_nobody():
 @pytest.mark.parametrize("n", [300, 30_000])
 def test_lots_are_drawn_alike_from_small_banks_and_large_ones(n):
     group = np.arange(n) // 3
-    drawn = drawn_positives(np.arange(n), GroupIndex(group).exclusions(group[:400]), 5)
-    assert drawn.shape == (400, 5)
+    drawn = drawn_positives(np.arange(n), GroupIndex(group).exclusions(group[:300]), 5)
+    assert drawn.shape == (300, 5)
     assert (drawn >= 0).all()
     assert all(len(set(row)) == 5 for row in drawn.tolist())
-    assert not (group[drawn] == group[np.arange(400)][:, None]).any()
-    assert abs(drawn.mean() / n - 0.5) < 0.03  # the standard error is .006
+    assert not (group[drawn] == group[np.arange(300)][:, None]).any()
+    assert abs(drawn.mean() / n - 0.5) < 0.04  # the standard error is .007
 
 
 def test_hubness_is_zero_where_all_are_mined_alike_and_large_where_one_serves_all():
