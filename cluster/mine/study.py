@@ -124,7 +124,7 @@ def study_of_bank(folder: RunFolder, recipe: Recipe, search: Search) -> Study:
         raise BankError(f"{path} holds {len(filled)} filled rows since the warm-up ended at step {warm}; train on")
     manifest = _manifest(search.data or recipe.data, bank.n_slots)
     label = np.full(bank.n_slots, -1, np.int64) if manifest is None else manifest.samples.label.astype(np.int64)
-    views = {name: bank.views[name][filled] for name in (main, aux)}
+    views = {name: bank.vectors(filled, name) for name in (main, aux)}
     about = About(str(path), bank.n_slots, manifest.hash, tuple(manifest.classes)) if manifest else None
     return study_of_rows(
         views, bank.group[filled], label[filled], search, recipe, about or About(str(path), bank.n_slots)

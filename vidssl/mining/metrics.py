@@ -19,6 +19,7 @@ from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.cascade import Backend, mine
 from vidssl.mining.exclusions import Exclusions
 from vidssl.mining.plan import CascadePlan
+from vidssl.mining.rows import Table
 from vidssl.tables.strategies import RIVALS
 
 __all__ = [
@@ -169,7 +170,7 @@ def best_positives(bank: EmbeddingBank, query: Ids, k: int, label: Ids, main: st
     return nearest_mates(bank.table(main), known, bank.group, query, label[query], k)
 
 
-def nearest_mates(table: NDArray, label: Ids, group: Ids, query: Ids, of: Ids, k: int) -> Ids:
+def nearest_mates(table: Table, label: Ids, group: Ids, query: Ids, of: Ids, k: int) -> Ids:
     """As `best_positives`, of rows [N, D] that may be mined where `label` is known; `of` are the queries' own labels."""
     ids, plan = np.full((len(query), k), -1, np.int64), CascadePlan(max(len(table), k), 1, k=k, strategy="oracle")
     for of_class in np.unique(of[of >= 0]):
