@@ -132,9 +132,23 @@ def report(words: Words) -> int:
 
 def mine(words: Words) -> int:
     """Ways of mining, here and now."""
+    home = words.place("RUN|CARD")
+    if words.on("--plan"):
+        from vidssl.mining.sizing import sizing_lines
+
+        if home is not None or words.option("--out") is not None:
+            raise RecipeError(
+                "--plan reads no run and writes nothing; type vidssl mine --plan slots=N workers=W step_s=S"
+            )
+        say("\n".join(sizing_lines(words.settings)))
+        return 0
+    if home is None:
+        raise RecipeError(
+            "no RUN|CARD given (a run folder or a card folder); type vidssl mine RUN|CARD, or --plan slots=N"
+        )
     from cluster.mine.run import run_mine
 
-    say(run_mine(words["RUN|CARD"], words.settings, words.option("--out")))
+    say(run_mine(home, words.settings, words.option("--out")))
     return 0
 
 

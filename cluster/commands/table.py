@@ -6,7 +6,7 @@ A new verb is a line here, a function in `handlers.py`, and its test.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.commands import handlers
 from cluster.commands.keys import Group, groups_of, only
@@ -54,9 +54,11 @@ def _of_sweep() -> list[Group]:
 
 def _of_mine() -> list[Group]:
     from cluster.mine.words import MineWords
+    from vidssl.mining.sizing import Sizing
 
     looking = [start for start in OF_A_TRAINED if start != "data="]  # data= is among its own words
-    return groups_of(MineWords, "What is tried, and on which rows") + only(_of_recipe(), ("mining.", *looking))
+    own = groups_of(MineWords, "What is tried, and on which rows") + only(_of_recipe(), ("mining.", *looking))
+    return own + groups_of(Sizing, "With --plan, instead of all that: how much there is to mine")
 
 
 def _of_embed() -> list[Group]:
@@ -151,8 +153,11 @@ VERBS: dict[str, Verb] = {
     "mine": Verb(
         handlers.mine,
         "ways of mining measured here and now: stages × pool × k × strategy × space, on a bank or on embeddings made now",
-        places=(_RUN_OR_CARD,),
-        options=(Option("--out", "folder for mine.json and the pictures; without it RUN/mine", "FOLDER"),),
+        places=(replace(_RUN_OR_CARD, needed=False),),
+        options=(
+            Option("--out", "folder for mine.json and the pictures; without it RUN/mine", "FOLDER"),
+            Option("--plan", "without RUN|CARD: memory, traffic, rows per second and miners for slots=N workers=W …"),
+        ),
         groups=_of_mine,
     ),
     "sweep": Verb(

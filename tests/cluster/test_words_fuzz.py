@@ -132,7 +132,7 @@ GOOD: dict[str, list[list[str]]] = {
     "pack": [["csv", "TABLE", "out"], ["folder", "VIDEOS", "out", "size=160"], ["ucf101", "VIDEOS", "out", "--workers", "1"]],
     "verify": [["PACKED"], ["PACKED", "--workers", "1"]],
     "train": [["infonce-tiny", "data=PACKED", *SMALL, "name=mine"], ["--resume", "RUN"], ["cpr-cycles-tiny", "data=PACKED", *SMALL, "--fresh"]],
-    "mine": [["RUN"], ["RUN", "stages=[1,3]", "topk=2", "rows=bank"], ["RUN", "rows=encoder", "--out", "new"]],
+    "mine": [["RUN"], ["RUN", "stages=[1,3]", "topk=2", "rows=bank"], ["RUN", "rows=encoder", "--out", "new"], ["--plan", "slots=100M", "workers=64"]],
     "sweep": [["RUN"], ["cpr-tiny", "run=RUN", "stages=[1,3]"], ["RUN", "--out", "new"]],
     "embed": [["RUN"], ["RUN", "out=new.zarr", "view=all"]],
     "evaluate": [["RUN"], ["RUN", "what=all", "data=PACKED"]],

@@ -163,3 +163,19 @@ def test_a_folder_that_is_neither_run_nor_card_is_refused(tmp_path, capsys):
     assert code == 2
     assert "is no run folder (it has no recipe.yaml) and no card folder (no card.json)" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_sizing_table_needs_no_run_and_refuses_one(run, capsys):
+    code, out, err = says(capsys, "mine", "--plan", "slots=100M", "views=2", "workers=64", "step_s=.25")
+    assert (code, err) == (0, "")
+    assert "64 workers of 32 rows in 0.25 s need 8,192 mined rows/s" in out
+    for words, sentence in (
+        (["--plan"], "how many videos? Type slots=N"),
+        (["--plan", "slots=100M", "shape=round"], "unknown key 'shape'"),
+        (["--plan", "slots=100M", run], "--plan reads no run and writes nothing"),
+        ([], "no RUN|CARD given"),
+    ):
+        code, out, err = says(capsys, "mine", *words)
+        assert (code, out) == (2, "")
+        assert sentence in err
+        assert err.count("\n") == 1
