@@ -2,6 +2,7 @@
 
     python -m benchmarks.bank                      ms per query by N, stages, ratio and backend (one core)
     python -m benchmarks.bank --train PACKED       median step with the bank's actor against mining.where=off
+    python -m benchmarks.bank --load               the bank's actor under simulated workers: fallback, age, CPU, memory
 
 Selection times are CPU milliseconds of one core (other processes disturb them little), best of a few, all variants of a
 row in one process: read them as ratios. "gather" is mining as published: features of the survivors gathered at every
@@ -43,6 +44,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=64, help="queries at once")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--train", metavar="PACKED", help="packed data to train on, instead of the mining table")
+    parser.add_argument("--load", action="store_true", help="simulated workers, instead of the mining table")
+    parser.add_argument("--workers", type=int, default=8, help="simulated ranks")
+    parser.add_argument("--slots", type=int, default=16384, help="videos of the simulated data")
+    parser.add_argument("--seconds", type=float, default=20, help="of each phase of the load")
+    parser.add_argument("--pushes", type=int, default=50_000, help="over which memory is watched")
     parser.add_argument("--rounds", type=int, default=4, help="pairs of training runs, an even number")
     parser.add_argument("--steps", type=int, default=80, help="steps of each training run")
     parser.add_argument("--words", nargs="*", default=[], help="further key=value words for both runs")
@@ -55,6 +61,9 @@ def main(words: Sequence[str] | None = None) -> int:
         result = training_beside_mining(Path(given.train), given.rounds, given.steps, given.words)
         _write("bank-train", result)
         return 0 if result["ratio"] <= ALLOWED else 1
+    if given.load:
+        _write("bank-load", load_table(given.workers, given.batch, given.slots, given.seconds, given.pushes))
+        return 0
     torch.set_num_threads(1)
     _write(
         "bank-mining", {"batch": given.batch, "dim": DIM, "rows": mining_table(given.sizes, given.batch, given.repeats)}
@@ -79,6 +88,29 @@ def mining_table(sizes: Sequence[int], batch: int, repeats: int) -> list[dict[st
                 f"{n_slots:8d} S={stages} r={share:<8.4g} p={row['last_pool']:<10d} {row['auto']:6}{cells}", flush=True
             )
     return rows
+
+
+def load_table(workers: int, batch: int, slots: int, seconds: float, pushes: int) -> dict[str, Any]:
+    """Half and four times of what the bank can mine; CPU of a push by the number of clients; memory over many pushes."""
+    from benchmarks.bank_load import Load, capacity, loaded_bank, memory_of_pushes, phase
+    from cluster.launch import ray_session
+
+    load, found = Load(workers, batch, slots), dict[str, Any]()
+    with ray_session(os.cpu_count() or 1):
+        with loaded_bank(load) as (ranks, pid):
+            mined = found["can_mine_per_s"] = capacity(ranks, seconds / 2)
+            print(f"{workers} workers of {batch} rows, N={slots}: the bank can mine {mined:,.0f} rows/s")
+            for name, share, passes in (("half", 0.5, 1), ("four_times", 4, 1)):
+                found[name] = phase(ranks, pid, seconds, workers * batch / (share * mined), passes)
+                print(f"{name:11}", json.dumps(found[name]), flush=True)
+        for clients in (1, 8, 64, 256):
+            with loaded_bank(Load(clients, 8, 16384)) as (ranks, pid):
+                found[f"clients_{clients}"] = phase(ranks, pid, seconds / 2, clients / 100)
+                print(f"{clients:4} clients", json.dumps(found[f"clients_{clients}"]), flush=True)
+        with loaded_bank(Load(8, 32, 4096)) as (ranks, pid):
+            found["memory"] = memory_of_pushes(ranks, pid, pushes)
+            print("memory", json.dumps(found["memory"]), flush=True)
+    return {"workers": workers, "batch": batch, "slots": slots, "load_average": os.getloadavg()} | found
 
 
 def training_beside_mining(data: Path, rounds: int, steps: int, words: Sequence[str]) -> dict[str, Any]:

@@ -77,6 +77,7 @@ CHECKS = (
     Check("cascade", "checks_mining:cascade", "torch backend equal to the oracle; ms per batch up to 1M slots", 240),
     Check("knn", "checks_mining:knn", "faiss.knn_gpu against torch mm + topk", 240),
     Check("bank-push", "checks_mining:bank_push", "embeddings from the device into the bank", 90),
+    Check("bank-load", "checks_bank:bank_load", "the bank's actor under simulated workers: mined, fallback, age", 240),
     Check("train-step", "checks_training:train_step", "S3D 32x128x128 bf16: clips/s, memory", 300),
     Check("backbones", "checks_methods:backbones", "every network: equal to the CPU's, ms of a bf16 step", 240),
     Check("switches", "checks_methods:switches", "channels_last_3d and checkpointing: ms, memory", 180),

@@ -6,7 +6,7 @@ N bank slots, K queue length, k positives, S stages.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,6 +88,12 @@ class Positives:
             mined_at=np.full(rows, -1, np.int64),
             survivors=np.zeros((rows, stages), np.int64),
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Positives]) -> Positives:
+        """Rows of several, one after the other; at least one."""
+        names = ("ids", "vectors", "mined_at", "survivors")
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
     def tensors(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """`ids` and `vectors` as tensors on `device`."""

@@ -139,11 +139,11 @@ class Mining(Section):
     last_view: Literal["main", "alternate"] = Field(
         default="main", description="view of the last stage; main as published"
     )
-    max_staleness_steps: int = Field(
-        default=200,
+    max_staleness_steps: int | None = Field(
+        default=None,
         ge=1,
         le=1_000_000_000,
-        description="older positives are not used: the row falls back to its own instance",
+        description="older positives are not used: the row falls back to its own instance; none: an epoch, or (where the miners need longer for one pass over the rows) that pass and an epoch",
     )
     lookahead: int = Field(default=2, ge=1, le=10_000, description="steps that mining runs ahead of the order")
     backend: Literal["auto", "numpy", "torch", "faiss", "oracle"] = Field(

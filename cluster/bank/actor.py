@@ -1,7 +1,8 @@
 """The bank as a Ray actor: a thin face of `BankServer`.
 
-It holds no CPU in Ray's books: Train's elastic sizes count a node's whole CPUs and would never fit beside it. Groups of threads keep pushes from queuing behind long waits. A killed bank comes
-back by itself with the newest whole snapshot; construction never fails, because that would be final.
+It holds no CPU in Ray's books: Train's elastic sizes count a node's whole CPUs and would never fit beside it. No call waits
+for mining, so two threads answer any number of workers; a third does what takes long, snapshots. A killed bank comes back
+by itself with the newest whole snapshot; construction never fails, because that would be final.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError
 
 from cluster.bank.server import BankServer
-from cluster.bank.spec import BankSpec, Began, Push, Verdict
-from vidssl.batch import Positives
+from cluster.bank.spec import Answer, BankSpec, Began, Push, Verdict
 from vidssl.errors import StorageError
 
 __all__ = ["BankActor", "start_bank"]
@@ -35,16 +35,11 @@ class BankActor:
         self._server = BankServer(spec, group, label, restarted)
 
     @ray.method(concurrency_group="io")
-    def serve(self, message: Push) -> tuple[Verdict, Positives | None]:
+    def serve(self, push: Push) -> tuple[Verdict, Answer | None]:
         """As `BankServer.serve`."""
-        return self._server.serve(message)
+        return self._server.serve(push)
 
-    @ray.method(concurrency_group="mine")
-    def wait(self, attempt: int, rank: int, step: int) -> Positives | None:
-        """As `BankServer.wait`."""
-        return self._server.wait(attempt, rank, step)
-
-    @ray.method(concurrency_group="ctl")
+    @ray.method(concurrency_group="io")
     def stats(self) -> dict[str, float | str]:
         """As `BankServer.stats`."""
         return self._server.stats()
@@ -83,12 +78,11 @@ def start_bank(
     Raises:
         StorageError: the process did not come up.
     """
-    waiting = max(8, spec.world * (spec.lookahead + 2))  # a push is answered when its look-ahead rows are mined
     options: dict[str, Any] = {
         "num_cpus": 0,
         "max_restarts": -1,
         "max_task_retries": 0,  # a push that failed is old by then; the client counts it and goes on
-        "concurrency_groups": {"io": waiting, "mine": max(4, spec.world), "ctl": 2},
+        "concurrency_groups": {"io": 2, "ctl": 2},
         "runtime_env": {"env_vars": dict.fromkeys(_THREAD_VARIABLES, str(spec.threads))},
     }
     handle = ray.remote(**options)(BankActor).remote(spec, group, label)

@@ -1,28 +1,29 @@
 """How does a worker talk to the bank without waiting for it? One daemon thread owns every call; training only queues.
 
-A full queue drops the push and counts it. In a deterministic run nothing may be dropped: pushes wait for room and
-`take` waits for exactly its result.
+One call a step: the rows that were made, and the list of what will be needed; its answer brings what is known for that
+list. A full queue drops the push and counts it. In a deterministic run nothing may be dropped: pushes wait for room and
+`take` waits for exactly its result, which the thread asks for until it is there.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cluster.bank.asked import Asked, AskedStep
 from cluster.bank.link import BankGone, Link
 from cluster.bank.presence import Presence
-from cluster.bank.spec import BankSpec, Began, Push
+from cluster.bank.spec import Answer, BankSpec, Began, Push, Wanted
 from cluster.bank.tally import Tally
 from vidssl.batch import Embeddings, Positives
 from vidssl.errors import StorageError
@@ -30,11 +31,11 @@ from vidssl.mining.rows import stored
 
 __all__ = ["BankClient", "BankRestarted"]
 
-POLLS_PER_STEP = 3
-POLL_S = (0.002, 0.05)
 STATS_S = 2.0
 PAUSE_S = 0.2
 """Pause after the bank could not be reached."""
+ASK_S = (0.002, 0.05)
+"""Deterministic: shortest and longest pause between two questions for a result."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +52,7 @@ class BankClient:
         spec: The run's bank.
         rank: This worker's rank.
         depth: Pushes that may wait here.
-        in_flight: Pushes that may be unanswered; an answer brings what was asked for, so it takes up to the lookahead.
-            None: two more than the lookahead, at least 4.
+        in_flight: Pushes that may be unanswered.
         timeout_s: Longest wait for one result (deterministic) and for blocking calls.
         away_s: Seconds without an answer after which a bank that dropped pushes counts as away.
         say: Told in a sentence, once each: that the bank is away, that it is back, and what the bank itself has to say.
@@ -69,7 +69,7 @@ class BankClient:
         rank: int,
         *,
         depth: int = 4,
-        in_flight: int | None = None,
+        in_flight: int = 4,
         timeout_s: float = 120.0,
         away_s: float = 10.0,
         say: Callable[[str], None] | None = None,
@@ -82,18 +82,16 @@ class BankClient:
         # A deterministic run does not go on without its bank: the error that ends the attempt says so.
         self._presence = Presence((lambda line: None) if spec.deterministic else self._say, away_s)
         self._trouble = ""
-        self._in_flight = in_flight or max(4, spec.lookahead + 2)
-        self._queue: queue.Queue[Push] = queue.Queue(depth)
+        self._depth, self._in_flight = depth, in_flight
         self._changed = threading.Condition()
-        self._asked: dict[int, NDArray[np.int64]] = {}
-        self._found: dict[int, Positives] = {}
-        self._step, self._lost, self._closed = -1, "", False
-        self._poll_s, self._pushed_at = POLL_S[0], 0.0
-        self._pushes: dict[Any, Push] = {}
-        self._waits: dict[Any, int] = {}
+        self._queue: deque[Embeddings] = deque()
+        self._asked = Asked(spec)
+        self._flying: dict[Future[Any], Push | None] = {}  # None: the bank's counters
+        self._done: deque[Future[Any]] = deque()
+        self._step, self._last, self._lost, self._closed = -1, -1, "", False
+        self._question, self._asked_at, self._ask_s = False, 0.0, ASK_S[0]
         self._stats: dict[str, float | str] = {}
-        self._stats_ref, self._stats_at = None, 0.0
-        self._unsent = 0  # queued, or taken from the queue and not yet answered
+        self._stats_at = 0.0
         self._thread = threading.Thread(target=self._run, name="bank-client", daemon=True)
         self._thread.start()
 
@@ -121,7 +119,7 @@ class BankClient:
         self.attempt = attempt
 
     def push(self, rows: Embeddings, next_ids: NDArray[np.int64] | Tensor | None, next_step: int) -> None:
-        """Hand over a step's rows and ask for the positives of a later one.
+        """Hand over a step's rows and say which will be needed at a later one, `spec.horizon` steps ahead.
 
         Never waits, except for room in the queue of a deterministic run.
 
@@ -129,21 +127,20 @@ class BankClient:
             StorageError: deterministic, and the bank takes nothing any more.
         """
         began = time.perf_counter()
-        ids = None if next_ids is None else np.array(next_ids, np.int64)
         views = {view: stored(np.asarray(values), self.spec.dtype) for view, values in rows.views.items()}
-        message = Push(self.attempt, replace(rows, views=views), ids, next_step)
         with self._changed:
-            self._unsent += 1
-            if ids is not None:
-                self._asked[next_step] = ids
-        try:
-            self._queue.put(message, block=self.spec.deterministic, timeout=self._timeout_s)
+            if next_ids is not None:
+                self._asked.add(next_step, np.array(next_ids, np.int64))
+            if self.spec.deterministic:
+                self._changed.wait_for(lambda: self._lost or len(self._queue) < self._depth, self._timeout_s)
+            room = len(self._queue) < self._depth
+            if room:
+                self._queue.append(replace(rows, views=views))
+                self._changed.notify_all()
+        if room:
             self._tally.count("pushed")
-        except queue.Full:
-            self._drop(next_step)
-        # Looking costs CPU that training may need: a few looks a step are enough to be in time for the next.
-        step_s, self._pushed_at = began - self._pushed_at, began
-        self._poll_s = 0.005 if self.spec.deterministic else min(max(step_s / POLLS_PER_STEP, POLL_S[0]), POLL_S[1])
+        else:
+            self._drop()
         self._tally.pushed_for(time.perf_counter() - began)
 
     def take(self, step: int, rows: int | NDArray[np.int64] | Tensor) -> Positives:
@@ -159,16 +156,13 @@ class BankClient:
         """
         with self._changed:
             self._step = step
-            if self.spec.deterministic and step in self._asked:
-                self._wait_for(step)
-            found, asked = self._found.pop(step, None), self._asked.pop(step, None)
-            for old in [key for key in self._asked | self._found if key < step]:
-                self._asked.pop(old, None)
-                self._found.pop(old, None)
-        return self._usable(found, asked, step, rows)
+            if self.spec.deterministic:
+                self._wait_for(self._asked.get(step), step)
+            asked = self._asked.pop(step)
+        return self._usable(asked, step, rows)
 
     def drain(self) -> None:
-        """Wait until everything pushed is written and everything asked for is here (before a checkpoint).
+        """Wait until everything pushed is written, and what was mined for the next steps is here (before a checkpoint).
 
         Raises:
             StorageError: deterministic, and the bank does not answer. Otherwise what is missing falls back.
@@ -176,6 +170,8 @@ class BankClient:
         """
         patience = self._timeout_s if self.spec.deterministic else min(self._timeout_s, 5.0)
         with self._changed:
+            self._question, self._ask_s = True, ASK_S[0]
+            self._changed.notify_all()
             done = self._changed.wait_for(lambda: self._lost or self._quiet(), patience)
             self._raise_if_lost()
         if not done and self.spec.deterministic:
@@ -204,23 +200,17 @@ class BankClient:
         """Numbers for the log since the last read; always the same names, None where there is nothing to measure yet."""
         with self._changed:
             stats = dict(self._stats)
-        return self._tally.read(stats, self.spec.labelled)
+        return self._tally.read(stats, self.spec.labelled) | self._presence.read()
 
     def state_dict(self) -> dict[str, Any]:
-        """Results that are here and not yet taken; plain tensors, for a checkpoint."""
+        """What was asked for and not yet taken, with what is here of it; plain tensors, for a checkpoint."""
         with self._changed:
-            return {
-                "asked": {
-                    step: torch.from_numpy(self._asked[step].copy()) for step in self._found if step in self._asked
-                },
-                "found": {step: _as_tensors(found) for step, found in self._found.items() if step in self._asked},
-            }
+            return self._asked.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with results of a checkpoint."""
         with self._changed:
-            self._asked = {int(step): ids.numpy().copy() for step, ids in state["asked"].items()}
-            self._found = {int(step): _as_positives(found) for step, found in state["found"].items()}
+            self._asked.load_state_dict(state)
 
     def close(self) -> None:
         """Stop the thread; what is queued is not sent any more."""
@@ -231,74 +221,95 @@ class BankClient:
 
     def _run(self) -> None:
         while not self._closed:
-            try:
-                self._send_one()
-                self._collect()
-            except BankGone as error:
-                self._gone(str(error))
-            except Exception as error:  # a client whose thread died would fall back for ever without a word
-                self._tally.count("errors")
-                _log.warning("bank: %s: %s", type(error).__name__, error)
-
-    def _send_one(self) -> None:
-        if len(self._pushes) >= self._in_flight:
-            time.sleep(self._poll_s)
-            return
-        with contextlib.suppress(queue.Empty):
-            message = self._queue.get(timeout=self._poll_s)
-            self._pushes[self._link.push(message)] = message
-
-    def _collect(self) -> None:
-        if self._stats_ref is None and time.monotonic() - self._stats_at > STATS_S:
-            self._stats_ref, self._stats_at = self._link.stats(), time.monotonic()
-        extra = [] if self._stats_ref is None else [self._stats_ref]
-        for reference in self._link.finished([*self._pushes, *self._waits, *extra]):
-            if reference is self._stats_ref:
-                self._stats_ref = None
-                self._stats = self._link.value(reference)
-                self._presence.answered()
-                self._pass_on(str(self._stats.get("trouble", "")))
-            elif reference in self._waits:
-                step = self._waits.pop(reference)
-                with self._forgotten_on_fault(step):
-                    self._received(step, self._link.value(reference))
-            else:
-                self._answered(reference)
-
-    @contextlib.contextmanager
-    def _forgotten_on_fault(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except Exception:
             with self._changed:
-                self._asked.pop(step, None)  # it will not come, so nobody should wait for it
-            raise
+                self._changed.wait_for(lambda: self._closed or self._done or self._to_send(), self._pause())
+                done = [self._done.popleft() for _ in range(len(self._done))]
+            for future in done:
+                self._guarded(lambda future=future: self._collect(future))
+            self._guarded(self._send)
 
-    def _received(self, step: int, found: Positives | None) -> None:
+    def _guarded(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except BankGone as error:
+            self._gone(str(error))
+        except Exception as error:  # a client whose thread died would fall back for ever without a word
+            self._tally.count("errors")
+            _log.warning("bank: %s: %s", type(error).__name__, error)
+
+    def _to_send(self) -> bool:
+        return (bool(self._queue) and self._pushes() < self._in_flight) or (self._question and not self._pushes())
+
+    def _pushes(self) -> int:
+        return sum(push is not None for push in self._flying.values())
+
+    def _send(self) -> None:
         with self._changed:
-            wanted = step in self._asked and not self._lost
-            if found is not None and wanted:
-                self._found[step] = _writable(found)
+            rows = self._queue.popleft() if self._queue and self._pushes() < self._in_flight else None
+            ask = rows is None and not self._pushes() and (self._question or self._is_due())
+            push = self._message(rows) if rows is not None or ask else None
+            if rows is None and push is not None:
+                self._question, self._asked_at = False, time.monotonic()
+                self._ask_s = min(1.5 * self._ask_s, ASK_S[1])
+            self._changed.notify_all()  # there is room now
+        if push is not None:
+            self._fly(self._link.serve(push), push)
+        if time.monotonic() - self._stats_at > STATS_S:
+            self._stats_at = time.monotonic()
+            self._fly(self._link.stats(), None)
+
+    def _message(self, rows: Embeddings | None) -> Push:
+        self._last = self._last if rows is None else rows.step
+        return Push(self.attempt, self.rank, self._last, rows, self._asked.wanted())
+
+    def _fly(self, future: Future[Any], push: Push | None) -> None:
+        with self._changed:
+            self._flying[future] = push
+        future.add_done_callback(self._landed)
+
+    def _landed(self, future: Future[Any]) -> None:
+        with self._changed:
+            self._done.append(future)
             self._changed.notify_all()
-        if found is None and wanted:  # the call gave up, the step has not come: ask again
-            self._waits[self._link.wait(self.attempt, self.rank, step)] = step
 
-    def _answered(self, reference: Any) -> None:
-        message = self._pushes.pop(reference)
+    def _collect(self, future: Future[Any]) -> None:
         with self._changed:
-            self._unsent -= 1
-        with self._forgotten_on_fault(message.next_step):
-            verdict, found = self._link.value(reference)
+            known, push = future in self._flying, self._flying.pop(future, None)
+            self._changed.notify_all()
+        if not known:
+            return  # it went down with a bank that is given up already
+        value = self._link.value(future)
         self._presence.answered()
+        if push is None:
+            self._stats = value
+            self._pass_on(str(value.get("trouble", "")))
+            return
+        verdict, answer = value
         if verdict == "ok":
-            self._received(message.next_step, found)
+            self._received(push.wanted, answer)
             return
         self._tally.count(verdict)
         with self._changed:
-            self._asked.pop(message.next_step, None)
-            if verdict == "lost":
-                self._lost = "the bank was restarted"
+            self._lost = "the bank was restarted" if verdict == "lost" else self._lost
             self._changed.notify_all()
+
+    def _received(self, wanted: Wanted, answer: Answer | None) -> None:
+        if answer is None:
+            return
+        with self._changed:
+            self._asked.enter(wanted, answer)
+            self._ask_s = ASK_S[0]
+            self._changed.notify_all()
+
+    def _is_due(self) -> bool:
+        """Whether a deterministic run has a result to ask for again, now."""
+        return self._unanswered() and time.monotonic() - self._asked_at >= self._ask_s
+
+    def _unanswered(self) -> bool:
+        return self.spec.deterministic and not self._lost and not self._asked.complete()
+
+    def _pause(self) -> float:
+        return self._ask_s if self._unanswered() else STATS_S
 
     def _pass_on(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:
@@ -309,19 +320,12 @@ class BankClient:
         self._tally.count("errors")
         self._presence.lost(why)
         with self._changed:
-            self._unsent -= len(self._pushes)
-            self._pushes.clear()
-            self._waits.clear()
-            self._stats_ref = None
-            self._asked = {step: ids for step, ids in self._asked.items() if step in self._found}
+            self._flying.clear()
             self._lost = f"the bank was lost ({why})" if self.spec.deterministic else ""
             self._changed.notify_all()
         time.sleep(PAUSE_S)
 
-    def _drop(self, next_step: int) -> None:
-        with self._changed:
-            self._unsent -= 1
-            self._asked.pop(next_step, None)
+    def _drop(self) -> None:
         self._tally.count("dropped")
         self._presence.dropped()
         if self.spec.deterministic:
@@ -330,9 +334,13 @@ class BankClient:
                 f"the bank took no push for {self._timeout_s:g} s; look at the run's Ray log and resume it"
             )
 
-    def _wait_for(self, step: int) -> None:
-        here = self._changed.wait_for(lambda: step in self._found or self._lost or self._closed, self._timeout_s)
-        if step in self._found:
+    def _wait_for(self, asked: AskedStep | None, step: int) -> None:
+        if asked is None or asked.here.all():
+            return
+        self._question, self._ask_s = True, ASK_S[0]
+        self._changed.notify_all()
+        here = self._changed.wait_for(lambda: asked.here.all() or self._lost or self._closed, self._timeout_s)
+        if asked.here.all():
             return
         self._raise_if_lost()
         if not here:
@@ -344,25 +352,22 @@ class BankClient:
             raise BankRestarted(f"{self._lost}; a deterministic run goes on from its last checkpoint")
 
     def _quiet(self) -> bool:
-        return self._unsent <= 0 and all(step in self._found for step in self._asked if step > self._step)
+        return not (self._queue or self._pushes() or self._question or self._unanswered())
 
-    def _usable(
-        self, found: Positives | None, asked: NDArray[np.int64] | None, step: int, rows: int | NDArray | Tensor
-    ) -> Positives:
-        plan = self.spec.plan
+    def _usable(self, asked: AskedStep | None, step: int, rows: int | NDArray | Tensor) -> Positives:
         size = rows if isinstance(rows, int) else len(rows)
-        if found is None or len(found.ids) != size:
-            found = Positives.none(size, plan.k, self.spec.dim, plan.depth)
-        elif not isinstance(rows, int) and asked is not None:
-            self._forget(found, asked != np.asarray(rows), "other_rows")
+        if asked is None or len(asked.ids) != size:
+            asked, found = None, self._asked.nothing(size)
+        else:
+            found = asked.found
+        if asked is not None and not isinstance(rows, int):
+            self._forget(found, asked.ids != np.asarray(rows), "other_rows")
         age = step - found.mined_at
-        self._forget(found, (found.mined_at >= 0) & (age > self.spec.max_staleness_steps), "stale_rows")
+        if self.spec.max_staleness_steps is not None:
+            self._forget(found, (found.mined_at >= 0) & (age > self.spec.max_staleness_steps), "stale_rows")
         fallback = (found.ids < 0).all(1)
-        self._tally.served(float(age[~fallback].sum()))
-        self._tally.count("taken_rows", size)
-        self._tally.count("fallback_rows", int(fallback.sum()))
+        self._tally.taken(age[~fallback], int(fallback.sum()), int((found.ids >= 0).sum()))
         self._presence.fell_back(int(fallback.sum()))
-        self._tally.count("positives", int((found.ids >= 0).sum()))
         return found
 
     def _forget(self, found: Positives, which_B: NDArray[np.bool_], name: str) -> None:
@@ -377,16 +382,3 @@ class BankClient:
             raise StorageError(
                 f"the bank cannot be reached ({error}); resume the run from its last checkpoint"
             ) from error
-
-
-def _writable(found: Positives) -> Positives:
-    # Arrays out of Ray's store are read-only, which torch warns about.
-    return Positives(**{field.name: np.array(getattr(found, field.name)) for field in fields(found)})
-
-
-def _as_tensors(found: Positives) -> dict[str, Tensor]:
-    return {field.name: torch.from_numpy(getattr(found, field.name).copy()) for field in fields(found)}
-
-
-def _as_positives(state: dict[str, Tensor]) -> Positives:
-    return Positives(**{name: values.numpy().copy() for name, values in state.items()})

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from cluster.bank.server import BankServer
-from cluster.bank.spec import Push
+from cluster.bank.spec import Answer, Push, Verdict
 
 __all__ = ["BankGone", "Link", "LocalLink", "RayLink"]
 
@@ -17,26 +16,18 @@ class BankGone(ConnectionError):
 
 
 class Link(Protocol):
-    """What the client needs of a connection: sends return references at once, `call` waits."""
+    """What the client needs of a connection: sends return a future at once, `call` waits."""
 
-    def push(self, message: Push) -> Any:
-        """Reference to a `Verdict` and the `Positives` that were asked for (None: not in time)."""
+    def serve(self, push: Push) -> Future[tuple[Verdict, Answer | None]]:
+        """`BankServer.serve`, its result to come."""
         ...
 
-    def wait(self, attempt: int, rank: int, step: int) -> Any:
-        """Reference to `Positives` or None."""
+    def stats(self) -> Future[dict[str, float | str]]:
+        """The bank's counters, to come."""
         ...
 
-    def stats(self) -> Any:
-        """Reference to the bank's counters."""
-        ...
-
-    def finished(self, references: Sequence[Any]) -> list[Any]:
-        """Those whose value is there, without waiting."""
-        ...
-
-    def value(self, reference: Any) -> Any:
-        """Value of a finished reference.
+    def value(self, future: Future[Any]) -> Any:
+        """Result of a future that is done.
 
         Raises:
             BankGone: the process died on the way.
@@ -53,36 +44,25 @@ class Link(Protocol):
 
 
 class RayLink:
-    """The bank is a Ray actor; see `cluster.bank.actor.start_bank`."""
+    """The bank is a Ray actor; see `cluster.bank.actor.start_bank`. Ray says when an answer is there: nobody looks for it."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def push(self, message: Push) -> Any:
-        """As `Link.push`."""
-        return self._actor.serve.remote(message)
+    def serve(self, push: Push) -> Future[tuple[Verdict, Answer | None]]:
+        """As `Link.serve`."""
+        return self._actor.serve.remote(push).future()
 
-    def wait(self, attempt: int, rank: int, step: int) -> Any:
-        """As `Link.wait`."""
-        return self._actor.wait.remote(attempt, rank, step)
-
-    def stats(self) -> Any:
+    def stats(self) -> Future[dict[str, float | str]]:
         """As `Link.stats`."""
-        return self._actor.stats.remote()
+        return self._actor.stats.remote().future()
 
-    def finished(self, references: Sequence[Any]) -> list[Any]:
-        """As `Link.finished`."""
-        import ray
-
-        return ray.wait(list(references), num_returns=len(references), timeout=0)[0] if references else []
-
-    def value(self, reference: Any) -> Any:
+    def value(self, future: Future[Any]) -> Any:
         """As `Link.value`."""
-        import ray
         from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
         try:
-            return ray.get(reference, timeout=30)
+            return future.result(30)
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
         except (RayActorError, GetTimeoutError) as error:
@@ -90,41 +70,32 @@ class RayLink:
 
     def call(self, method: str, *args: Any, timeout_s: float) -> Any:
         """As `Link.call`."""
-        import ray
-
-        reference = getattr(self._actor, method).remote(*args)
-        done, _ = ray.wait([reference], timeout=timeout_s)
-        if not done:
-            raise BankGone(f"no answer to {method} within {timeout_s:g} s")
-        return self.value(reference)
+        future = getattr(self._actor, method).remote(*args).future()
+        try:
+            future.exception(timeout_s)
+        except TimeoutError:
+            raise BankGone(f"no answer to {method} within {timeout_s:g} s") from None
+        return self.value(future)
 
 
 class LocalLink:
     """The bank is in this process: for one worker without Ray, and for tests."""
 
-    def __init__(self, server: BankServer, threads: int = 8) -> None:
+    def __init__(self, server: BankServer) -> None:
         self._server = server
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bank")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="bank")
 
-    def push(self, message: Push) -> Future[Any]:
-        """As `Link.push`."""
-        return self._pool.submit(self._server.serve, message, 1.0)
+    def serve(self, push: Push) -> Future[tuple[Verdict, Answer | None]]:
+        """As `Link.serve`."""
+        return self._pool.submit(self._server.serve, push)
 
-    def wait(self, attempt: int, rank: int, step: int) -> Future[Any]:
-        """As `Link.wait`."""
-        return self._pool.submit(self._server.wait, attempt, rank, step, 1.0)
-
-    def stats(self) -> Future[Any]:
+    def stats(self) -> Future[dict[str, float | str]]:
         """As `Link.stats`."""
         return self._pool.submit(self._server.stats)
 
-    def finished(self, references: Sequence[Future[Any]]) -> list[Future[Any]]:
-        """As `Link.finished`."""
-        return [reference for reference in references if reference.done()]
-
-    def value(self, reference: Future[Any]) -> Any:
+    def value(self, future: Future[Any]) -> Any:
         """As `Link.value`."""
-        return reference.result(30)
+        return future.result(30)
 
     def call(self, method: str, *args: Any, timeout_s: float) -> Any:
         """As `Link.call`."""

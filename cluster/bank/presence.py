@@ -22,7 +22,8 @@ class Presence:
         self._lock = threading.Lock()
         self._answered_at = time.monotonic()
         self._since: float | None = None
-        self._dropped = self._rows = 0
+        self._dropped = self._rows = self._outages = 0
+        self._seconds = 0.0
 
     def lost(self, why: str) -> None:
         """A call failed because the bank cannot be reached."""
@@ -44,19 +45,28 @@ class Presence:
     def answered(self) -> None:
         """The bank answered."""
         with self._lock:
-            self._answered_at, since, self._since = time.monotonic(), self._since, None
+            now = time.monotonic()
+            self._answered_at, since, self._since = now, self._since, None
             dropped, rows = self._dropped, self._rows
+            self._seconds += 0.0 if since is None else now - since
         if since is not None:
             self._say(
-                f"the bank is back after {time.monotonic() - since:.0f} s; meanwhile {rows} rows were trained without "
+                f"the bank is back after {now - since:.0f} s; meanwhile {rows} rows were trained without "
                 f"mined positives and {dropped} pushes were dropped"
             )
+
+    def read(self) -> dict[str, float | None]:
+        """Since the start: how often the bank was away, and for how long in all, this time included."""
+        with self._lock:
+            open_s = 0.0 if self._since is None else time.monotonic() - self._since
+            return {"bank/outages": float(self._outages), "bank/away_s": self._seconds + open_s}
 
     def _away(self, why: str) -> None:
         with self._lock:
             if self._since is not None:
                 return
             self._since, self._dropped, self._rows = time.monotonic(), 0, 0
+            self._outages += 1
         self._say(
             f"the bank is away ({why}): training goes on, rows without mined positives fall back to their own instance "
             "until it is back"

@@ -1,10 +1,9 @@
-"""What does the bank's process do? It writes what workers push and mines, one step ahead, what they will need next.
+"""What does the bank's process do? It writes what workers push, answers at once from its table, and mines what is needed next.
 
 Nothing here knows Ray: `cluster.bank.actor` is the face, `cluster.bank.link.LocalLink` the same within one process.
 
-Asynchronous: a push is written at once; a miner thread serves the newest request first and forgets requests whose step
-has come. Deterministic: the pushes of step s are written in rank order once all ranks have sent theirs, then every
-rank's rows for a later step are mined from exactly that state, before any push of step s+1 is written.
+No call waits, whatever the miners do: a push is written, what it names is put on the list of `Requests`, and it is answered
+from the `PositiveTable` with what was mined by then. Deterministic: see `Lockstep`.
 """
 
 from __future__ import annotations
@@ -15,13 +14,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.bank.lockstep import Lockstep
 from cluster.bank.recovery import LIVE, clear_leftovers, open_source, recover, store_attempt, stored_attempt
-from cluster.bank.spec import BankSpec, Began, Push, Verdict
+from cluster.bank.requests import LATE, Requests
+from cluster.bank.spec import Answer, BankSpec, Began, Push, Verdict, Wanted
+from cluster.bank.table import Pace, PositiveTable
 from vidssl.batch import Embeddings, Positives
 from vidssl.errors import BankError, StorageError
 from vidssl.mining.bank import EmbeddingBank
@@ -33,12 +36,30 @@ __all__ = ["BankServer"]
 
 _log = logging.getLogger(__name__)
 
-Work = list[Push] | tuple[int, int, NDArray[np.int64]]
-"""All ranks' pushes of one step, or one request: rank, step, ids."""
+AT_ONCE = (16, 1024)
+"""Fewest and most rows of one call of the engine."""
+AT_ONCE_S = 0.1
+"""About how long a call of the engine may take: what becomes urgent meanwhile waits for it."""
+
+
+@dataclass(frozen=True)
+class _Desk:
+    """What one attempt works on; a new attempt gets its own, and what is still mined for the old one ends there."""
+
+    bank: EmbeddingBank
+    table: PositiveTable
+    requests: Requests
+    pace: Pace
+    steps: Lockstep | None
+
+    def close(self) -> None:
+        self.requests.close()
+        if self.steps is not None:
+            self.steps.close()
 
 
 class BankServer:
-    """Bank, miner thread and results that wait to be fetched. Every method may be called from any thread.
+    """Bank, table of positives and a miner thread. Every method may be called from any thread, and none waits for mining.
 
     Args:
         spec: The run's bank.
@@ -61,19 +82,19 @@ class BankServer:
         self.spec, self.note, self.trouble = spec, "started empty", ""
         self._group = group
         self._monitor = None if label is None else MiningMonitor(np.array(label, np.int64))
-        self._changed = threading.Condition()
-        self._bank = self._empty()
+        self._lock = threading.Lock()
         self._attempt = stored_attempt(spec.root)
         self._lost = restarted and spec.deterministic
         self._unsure = restarted and not spec.deterministic
-        self._world, self._expected = spec.world, 0
-        self._clear()
         self._counts: Counter[str] = Counter()
+        self._row_s = AT_ONCE_S / AT_ONCE[0]
+        bank = self._empty()
         if spec.root:
             clear_leftovers(Path(spec.root))
         if spec.root and restarted:
-            found = recover(Path(spec.root), self._bank, spec.data_hash)
-            self._bank, self.note, self.trouble = found.bank, found.note, found.trouble
+            found = recover(Path(spec.root), bank, spec.data_hash)
+            bank, self.note, self.trouble = found.bank, found.note, found.trouble
+        self._desk = self._open(bank, spec.world, 0)
         self._closed = False
         self._writer: threading.Thread | None = None
         self._miner = threading.Thread(target=self._run, name="miner", daemon=True)
@@ -95,56 +116,49 @@ class BankServer:
         said: list[str] = []
         bank = open_source(source, start_step, self._empty(), self.spec.data_hash, said.append)
         bank.rewind(start_step)  # a snapshot of a later step may be asked for; its rows are not newer than what comes
-        with self._changed:
-            self._bank, self.note = bank, f"from {source}" if source else "started empty"
+        desk = self._open(bank, world, start_step)
+        with self._lock:
+            if source is not None:  # what this process mined before is as good as the rows that it goes on with
+                desk.table.inherit(self._desk.table, start_step, bank.version >= 0)
+            old, self._desk = self._desk, desk
+            self.note = f"from {source}" if source else "started empty"
             self._attempt += 1
             store_attempt(self.spec.root, self._attempt)
-            self._lost, self._unsure, self._world, self._expected = False, False, world, start_step
-            self._clear()
-            self._changed.notify_all()
-            if said and self.spec.deterministic:
-                said.append("so this deterministic run goes on, and is not the straight one bit for bit")
-            return Began(self._attempt, "; ".join(said))
+            self._lost, self._unsure = False, False
+            began = self._attempt
+        old.close()
+        if said and self.spec.deterministic:
+            said.append("so this deterministic run goes on, and is not the straight one bit for bit")
+        return Began(began, "; ".join(said))
 
-    def push(self, message: Push) -> Verdict:
-        """Take one worker's rows and its request; the same message twice changes nothing."""
-        with self._changed:
-            if verdict := self._refusal(message):
-                self._counts["late" if verdict == "late" else "lost"] += 1
-                return verdict
-            if self.spec.deterministic:
-                self._arrived.setdefault(message.rows.step, {})[message.rows.rank] = message
-                self._changed.notify_all()
-                return "ok"
-            bank = self._bank
-            if self._unsure:  # what a restarted bank found may be of a later step: of before this one was started
-                bank.rewind(message.rows.step)
+    def serve(self, push: Push) -> tuple[Verdict, Answer | None]:
+        """Take one worker's rows and the list of what it needs; answer with what is known for that list now.
+
+        The same message twice changes nothing. A deterministic bank answers for whole steps, once they are mined from
+        the state that belongs to them; who waits asks again.
+        """
+        with self._lock:
+            if verdict := self._refusal(push):
+                self._counts[verdict] += 1
+                return verdict, None
+            desk = self._desk
+            if self._unsure and push.rows is not None:
+                # What a restarted bank found may be of a later step: of before this attempt was started.
+                desk.bank.rewind(push.step)
                 self._unsure = False
-        self._write(bank, message.rows)
-        with self._changed:
-            self._request(message)
-            self._changed.notify_all()
-        return "ok"
-
-    def serve(self, message: Push, timeout_s: float = 20.0) -> tuple[Verdict, Positives | None]:
-        """`push`, then `wait` for what it asked for: one call instead of two, since calls are what a push costs."""
-        verdict = self.push(message)
-        if verdict != "ok" or message.next_ids is None:
-            return verdict, None
-        return verdict, self.wait(message.attempt, message.rows.rank, message.next_step, timeout_s)
-
-    def wait(self, attempt: int, rank: int, step: int, timeout_s: float = 20.0) -> Positives | None:
-        """The positives of one rank's rows of one step, as soon as they are mined; None when they are not in time."""
-        key = (rank, step)
-        with self._changed:
-            self._changed.wait_for(lambda: key in self._results or self._over(attempt, rank, step), timeout_s)
-            return None if attempt != self._attempt else self._results.get(key)
+        if desk.steps is not None:
+            return self._serve_in_order(desk.steps, push)
+        desk.requests.come(push.rank, push.step)
+        if push.rows is not None:
+            self._write(desk.bank, push.rows)
+        answer = self._answer(desk, push.wanted)
+        self._note(desk, push)
+        return "ok", answer
 
     def settle(self, step: int, timeout_s: float = 60.0) -> bool:
         """Deterministic: wait until every step before `step` is written. Returns whether that is so."""
-        with self._changed:
-            done = lambda: not self.spec.deterministic or self._expected >= step  # noqa: E731
-            return self._changed.wait_for(done, timeout_s)
+        steps = self._desk.steps
+        return steps is None or steps.settle(step, timeout_s)
 
     def save(self, root: str, step: int) -> str:
         """Snapshot of this moment as `root/snap-<step>`; returns its path.
@@ -154,26 +168,35 @@ class BankServer:
         """
         if self._lost or not self.settle(step):
             raise StorageError(f"the bank misses pushes before step {step}, so it cannot be saved as of that step")
-        with self._changed:
-            bank = self._bank
-        return str(save_snapshot(bank, Path(root), step, self.spec.keep, self._extra()))
+        return str(save_snapshot(self._desk.bank, Path(root), step, self.spec.keep, self._extra()))
 
     def stats(self) -> dict[str, float | str]:
         """Counters since the start, how full the bank is, and (with labels) how well it mines."""
-        with self._changed:
-            counts, bank, note = Counter(self._counts), self._bank, self.note
-        mined = max(counts["mined_batches"], 1)
+        with self._lock:
+            counts, desk, note = Counter(self._counts), self._desk, self.note
+        soon, late = desk.requests.counts()
         quality = self._monitor.read() if self._monitor else {}
+        names = (
+            "written_rows",
+            "needed_rows",
+            "unseen_rows",
+            "mined_rows",
+            "kept_rows",
+            "mined_late_rows",
+            "late",
+            "lost",
+            "rejected",
+        )
         return {
-            "step": float(bank.step),
-            "filled": bank.filled / bank.n_slots,
-            "written_rows": float(counts["written_rows"]),
-            "mined_rows": float(counts["mined_rows"]),
-            "mine_ms": counts["mine_us"] / 1e3 / mined,
-            "requests_dropped": float(counts["requests_dropped"]),
-            "late": float(counts["late"]),
-            "lost": float(counts["lost"]),
-            "rejected": float(counts["rejected"]),
+            "step": float(desk.bank.step),
+            "seconds": time.monotonic(),
+            "filled": desk.bank.filled / desk.bank.n_slots,
+            **{name: float(counts[name]) for name in names},
+            "waiting_rows": float(soon),
+            "late_rows": float(late),
+            "oldest_steps": float(self._oldest(desk)),
+            "mine_cpu_s": counts["mine_cpu_us"] / 1e6,
+            "mine_ms": counts["mine_us"] / 1e3 / max(counts["mined_batches"], 1),
             "note": note,
             "trouble": self.trouble,
             **quality,
@@ -185,89 +208,104 @@ class BankServer:
 
     def close(self) -> None:
         """Stop the miner."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._closed = True
+        self._desk.close()
         self._miner.join(10)
         if self._writer is not None:
             self._writer.join(60)
 
-    def _clear(self) -> None:
-        self._arrived: dict[int, dict[int, Push]] = {}
-        self._requests: dict[tuple[int, int], NDArray[np.int64]] = {}
-        self._results: dict[tuple[int, int], Positives] = {}
-        self._newest: dict[int, int] = {}
+    def _open(self, bank: EmbeddingBank, world: int, start: int) -> _Desk:
+        spec = self.spec
+        table = PositiveTable(spec.n_slots, spec.plan.k, spec.plan.depth)
+        steps = Lockstep(world, start) if spec.deterministic else None
+        return _Desk(bank, table, Requests(spec.n_slots), Pace(spec.epoch_steps), steps)
 
-    def _refusal(self, message: Push) -> Verdict | None:
+    def _refusal(self, push: Push) -> Verdict | None:
         if self._lost:
             return "lost"
-        if message.attempt > self._attempt and not self.spec.deterministic:
-            self._attempt = message.attempt  # a restarted bank without stored attempt learns it from the workers
-        if message.attempt != self._attempt:
-            return "late"
-        return "late" if self.spec.deterministic and message.rows.step < self._expected else None
+        if push.attempt > self._attempt and not self.spec.deterministic:
+            self._attempt = push.attempt  # a restarted bank without stored attempt learns it from the workers
+        return "late" if push.attempt != self._attempt else None
 
-    def _request(self, message: Push) -> None:
-        rank, step = message.rows.rank, message.rows.step
-        if message.attempt != self._attempt:
-            return
-        self._newest[rank] = max(self._newest.get(rank, -1), step)
-        if message.next_ids is not None:
-            self._requests[rank, message.next_step] = message.next_ids
-        for key in [key for key in self._requests if key[0] == rank and key[1] <= step]:
-            del self._requests[key]
-            self._counts["requests_dropped"] += 1
-        for key in [key for key in self._results if key[0] == rank and key[1] <= step]:
-            del self._results[key]
+    def _serve_in_order(self, steps: Lockstep, push: Push) -> tuple[Verdict, Answer | None]:
+        if push.rows is not None and not steps.arrive(push):
+            with self._lock:
+                self._counts["late"] += 1
+            return "late", None
+        here = [(at, steps.result(push.rank, at)) for at in push.wanted.steps]
+        ready = [(np.flatnonzero(push.wanted.at == at), found) for at, found in here if found is not None]
+        if not ready:
+            return "ok", None
+        return "ok", Answer(
+            np.concatenate([place for place, _ in ready]), Positives.joined([found for _, found in ready])
+        )
 
-    def _over(self, attempt: int, rank: int, step: int) -> bool:
-        return self._closed or self._lost or attempt != self._attempt or self._newest.get(rank, -1) >= step
+    def _answer(self, desk: _Desk, wanted: Wanted) -> Answer | None:
+        found = desk.table.newer(wanted.ids, wanted.have, wanted.at - self._oldest(desk))
+        if not len(found.place):
+            return None
+        vectors = desk.bank.vectors(found.ids, self.spec.aux)
+        return Answer(found.place, Positives(found.ids, vectors, found.mined_at, found.survivors))
+
+    def _oldest(self, desk: _Desk) -> int:
+        given = self.spec.max_staleness_steps
+        return desk.pace.bound(desk.bank.step) if given is None else given
+
+    def _note(self, desk: _Desk, push: Push) -> None:
+        for step in push.wanted.steps:
+            if not desk.requests.is_new(push.rank, step):
+                continue
+            ids = push.wanted.ids[push.wanted.at == step]
+            seen = ids[desk.bank.version[ids] >= 0]  # who has no row of its own cannot be compared with others
+            urgency = desk.table.urgency(seen, step, self.spec.epoch_steps)
+            desk.requests.note(push.rank, step, seen, urgency)
+            with self._lock:
+                self._counts["needed_rows"] += len(seen)
+                self._counts["unseen_rows"] += len(ids) - len(seen)
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._has_work())
-                if self._closed:
-                    return
-                attempt, bank = self._attempt, self._bank
-                work = self._next_work()
+        while not self._closed:
+            desk = self._desk
             try:
-                for rank, step, ids in self._written(bank, work):
-                    self._publish(attempt, rank, step, self._mine(bank, ids))
-                self._done(attempt, work)
-            except Exception as error:  # a miner that dies would leave workers waiting: the failure is said instead
+                if desk.steps is None:
+                    self._mine_rows(desk)
+                else:
+                    self._mine_step(desk, desk.steps)
+                self._maybe_save()
+            except Exception as error:  # a miner that dies would leave workers without anything: it is said instead
                 _log.exception("mining failed")
-                with self._changed:
+                with self._lock:
                     self._counts["rejected"] += 1
                     self.note = self.trouble = f"mining failed: {type(error).__name__}: {error}"
                     self._lost = self.spec.deterministic
-                    self._changed.notify_all()
 
-    def _has_work(self) -> bool:
-        if self.spec.deterministic:
-            return not self._lost and len(self._arrived.get(self._expected, ())) == self._world
-        return bool(self._requests)
+    def _mine_rows(self, desk: _Desk) -> None:
+        parts = desk.requests.take(int(np.clip(AT_ONCE_S / self._row_s, *AT_ONCE)))
+        # What was mined since it was asked for (another rank asked too) need not be mined again.
+        since = [desk.bank.step if part.rank == LATE else part.noted for part in parts]
+        still = [part.ids[desk.table.mined_at(part.ids) < step] for part, step in zip(parts, since, strict=True)]
+        ids = np.unique(np.concatenate(still)) if parts else np.zeros(0, np.int64)
+        if not len(ids):
+            return
+        kept = desk.table.keep(ids, self._mine(desk.bank, ids))
+        desk.pace.mined(kept, desk.bank.step, desk.bank.filled)
+        with self._lock:
+            self._counts["kept_rows"] += kept
+            self._counts["mined_late_rows"] += len(ids) if parts[0].rank == LATE else 0
 
-    def _next_work(self) -> Work:
-        if self.spec.deterministic:
-            arrived = self._arrived.pop(self._expected)
-            return [arrived[rank] for rank in sorted(arrived)]
-        rank, step = max(self._requests, key=lambda key: (key[1], -key[0]))
-        return rank, step, self._requests.pop((rank, step))
-
-    def _written(self, bank: EmbeddingBank, work: Work) -> list[tuple[int, int, NDArray[np.int64]]]:
-        if isinstance(work, tuple):
-            return [work]
-        for message in work:
-            self._write(bank, message.rows)
-        return [(one.rows.rank, one.next_step, one.next_ids) for one in work if one.next_ids is not None]
-
-    def _done(self, attempt: int, work: Work) -> None:
-        with self._changed:
-            if isinstance(work, list) and attempt == self._attempt:
-                self._expected += 1
-            self._changed.notify_all()
-        self._maybe_save()
+    def _mine_step(self, desk: _Desk, steps: Lockstep) -> None:
+        pushes = steps.take()
+        if not pushes:
+            return
+        for push in pushes:
+            assert push.rows is not None
+            self._write(desk.bank, push.rows)
+        for push in pushes:
+            at = push.step + self.spec.lookahead
+            ids = push.wanted.ids[push.wanted.at == at]
+            if len(ids):
+                steps.publish(push.rank, at, self._mine(desk.bank, ids))
+        steps.done()
 
     def _write(self, bank: EmbeddingBank, rows: Embeddings) -> None:
         try:
@@ -276,7 +314,7 @@ class BankServer:
             why += f" (first: {taken.first})"
         except BankError as error:
             taken, bad, why = None, len(rows.instance), f"left out a whole push of rank {rows.rank}: {error}"
-        with self._changed:
+        with self._lock:
             self._counts["written_rows"] += taken.written if taken else 0
             self._counts["rows_out_of_order"] += taken.late if taken else 0
             if not bad:
@@ -287,33 +325,24 @@ class BankServer:
             self._counts["rejected"] += bad
 
     def _mine(self, bank: EmbeddingBank, ids: NDArray[np.int64]) -> Positives:
-        spec, began = self.spec, time.perf_counter()
+        spec, began, cpu = self.spec, time.perf_counter(), time.thread_time()
         found = bank.mine(ids, spec.plan, spec.main, spec.aux, backend=spec.backend, threads=spec.threads)
         if self._monitor is not None:
             self._monitor.note(ids, found.ids)
-        with self._changed:
+        seconds = time.perf_counter() - began
+        self._row_s += 0.2 * (seconds / len(ids) - self._row_s)
+        with self._lock:
             self._counts["mined_batches"] += 1
             self._counts["mined_rows"] += len(ids)
-            self._counts["mine_us"] += int(1e6 * (time.perf_counter() - began))
+            self._counts["mine_us"] += int(1e6 * seconds)
+            self._counts["mine_cpu_us"] += int(1e6 * (time.thread_time() - cpu))
         return found
-
-    def _publish(self, attempt: int, rank: int, step: int, found: Positives) -> None:
-        with self._changed:
-            if attempt != self._attempt:
-                return  # a new attempt began meanwhile
-            if not self.spec.deterministic and self._newest.get(rank, -1) >= step:
-                self._counts["late"] += 1
-                return
-            self._results[rank, step] = found
-            for key in [key for key in self._results if key[0] == rank and key[1] < step - 8 * self.spec.lookahead]:
-                del self._results[key]  # nobody came for it
-            self._changed.notify_all()
 
     def _maybe_save(self) -> None:
         every, root = self.spec.snapshot_every_steps, self.spec.root
         if not every or not root or (self._writer is not None and self._writer.is_alive()):
             return
-        bank = self._bank
+        bank = self._desk.bank
         done = bank.step + 1
         if done // every <= self._counts["live_saves"]:
             return

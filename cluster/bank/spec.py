@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vidssl.batch import Embeddings
+from vidssl.batch import Embeddings, Positives
 from vidssl.mining.cascade import Backend
 from vidssl.mining.plan import CascadePlan
 
-__all__ = ["BankSpec", "Began", "Push", "Verdict"]
+__all__ = ["Answer", "BankSpec", "Began", "Push", "Verdict", "Wanted"]
 
 Verdict = Literal["ok", "late", "lost"]
 """Answer to a push: taken; of an attempt or step that is over; or the bank lost the steps before it (deterministic)."""
@@ -32,8 +32,10 @@ class BankSpec:
         data_hash: Manifest hash that snapshots carry.
         world: Ranks that push.
         deterministic: Order pushes by (step, rank), mine between steps.
-        lookahead: Steps between a push and the rows it asks for.
-        max_staleness_steps: Older positives are not used.
+        lookahead: `mining.lookahead`.
+        epoch_steps: Steps in which every row is needed once.
+        max_staleness_steps: Older positives are not used. None: one epoch, or what the miners need to come round, see
+            `cluster.bank.table.Pace`.
         backend: As in `vidssl.mining.cascade.mine`.
         dtype: Of the bank's rows.
         threads: Of mining, matrix products included.
@@ -52,13 +54,23 @@ class BankSpec:
     world: int = 1
     deterministic: bool = False
     lookahead: int = 2
-    max_staleness_steps: int = 200
+    epoch_steps: int = 200
+    max_staleness_steps: int | None = None
     backend: Backend = "auto"
     dtype: str = "float32"
     threads: int = 1
     snapshot_every_steps: int = 0
     keep: int = 2
     labelled: bool = False
+
+    @property
+    def horizon(self) -> int:
+        """Steps between a push and the rows that it says will be needed.
+
+        A deterministic run waits for its answer. Otherwise a push is answered from what is known at that moment: rows that
+        it names are mined meanwhile and come with the answer to the next push, one step later.
+        """
+        return self.lookahead + (not self.deterministic)
 
 
 @dataclass(frozen=True)
@@ -75,17 +87,59 @@ class Began:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Rows that a rank will need, R of them, of all steps that it has named and not come to yet.
+
+    All of them are named with every push: a push that was lost, or a bank that was restarted, loses nothing for good.
+
+    Attributes:
+        ids: int64 [R], videos.
+        at: int64 [R], the step that needs the row.
+        have: int64 [R], when the positives that the rank has for it were mined; -1: it has none.
+    """
+
+    ids: NDArray[np.int64]
+    at: NDArray[np.int64]
+    have: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, ids: NDArray[np.int64], step: int) -> Wanted:
+        """Rows of one step for which nothing is there yet."""
+        return cls(ids, np.full(len(ids), step, np.int64), np.full(len(ids), -1, np.int64))
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps, in rising order."""
+        return np.unique(self.at).tolist()
+
+
+@dataclass(frozen=True)
 class Push:
-    """What a worker sends after a step.
+    """What a worker sends after a step: the one call of training to the bank.
 
     Attributes:
         attempt: Number of the training attempt, from `BankServer.reset`.
-        rows: The step's embeddings.
-        next_ids: int64 [B], instances the rank will need positives for; None asks for nothing.
-        next_step: The step in which it will need them.
+        rank: Who.
+        step: The step that was done.
+        rows: Its embeddings; None: only a question.
+        wanted: What the rank will need next.
     """
 
     attempt: int
-    rows: Embeddings
-    next_ids: NDArray[np.int64] | None
-    next_step: int
+    rank: int
+    step: int
+    rows: Embeddings | None
+    wanted: Wanted
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known, at the moment of a push, for the rows that the rank will need.
+
+    Attributes:
+        place: int64 [R], which rows of `Push.wanted` have newer positives than the rank has.
+        positives: Of these rows.
+    """
+
+    place: NDArray[np.int64]
+    positives: Positives

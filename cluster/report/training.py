@@ -93,9 +93,13 @@ _CHARTS: Final = (
     ),
     Chart(
         "Age of mined positives",
-        ("bank_age_steps", "bank/age_steps"),
-        "Steps between mining and use: how stale the bank's answer is.",
-        either=True,
+        ("bank/age_p50", "bank/age_p99", "bank_age_steps"),
+        "Steps between mining and use: half of the rows are younger than p50, all but one in a hundred than p99.",
+    ),
+    Chart(
+        "Rows mined per second",
+        ("bank/mined_per_s", "bank/needed_per_s"),
+        "What the miners do against what training asks for. Where they do less, positives grow older.",
     ),
     Chart("Clips per second", ("clips_per_second",), "Throughput of all workers together."),
     Chart(
@@ -113,7 +117,7 @@ _CHARTS: Final = (
 def curves_part(log: Log, health: Health | None, prototypes: PrototypeHealth | None = None) -> Section:
     """What was logged, and whether the embeddings (and ViCC's prototypes) are healthy."""
     title, lead = "How training went", "Logged by the run itself, over optimizer steps; every chart has its own scale."
-    lost = f'<p class="missing">{escape(log.lost)}</p>' if log.lost else ""
+    lost = "".join(f'<p class="missing">{escape(said)}</p>' for said in (log.lost, _bank_trouble(log.rows)) if said)
     if not log.rows:
         none = '<p class="missing">Nothing was logged: there is no log.jsonl, or it is empty.</p>'
         return Section(title, lead, lost or none)
@@ -125,6 +129,24 @@ def curves_part(log: Log, health: Health | None, prototypes: PrototypeHealth | N
     more += f'<div class="grid">{others}</div></details>' if others else ""
     body = f'<div class="grid">{"".join(cards)}</div>{more}{_health(health)}{_prototypes(prototypes)}{lost}'
     return Section(title, lead, body)
+
+
+def _bank_trouble(rows: Sequence[Row]) -> str:
+    """What mining cost the run, in a sentence; "" where nothing did."""
+    told = [row for row in rows if "bank/push_ms" in row]
+    if not told:
+        return ""
+    outages, seconds, refused, dropped = (
+        max(row.get(f"bank/{name}", 0.0) for row in told) for name in ("outages", "away_s", "rejected", "dropped")
+    )
+    said = [f"was away {outages:.0f} time(s), {seconds:.0f} s in all"] if outages else []
+    said += [f"took {dropped:.0f} pushes of a rank less than were made"] if dropped else []
+    said += [f"refused {refused:.0f} rows"] if refused else []
+    return (
+        f"The bank {', and '.join(said)}: rows without mined positives learn from their own second clip."
+        if said
+        else ""
+    )
 
 
 def _chart(chart: Chart, log: Sequence[Row], tags: set[str]) -> str:

@@ -17,7 +17,15 @@ from vidssl.distributed import world
 from vidssl.errors import VidsslError
 from vidssl.saved.run_folder import RunFolder
 
-__all__ = ["barrier", "from_first_rank", "gather_over_ranks", "max_over_ranks", "mean_over_ranks", "together"]
+__all__ = [
+    "barrier",
+    "from_first_rank",
+    "gather_over_ranks",
+    "max_over_ranks",
+    "mean_over_ranks",
+    "together",
+    "worst_over_ranks",
+]
 
 T = TypeVar("T")
 
@@ -30,6 +38,16 @@ def mean_over_ranks(values: Sequence[float | None], device: torch.device) -> lis
     table = torch.tensor([[value or 0.0 for value in values], known], dtype=torch.float64, device=device)
     dist.all_reduce(table)
     return [total / count if count else None for total, count in zip(*table.tolist(), strict=True)]
+
+
+def worst_over_ranks(values: Sequence[float | None], device: torch.device) -> list[float | None]:
+    """The largest of each value over the ranks that have one (all bring equally many); None where no rank has."""
+    if world() == 1 or not values:
+        return list(values)
+    least = float("-inf")
+    table = torch.tensor([least if value is None else value for value in values], dtype=torch.float64, device=device)
+    dist.all_reduce(table, op=dist.ReduceOp.MAX)
+    return [None if value == least else value for value in table.tolist()]
 
 
 def max_over_ranks(value: float, device: torch.device) -> float:

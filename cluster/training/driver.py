@@ -150,6 +150,7 @@ def _bank_spec(checked: Checked, folder: RunFolder) -> BankSpec | None:
         world=trainer.workers,
         deterministic=trainer.deterministic,
         lookahead=mining.lookahead,
+        epoch_steps=len(manifest.training_rows()) // (trainer.batch * trainer.workers),
         max_staleness_steps=mining.max_staleness_steps,
         backend=mining.backend,
         threads=trainer.cpus_per_worker,

@@ -1,4 +1,4 @@
-"""Does anything wait? Times of steps and waits, gathered between two log rows and averaged over ranks."""
+"""Does anything wait? Times of steps and waits, gathered between two log rows and averaged over ranks (or of the worst)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cluster.training.agree import mean_over_ranks
+from cluster.bank.tally import WORST
+from cluster.training.agree import mean_over_ranks, worst_over_ranks
 from vidssl.batch import ClipBatch
 from vidssl.distributed import world
 from vidssl.health import examine
@@ -63,7 +64,7 @@ class StepMeter:
         self._last = time.perf_counter()
 
     def read(self, step: int, epoch: int, rate: float) -> dict[str, float]:
-        """The row of this interval, averaged over ranks, and a fresh start."""
+        """The row of this interval, averaged over ranks (of `WORST`: the largest), and a fresh start."""
         seconds = sum(self._steps_s)
         own: dict[str, float | None] = {
             "loss": float(torch.stack(self._losses).mean()),
@@ -76,8 +77,10 @@ class StepMeter:
         own |= self._of_data()
         own |= self._health()
         own |= {} if self._bank is None else self._bank.read()
-        means = zip(own, mean_over_ranks(list(own.values()), self._device), strict=True)
-        row = {name: value for name, value in means if value is not None}
+        means = dict(zip(own, mean_over_ranks(list(own.values()), self._device), strict=True))
+        worst = [name for name in WORST if name in own]
+        means |= zip(worst, worst_over_ranks([own[name] for name in worst], self._device), strict=True)
+        row = {name: value for name, value in means.items() if value is not None}
         row["clips_per_second"] = row.pop("clips_per_rank_second") * world()
         row |= {name: row[name] * world() for name in SUMS}
         self._clear()

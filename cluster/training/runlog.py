@@ -74,8 +74,7 @@ def note_event(folder: RunFolder, sentence: str, *, restart: bool = False) -> No
 
 
 def live_line(row: Mapping[str, float], total: int) -> str:
-    """The columns that every run shows: step, loss, clips/s, wait %, bank age; videos skipped and reads tried again, if any."""
-    age = row.get("bank_age_steps", -1.0)
+    """The columns that every run shows: step, loss, clips/s, wait %, mining; videos skipped and reads tried again, if any."""
     # Fresh weights give nearly equal embeddings, so the first epoch says nothing.
     collapsed = row["epoch"] >= 1 and row.get("health/collapsed", 0.0) > 0.5
     alarm = "  COLLAPSED: all clips look alike to the encoder" if collapsed else ""
@@ -83,8 +82,23 @@ def live_line(row: Mapping[str, float], total: int) -> str:
     data = (f"  skipped {skipped}" if skipped else "") + (f"  retries {retries}" if retries else "")
     return (
         f"step {int(row['step']) + 1:>6}/{total}  loss {row['loss']:7.4f}  {row['clips_per_second']:7.1f} clips/s  "
-        f"wait {100 * row['wait_ratio']:4.1f} %  bank age {f'{age:.1f} steps' if age >= 0 else '-'}{data}{alarm}"
+        f"wait {100 * row['wait_ratio']:4.1f} %{_mining(row)}{data}{alarm}"
     )
+
+
+def _mining(row: Mapping[str, float]) -> str:
+    """What is known of mining: age (half of the rows, 99 %), fallback of the worst rank, rate, what the bank refused."""
+    if "bank/push_ms" not in row:
+        return ""
+    half, most, fallback = (row.get(f"bank/{name}") for name in ("age_p50", "age_p99", "fallback_ratio"))
+    mined, needed, refused = (row.get(f"bank/{name}") for name in ("mined_per_s", "needed_per_s", "rejected"))
+    away, outages = row.get("bank/away_s", 0.0), row.get("bank/outages", 0.0)
+    spread = None if half is None or most is None else f"{half:.0f}" + (f"-{most:.0f}" if round(most) > half else "")
+    age = "-" if spread is None else f"{spread} steps"
+    said = f"  bank age {age}" + ("" if fallback is None else f"  fallback {100 * fallback:.0f} %")
+    said += "" if mined is None or needed is None else f"  mined {mined:,.0f} of {needed:,.0f} rows/s"
+    said += f"  bank away {outages:.0f}x, {away:.0f} s" if outages else ""
+    return said + (f"  refused {refused:.0f} rows" if refused else "")
 
 
 def _short(value: float) -> float:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from cluster.bank.alarm import FallbackAlarm
 from cluster.bank.spec import BankSpec
 from cluster.training.agree import from_first_rank, gather_over_ranks, max_over_ranks, together
 from cluster.training.failure import Failure, Halt, failure_of, read_failure, write_failure
@@ -150,6 +151,7 @@ class Worker:
             self.recipe.trainer.batch * self.recipe.clips.per_video,
             self.device,
         )
+        self.alarm = FallbackAlarm()
         self.finite = FiniteWatch(self.recipe, self.folder, job.total_steps, self.device)
         self.log = self.open.enter_context(RunLog(self.folder, self.start)) if self.rank == 0 else None
 
@@ -198,7 +200,7 @@ class Worker:
     def _push(self, out: StepOutput, instance: torch.Tensor, step: int) -> None:
         if self.bank is None:
             return
-        soon = step + self.recipe.mining.lookahead
+        soon = step + self.bank.spec.horizon
         wanted = self.loader.upcoming(soon - step) if self.method.needs_positives(soon) else None
         views = {view: rows.to("cpu", torch.float32).numpy() for view, rows in out.embeddings.items()}
         pushed = Embeddings(views=views, instance=instance.cpu().numpy(), step=step, rank=self.rank)
@@ -208,6 +210,8 @@ class Worker:
         self.finite.settle()
         row, log = self.meter.read(step, epoch, self.optimizer.param_groups[0]["lr"]), self.log
         together(lambda meet: None if log is None else log.write(row), self.folder, self.device)
+        if self.rank == 0 and (alarm := self.alarm.note(row)):
+            note_event(self.folder, alarm)
 
     def _asked_to_stop(self, step: int) -> bool:
         # One number per few steps is shared, so that all ranks leave after the same step.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
-from cluster.bank.spec import BankSpec, Push
+from cluster.bank.server import BankServer
+from cluster.bank.spec import BankSpec, Push, Wanted
 from vidssl.batch import Embeddings, Positives
 from vidssl.mining.plan import CascadePlan
 
@@ -31,8 +34,39 @@ def rows(step: int, rank: int = 0, ids: np.ndarray | None = None) -> Embeddings:
     return Embeddings(views, slots, step, rank)
 
 
+def all_rows(step: int = 0) -> Embeddings:
+    """A push that gives every video a row: nothing can be mined for one that has none."""
+    return rows(step, 7, np.arange(N))
+
+
 def push(step: int, rank: int = 0, attempt: int = 0, ahead: int = 2) -> Push:
-    return Push(attempt, rows(step, rank), batch_ids(step + ahead, rank), step + ahead)
+    wanted = Wanted.of(batch_ids(step + ahead, rank), step + ahead)
+    return Push(attempt, rank, step, rows(step, rank), wanted)
+
+
+def question(at: int, rank: int = 0, attempt: int = 0, have: int = -1) -> Push:
+    """What is known for the rows of step `at`?"""
+    wanted = Wanted.of(batch_ids(at, rank), at)
+    return Push(attempt, rank, at - 2, None, Wanted(wanted.ids, wanted.at, np.full(BATCH, have)))
+
+
+def answered(server: BankServer, at: int, rank: int = 0, attempt: int = 0, have: int = -1, seconds: float = 20):
+    """Asks until all rows of step `at` have positives newer than `have`, for so long; None: they never had."""
+    deadline = time.monotonic() + seconds
+    while True:
+        _, answer = server.serve(question(at, rank, attempt, have))
+        if answer is not None and len(answer.place) == BATCH:
+            return answer.positives
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.005)
+
+
+def until(condition, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "this never came"
+        time.sleep(0.01)
 
 
 def assert_same(one: Positives | None, other: Positives | None) -> None:

@@ -11,7 +11,7 @@ import pytest
 from cluster.bank.client import BankClient
 from cluster.bank.link import RayLink
 from cluster.bank.server import BankServer
-from tests.cluster.bank.bank_parts import assert_same, batch_ids, push, rows, spec
+from tests.cluster.bank.bank_parts import answered, assert_same, batch_ids, push, rows, spec
 from vidssl.errors import BankError
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -22,7 +22,7 @@ def step_through(client, steps, pause_s=0.0):
     for step in steps:
         taken[step] = client.take(step, batch_ids(step))
         time.sleep(pause_s)
-        client.push(rows(step), batch_ids(step + 2), step + 2)
+        client.push(rows(step), batch_ids(step + client.spec.horizon), step + client.spec.horizon)
     return taken
 
 
@@ -47,7 +47,7 @@ def test_a_killed_bank_returns_with_its_snapshot_while_the_client_goes_on(ray_cl
         while time.monotonic() < deadline:
             began = time.perf_counter()
             found = client.take(step, batch_ids(step))
-            client.push(rows(step), batch_ids(step + 2), step + 2)
+            client.push(rows(step), batch_ids(step + 3), step + 3)
             longest = max(longest, time.perf_counter() - began)
             if client.counts["errors"] and (found.ids >= 0).any():
                 break
@@ -75,9 +75,9 @@ def test_a_deterministic_actor_gives_what_the_plain_bank_gives(ray_cluster):
     try:
         client.reset(None, 1, 0)
         for step, found in step_through(client, range(8)).items():
-            plain.push(push(step))
             if step >= 2:
-                assert_same(found, plain.wait(0, 0, step, 20))
+                assert_same(found, answered(plain, step))
+            plain.serve(push(step))
         assert found.ids.flags.writeable
     finally:
         client.close()

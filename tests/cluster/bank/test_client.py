@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import time
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ import torch
 from cluster.bank.client import BankClient, BankRestarted
 from cluster.bank.link import BankGone, LocalLink
 from cluster.bank.server import BankServer
-from tests.cluster.bank.bank_parts import BATCH, N, assert_same, batch_ids, rows, spec
+from cluster.bank.spec import Push, Wanted
+from tests.cluster.bank.bank_parts import BATCH, N, all_rows, assert_same, batch_ids, rows, spec, until
 from vidssl.errors import StorageError
 
 
@@ -35,8 +37,8 @@ def connect():
 class Silent(LocalLink):
     """A bank that accepts calls and answers none."""
 
-    def finished(self, references):
-        return []
+    def serve(self, push):
+        return Future()
 
 
 class Dying(LocalLink):
@@ -44,48 +46,95 @@ class Dying(LocalLink):
 
     deaths = 1
 
-    def value(self, reference):
+    def value(self, future):
         if self.deaths:
             self.deaths -= 1
             raise BankGone("killed")
-        return super().value(reference)
+        return super().value(future)
 
 
 class Counting(LocalLink):
     """A bank that raises whatever is asked of it."""
 
-    def value(self, reference):
+    def value(self, future):
         raise ValueError("a fault")
 
 
-def until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "this never came"
-        time.sleep(0.01)
+def server_of(client):
+    return client._link._server
+
+
+def fill(client):
+    """Every video gets a row: nothing can be mined for one that has none."""
+    server_of(client).serve(Push(0, 7, 0, all_rows(), Wanted.of(batch_ids(0)[:0], 0)))
 
 
 def step_through(client, steps, rank=0, unhurried=False):
-    """Train: take, then push and ask two steps ahead; returns what was taken. Unhurried: the bank keeps up."""
-    taken = {}
+    """Train: take, then push and ask ahead; returns what was taken. Unhurried: the bank keeps up."""
+    taken, ahead = {}, client.spec.horizon
     for step in steps:
         taken[step] = client.take(step, batch_ids(step, rank))
-        client.push(rows(step, rank), batch_ids(step + 2, rank), step + 2)
+        client.push(rows(step, rank), batch_ids(step + ahead, rank), step + ahead)
         if unhurried:
             client.drain()
+            until(lambda: server_of(client).stats()["waiting_rows"] == 0)
     return taken
 
 
-def test_positives_come_one_lookahead_later(connect):
+def all_here(client, step):
+    """Asks until all rows of a step are here."""
+
+    def here():
+        client.drain()
+        asked = client._asked.get(step)
+        return asked is not None and asked.here.all()
+
+    until(here)
+
+
+def test_positives_are_those_that_the_bank_mines(connect):
     client = connect()
-    step_through(client, range(3))
+    fill(client)
+    step_through(client, range(1, 3))
+    all_here(client, 5)
+    server = server_of(client)
+    until(lambda: (server._desk.table.mined_at(batch_ids(5)) == 2).all())
     client.drain()
-    found = client.take(4, BATCH)
+    expected = server._desk.bank.mine(batch_ids(5), spec().plan, "residual", "rgb", backend="oracle")
+    found = client.take(5, BATCH)
     assert found.ids.shape == (BATCH, 3)
     assert found.survivors.shape == (BATCH, 3)
-    expected = client._link._server._bank.mine(batch_ids(4), spec().plan, "residual", "rgb")
     assert_same(found, expected)
     assert found.ids.flags.writeable
+
+
+def test_a_bank_that_keeps_up_serves_every_row_and_each_one_fresh(connect):
+    client = connect()
+    fill(client)
+    taken = step_through(client, range(1, 30), unhurried=True)
+    for step in range(5, 30):
+        assert (taken[step].ids >= 0).all()
+        assert (step - taken[step].mined_at <= client.spec.lookahead + 1).all()
+
+
+def test_what_a_dropped_push_asked_for_is_asked_with_the_next_one(connect):
+    held = []
+
+    class Deaf(LocalLink):
+        def serve(self, push):
+            if len(held) == 1:
+                return super().serve(push)
+            held.append(Future())
+            return held[0]
+
+    client = connect(Deaf, client_options={"depth": 1, "in_flight": 1})
+    fill(client)
+    step_through(client, range(1, 4))  # one push is on its way, one waits, one is dropped: the one that named step 6
+    until(lambda: held)
+    assert client.counts["dropped"] >= 1
+    held[0].set_result(("ok", None))
+    all_here(client, 6)
+    assert (client.take(6, batch_ids(6)).ids >= 0).all()
 
 
 def test_a_client_whose_bank_is_silent_drops_counts_and_never_waits(connect):
@@ -103,11 +152,12 @@ def test_a_client_whose_bank_is_silent_drops_counts_and_never_waits(connect):
 
 def test_a_dying_bank_is_counted_and_training_goes_on(connect):
     client = connect(Dying)
-    step_through(client, range(2))
+    fill(client)
+    step_through(client, range(1, 3))
     until(lambda: client.counts["errors"] == 1)
-    step_through(client, range(2, 4))
-    until(lambda: 5 in client._found)
-    assert (client.take(5, BATCH).ids >= 0).any()
+    step_through(client, range(3, 5))
+    all_here(client, 6)
+    assert (client.take(6, BATCH).ids >= 0).all()
 
 
 def test_faults_in_the_bank_do_not_kill_the_client(connect):
@@ -119,9 +169,8 @@ def test_faults_in_the_bank_do_not_kill_the_client(connect):
 
 
 def test_rows_older_than_allowed_fall_back(connect):
-    client = connect(max_staleness_steps=1)
+    client = connect(max_staleness_steps=1, deterministic=True)
     step_through(client, range(4), unhurried=True)
-    client.drain()
     found = client.take(5, BATCH)
     assert (found.ids == -1).all()
     assert not found.vectors.any()
@@ -130,8 +179,8 @@ def test_rows_older_than_allowed_fall_back(connect):
 
 def test_rows_mined_for_another_video_fall_back(connect):
     client = connect()
-    step_through(client, range(8), unhurried=True)
-    client.drain()
+    fill(client)
+    step_through(client, range(1, 8), unhurried=True)
     ids = batch_ids(8).copy()
     ids[2] = (ids[2] + 1) % N
     found = client.take(8, torch.from_numpy(ids))
@@ -143,12 +192,13 @@ def test_rows_mined_for_another_video_fall_back(connect):
 def test_the_log_row_has_the_same_names_always(connect):
     client = connect()
     first = client.read()
-    step_through(client, range(6), unhurried=True)
-    client.drain()
-    client.take(6, BATCH)
+    fill(client)
+    step_through(client, range(1, 7), unhurried=True)
+    client.take(7, BATCH)
     second = client.read()
     assert list(first) == list(second)
-    assert second["bank_age_steps"] <= 2
+    assert second["bank_age_steps"] <= 3
+    assert second["bank/age_p50"] <= second["bank/age_p99"] <= 3
     assert second["bank/push_ms"] < 50
     assert second["mining/positives"] > 0
 
@@ -229,10 +279,10 @@ def test_an_outage_is_said_once_and_so_is_the_return_with_what_it_cost(connect):
     class Away(LocalLink):
         away = False
 
-        def value(self, reference):
+        def value(self, future):
             if self.away:
                 raise BankGone("killed")
-            return super().value(reference)
+            return super().value(future)
 
     client = connect(Away, client_options={"say": said.append})
     step_through(client, range(3), unhurried=True)
@@ -264,7 +314,7 @@ def test_a_bank_that_is_silent_for_long_counts_as_away(connect):
 
 
 def test_what_the_bank_has_to_say_is_passed_on_once(connect, monkeypatch):
-    monkeypatch.setattr("cluster.bank.client.STATS_S", 0.0)
+    monkeypatch.setattr("cluster.bank.client.STATS_S", 0.01)
     said = []
     client = connect(client_options={"say": said.append})
     for step in (0, 1):
@@ -293,6 +343,5 @@ def test_what_a_resumed_run_has_to_know_of_its_bank_is_said(connect, tmp_path):
 def test_half_precision_is_what_travels_to_a_half_precision_bank(connect):
     client = connect(dtype="float16")
     step_through(client, range(3))
-    client.drain()
-    assert client._link._server._bank.views["rgb"].dtype == np.float16
+    assert server_of(client)._desk.bank.views["rgb"].dtype == np.float16
     assert client.take(4, BATCH).vectors.dtype == np.float32

@@ -33,7 +33,7 @@ def test_one_recipe_is_shown_resolved_as_yaml_that_reads_back(words, capsys, tmp
     path = tmp_path / "again.yaml"
     path.write_text(capsys.readouterr().out)
     assert load_recipe(str(path)) == load_recipe("cpr-tiny", ["trainer.workers=3"])
-    assert OmegaConf.load(path).mining.max_staleness_steps == 200  # a default that the file does not name
+    assert OmegaConf.load(path).mining.max_staleness_steps is None  # a default that the file does not name
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest(capsys):

@@ -81,7 +81,7 @@ def small_words(packed: Path, *words: str) -> list[str]:
 def test_a_run_says_its_steps_and_leaves_nothing_of_ray_behind(straight):
     run, said = straight
     assert any("step     24/24" in line for line in said)
-    assert any("bank age 2.0 steps" in line for line in said)
+    assert any("bank age 2 steps  fallback 0 %" in line for line in said)
     assert not any("a worker was lost" in line for line in said)
     assert leftovers(run) == []
 

@@ -1,0 +1,57 @@
+"""Does mining keep up? Said in words when many rows are trained without mined positives for long, with what to set."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+__all__ = ["FallbackAlarm"]
+
+STEPS, SHARE = 100, 0.05
+
+
+class FallbackAlarm:
+    """Looks at the rows of the log: more than 5 % of the worst rank's rows over 100 steps, beyond videos never seen before.
+
+    A video that was never pushed has no row to be mined with: the first pass over the data falls back by itself.
+    """
+
+    def __init__(self) -> None:
+        self._rows: deque[tuple[int, float]] = deque()
+        self._last, self._said = -1, False
+
+    def note(self, row: Mapping[str, float]) -> str:
+        """A sentence where there is something to say now, else ""."""
+        steps, self._last = int(row["step"]) - self._last, int(row["step"])
+        if "bank/fallback_ratio" not in row:
+            return ""
+        self._rows.append((max(steps, 1), max(row["bank/fallback_ratio"] - row.get("bank/unseen_ratio", 0.0), 0.0)))
+        while sum(one for one, _ in self._rows) - self._rows[0][0] >= STEPS:
+            self._rows.popleft()
+        seen = sum(one for one, _ in self._rows)
+        if seen < STEPS:
+            return ""
+        share = sum(one * ratio for one, ratio in self._rows) / seen
+        before, self._said = self._said, share > SHARE
+        return "" if before or not self._said else self._sentence(seen, share, row)
+
+    def _sentence(self, steps: int, share: float, row: Mapping[str, float]) -> str:
+        said = f"over the last {steps} steps {100 * share:.0f} % of a rank's rows were trained without mined positives"
+        mined, needed = row.get("bank/mined_per_s"), row.get("bank/needed_per_s")
+        if row.get("bank/away_s", 0.0) and mined is None:
+            return f"{said}: the bank is away; look at the run's Ray log"
+        if mined is not None and needed is not None and mined < 0.95 * needed:
+            return (
+                f"{said}: {mined:,.0f} rows/s are mined and {needed:,.0f} are needed; type "
+                f"{more_mining(mined, needed)}, or a smaller mining.stages"
+            )
+        return f"{said}, although {_or_unknown(mined)} rows/s are mined: answers come too late; type a larger mining.lookahead"
+
+
+def more_mining(mined: float, needed: float) -> str:
+    """The setting that makes up the difference."""
+    return f"trainer.cpus_per_worker={max(2, round(needed / max(mined, 1)))} (threads of mining)"
+
+
+def _or_unknown(value: float | None) -> str:
+    return "enough" if value is None else f"{value:,.0f}"

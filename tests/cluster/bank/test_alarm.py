@@ -1,0 +1,50 @@
+"""When mining does not keep up the run says so once, with the cause that the numbers show and what to type."""
+
+from __future__ import annotations
+
+from cluster.bank.alarm import FallbackAlarm
+
+
+def said(fallback, steps=range(9, 400, 10), alarm=None, **numbers):
+    alarm = alarm or FallbackAlarm()
+    row = {f"bank/{name}": value for name, value in numbers.items()}
+    lines = [alarm.note({"step": step, "bank/fallback_ratio": fallback} | row) for step in steps]
+    return [line for line in lines if line]
+
+
+def test_up_to_a_twentieth_nothing_is_said():
+    assert said(0.05, mined_per_s=10.0, needed_per_s=900.0) == []
+
+
+def test_nothing_is_said_before_a_hundred_steps_and_then_once():
+    assert said(0.5, steps=range(9, 98, 10)) == []
+    assert len(said(0.5)) == 1
+
+
+def test_miners_that_are_too_slow_are_named_with_what_to_set():
+    (line,) = said(0.23, mined_per_s=420.0, needed_per_s=1280.0)
+    assert line.startswith(
+        "over the last 100 steps 23 % of a rank's rows were trained without mined positives: "
+        "420 rows/s are mined and 1,280 are needed; type "
+    )
+
+
+def test_answers_that_come_too_late_are_told_from_slow_miners():
+    (line,) = said(0.3, mined_per_s=1280.0, needed_per_s=1280.0)
+    assert line.endswith("1,280 rows/s are mined: answers come too late; type a larger mining.lookahead")
+
+
+def test_videos_that_were_never_seen_are_no_alarm():
+    assert said(0.9, unseen_ratio=0.9) == []
+
+
+def test_it_is_said_again_when_it_was_well_in_between():
+    alarm = FallbackAlarm()
+    lines = [
+        said(share, range(start + 9, start + 300, 10), alarm) for share, start in ((0.5, 0), (0.0, 300), (0.5, 600))
+    ]
+    assert [len(one) for one in lines] == [1, 0, 1]
+
+
+def test_a_run_without_a_bank_has_no_alarm():
+    assert FallbackAlarm().note({"step": 500, "loss": 1.0}) == ""
