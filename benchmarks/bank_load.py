@@ -92,7 +92,7 @@ class Workers:
         for rank, asked in enumerate(self._asked):
             took.note(rank, self.step, asked.pop(self.step), self.load.batch)
             asked.add(soon, self._ids(soon, rank))
-            views = dict.fromkeys(VIEWS, self._rows[self.step % len(self._rows)])
+            views = {view: self._rows[self.step % len(self._rows)] for view in VIEWS}
             rows = Embeddings(views, self._ids(self.step, rank), self.step, rank)
             push = Push(0, rank, self.step, rows, asked.wanted())
             self._answers.append((rank, push.wanted, self._actor.serve.remote(push).future()))
@@ -158,7 +158,7 @@ def loaded_bank(load: Load) -> Iterator[tuple[Workers, int]]:
     from cluster.bank.actor import start_bank
 
     actor = start_bank(load.spec())
-    pid = ray.get(actor.process_id.remote())
+    pid: int = ray.get(actor.process_id.remote())  # type: ignore[assignment]
     cores = sorted(os.sched_getaffinity(0))
     own = cores[0]
     try:
@@ -233,7 +233,7 @@ def memory_mb(pid: int) -> float:
 def _stats(workers: Workers) -> dict[str, float]:
     import ray
 
-    found = ray.get(workers._actor.stats.remote())
+    found: Any = ray.get(workers._actor.stats.remote())
     return {name: value for name, value in found.items() if isinstance(value, float)}
 
 

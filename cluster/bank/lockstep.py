@@ -2,7 +2,7 @@
 
 The pushes of step s are held until every rank has sent its own; then they are written in rank order, and what every rank
 asked for with them is mined from exactly that state, before any push of step s+1 is written. Results wait, with the
-vectors of that state, until the rank's push of their step says that it has them.
+vectors of that state, until the run is well past their step.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ class Lockstep:
     Args:
         world: Ranks that push every step.
         start: The step that comes first.
+        lookahead: Steps between a push and the rows that it asks for.
 
     Attributes:
         expected: The step that is written next: all before it are written and mined.
     """
 
-    def __init__(self, world: int, start: int) -> None:
-        self.world, self.expected = world, start
+    def __init__(self, world: int, start: int, lookahead: int) -> None:
+        self.world, self.expected, self._lookahead = world, start, lookahead
         self._changed = threading.Condition()
         self._arrived: dict[int, dict[int, Push]] = {}
         self._results: dict[tuple[int, int], Positives] = {}
@@ -39,8 +40,6 @@ class Lockstep:
             if push.step < self.expected:
                 return False
             self._arrived.setdefault(push.step, {})[push.rank] = push
-            for key in [key for key in self._results if key[0] == push.rank and key[1] <= push.step]:
-                del self._results[key]
             self._changed.notify_all()
             return True
 
@@ -57,6 +56,8 @@ class Lockstep:
         """What this rank asked for is mined."""
         with self._changed:
             self._results[rank, step] = found
+            for key in [key for key in self._results if key[0] == rank and key[1] < step - 8 * self._lookahead]:
+                del self._results[key]  # it was fetched, or nobody came for it
 
     def done(self) -> None:
         """The step that was taken is written and mined."""
@@ -65,7 +66,7 @@ class Lockstep:
             self._changed.notify_all()
 
     def result(self, rank: int, step: int) -> Positives | None:
-        """What this rank asked for, where it is mined; the same again until the rank has come to that step."""
+        """What this rank asked for, where it is mined; asked again, the same again."""
         with self._changed:
             return self._results.get((rank, step))
 

@@ -217,7 +217,7 @@ class BankServer:
     def _open(self, bank: EmbeddingBank, world: int, start: int) -> _Desk:
         spec = self.spec
         table = PositiveTable(spec.n_slots, spec.plan.k, spec.plan.depth)
-        steps = Lockstep(world, start) if spec.deterministic else None
+        steps = Lockstep(world, start, spec.lookahead) if spec.deterministic else None
         return _Desk(bank, table, Requests(spec.n_slots), Pace(spec.epoch_steps), steps)
 
     def _refusal(self, push: Push) -> Verdict | None:

@@ -40,6 +40,9 @@ class Silent(LocalLink):
     def serve(self, push):
         return Future()
 
+    def stats(self):
+        return Future()
+
 
 class Dying(LocalLink):
     """A bank whose process dies with everything on its way, `deaths` times."""
@@ -95,7 +98,7 @@ def all_here(client, step):
 def test_positives_are_those_that_the_bank_mines(connect):
     client = connect()
     fill(client)
-    step_through(client, range(1, 3))
+    step_through(client, range(1, 3), unhurried=True)
     all_here(client, 5)
     server = server_of(client)
     until(lambda: (server._desk.table.mined_at(batch_ids(5)) == 2).all())
