@@ -125,6 +125,16 @@ class Mining(Section):
     strategy: StrategyName = Field(
         default="cascade", description=" | ".join(f"{name} ({traits.says})" for name, traits in STRATEGIES.items())
     )
+    space: Literal["raw", "white", "canonical", "auto"] = Field(
+        default="raw",
+        description="where scores are taken: raw (rows as they are, as published) | white (every direction of a view counts alike) | canonical (the directions that both views share) | auto (by rows and by what is shared; says why)",
+    )
+    refit_steps: int = Field(
+        default=100,
+        ge=1,
+        le=1_000_000_000,
+        description="steps from one fit of the space to the next; also whenever the rows have doubled",
+    )
     stages: int = Field(default=3, ge=1, le=64, description="S, stages of the cascade")
     ratio: Ratio | None = Field(default=None, description="share kept by each stage; give this or pool")
     pool: Candidates | None = Field(

@@ -28,6 +28,7 @@ from cluster.bank.table import Pace, PositiveTable
 from vidssl.batch import Embeddings, Positives
 from vidssl.errors import BankError, StorageError
 from vidssl.mining.bank import EmbeddingBank
+from vidssl.mining.mapped import MappedRows
 from vidssl.mining.metrics import MiningMonitor
 from vidssl.mining.moments import Moment
 from vidssl.mining.snapshots import save_snapshot
@@ -363,7 +364,8 @@ class BankServer:
     def _empty(self) -> EmbeddingBank:
         spec = self.spec
         views = tuple(dict.fromkeys((spec.main, spec.aux)))
-        return EmbeddingBank(spec.n_slots, spec.dim, views, self._group, spec.dtype)
+        mapped = MappedRows(spec.space, spec.refit_steps, spec.seed)
+        return EmbeddingBank(spec.n_slots, spec.dim, views, self._group, spec.dtype, mapped)
 
     def _extra(self) -> Mapping[str, object]:
         plan = self.spec.plan

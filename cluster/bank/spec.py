@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vidssl.batch import Embeddings, Positives
 from vidssl.mining.cascade import Backend
 from vidssl.mining.plan import CascadePlan
+from vidssl.mining.space import AskedSpace
 
 __all__ = ["Answer", "BankSpec", "Began", "Push", "Verdict", "Wanted"]
 
@@ -42,6 +43,9 @@ class BankSpec:
         snapshot_every_steps: Extra snapshots under `root/live` that a restarted bank finds; 0: none.
         keep: Snapshots kept.
         labelled: Whether mining precision is measured.
+        space: As `mining.space`.
+        refit_steps: As `mining.refit_steps`.
+        seed: Of the fits of the space.
     """
 
     n_slots: int
@@ -62,6 +66,9 @@ class BankSpec:
     snapshot_every_steps: int = 0
     keep: int = 2
     labelled: bool = False
+    space: AskedSpace = "raw"
+    refit_steps: int = 100
+    seed: int = 0
 
     @property
     def horizon(self) -> int:

@@ -79,6 +79,7 @@ class MiningProtocol(Protocol):
         k: Positives per query.
         last_pool: p.
         queries: How many asked.
+        space: In which scores were taken, and why.
     """
 
     bank_step: int | None = None
@@ -92,6 +93,7 @@ class MiningProtocol(Protocol):
     k: int | None = None
     last_pool: int | None = None
     queries: int | None = None
+    space: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +169,7 @@ class Mining(Evaluator[MiningResult]):
         )
         words = (
             f"Plan: {protocol.plan}. k = {protocol.k}. Bank of step {protocol.bank_step}, "
-            f"{protocol.filled} of {protocol.slots} slots filled."
+            f"{protocol.filled} of {protocol.slots} slots filled. Space: {protocol.space or 'raw'}."
         )
         mined, ran = result.results or {}, protocol.strategy_of_run or "cascade"
         body = f'<div class="grid wide">{shape}{_rivals(mined)}</div><p class="note">{escape(words)}</p>'
@@ -241,6 +243,7 @@ def _measured(subject: Subject) -> MiningResult:
         k=plan.k,
         last_pool=plan.last_pool,
         queries=found.queries,
+        space=bank.mapped.describe(),
     )
     return MiningResult(protocol=protocol, stages=found.stages, results=found.results)
 

@@ -158,6 +158,9 @@ def _bank_spec(checked: Checked, folder: RunFolder) -> BankSpec | None:
         snapshot_every_steps=mining.snapshot_every_steps,
         keep=trainer.keep,
         labelled=bool((manifest.samples.label >= 0).any()),
+        space=mining.space,
+        refit_steps=mining.refit_steps,
+        seed=recipe.seed,
     )
 
 

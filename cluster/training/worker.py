@@ -212,6 +212,9 @@ class Worker:
         together(lambda meet: None if log is None else log.write(row), self.folder, self.device)
         if self.rank == 0 and (alarm := self.alarm.note(row)):
             note_event(self.folder, alarm)
+        for line in self.method.news():
+            if self.rank == 0:
+                note_event(self.folder, line)
 
     def _asked_to_stop(self, step: int) -> bool:
         # One number per few steps is shared, so that all ranks leave after the same step.

@@ -87,3 +87,11 @@ def test_off_is_a_word_and_not_yaml_s_false(tmp_path):
     (tmp_path / "own.yaml").write_text("mining: {where: off}\n")
     assert recipe_from_file(tmp_path / "own.yaml").mining.where == "off"
     assert load_recipe("cpr-tiny", ["mining.where=off"]).mining.where == "off"
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.endswith("-canonical")])
+def test_a_canonical_sister_is_the_published_recipe_with_one_word(name):
+    published = load_recipe(name.removesuffix("-canonical"))
+    assert published.mining.space == "raw"
+    mining = published.mining.model_copy(update={"space": "canonical"})
+    assert load_recipe(name) == published.model_copy(update={"name": name, "mining": mining})

@@ -111,6 +111,10 @@ class Method(nn.Module, ABC):
         """Called between the backward pass and the optimizer's step (ViCC: frozen prototypes lose their gradient)."""
         return
 
+    def news(self) -> list[str]:
+        """What the user should read, since the last call: the space that is mined in, and why."""
+        return []
+
     def artifact(self, view: str) -> dict[str, Tensor]:
         """What another run can start from: the `Encoder` state dict of a view.
 

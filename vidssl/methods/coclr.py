@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vidssl.batch import ClipBatch, Positives
 from vidssl.methods.base import StepOutput
+from vidssl.methods.fitted import fitted_space
 from vidssl.methods.infonce import info_nce_of
 from vidssl.methods.mined import MinedLoss, Rows, own_accuracy
 from vidssl.methods.moco import MoCo
@@ -49,7 +50,8 @@ class CoCLR(MoCo):
         }
         self.streams = nn.ModuleDict(streams)
         self.queue = RingQueue((self.aux_view, self.main_view), recipe.method.queue, recipe.model.dim)
-        self.mined = MinedLoss(recipe, seed, main=self.main_view, keys=self.aux_view)
+        self.space = fitted_space(recipe.mining, recipe.model.dim, seed)
+        self.mined = MinedLoss(recipe, seed, main=self.main_view, keys=self.aux_view, space=self.space)
         self.register_buffer("frozen", torch.tensor(not warmup))
         if not warmup and recipe.method.second_from is None:
             _log.warning(

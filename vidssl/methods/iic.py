@@ -42,6 +42,7 @@ from vidssl.errors import RecipeError
 from vidssl.losses import mil_nce
 from vidssl.memory import Memories, binary_nce, constant_of, counted_rows, drawn_ids, memory_scores, source_of
 from vidssl.methods.base import Method, Period, StepOutput
+from vidssl.methods.fitted import fitted_space
 from vidssl.methods.mined import own_accuracy
 from vidssl.methods.stream import Stream
 from vidssl.mining.exclusions import GroupIndex
@@ -116,6 +117,7 @@ class IIC(Method):
         self.backend: Backend = recipe.mining.backend
         self._groups: tuple[int, GroupIndex] | None = None
         self.plan: CascadePlan | None = None
+        self.space = fitted_space(recipe.mining, recipe.model.dim, seed) if recipe.mines else None
         if recipe.mines and instances > 1:  # with one row the method was built for its encoder alone
             self.plan = plan_from(recipe.mining, len(self.drawn_from))  # only these rows are ever filled
 
@@ -138,6 +140,10 @@ class IIC(Method):
         found = self.streams["shared"]
         assert isinstance(found, Stream)  # for the type checker: ModuleDict forgets what it holds
         return found
+
+    def news(self) -> list[str]:
+        """See `Method.news`."""
+        return [] if self.space is None else self.space.news()
 
     def encoder(self, view: str) -> Encoder:
         """The one encoder that sees every view."""
@@ -253,6 +259,8 @@ class IIC(Method):
         from vidssl.mining.cascade import mine  # heavy, and a run without the cascade never needs it
 
         bank = self.memory.rows("second"), self.memory.rows("first")
+        if self.space is not None:
+            bank = self.space(batch.step, (), bank, self.memory.seen)[1]
         queries = bank[0][batch.instance], bank[1][batch.instance]
         source = source_of(batch.instance, batch.group).cpu().numpy()
         exclude = self._group_index().exclusions(source)

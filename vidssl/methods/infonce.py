@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vidssl.batch import ClipBatch, Positives
 from vidssl.losses import contrast, info_nce
 from vidssl.methods.base import StepOutput
+from vidssl.methods.fitted import fitted_space
 from vidssl.methods.mined import MinedLoss, Rows, own_accuracy
 from vidssl.methods.moco import MoCo
 from vidssl.methods.stream import Stream
@@ -41,7 +42,8 @@ class InfoNCE(MoCo):
         self.streams = nn.ModuleDict({view: Stream(recipe.model, view=view)})
         self.queue = RingQueue((view,), recipe.method.queue, recipe.model.dim)
         if recipe.method.cascade:
-            self.mined = MinedLoss(recipe, seed, main=view, keys=view)
+            self.space = fitted_space(recipe.mining, recipe.model.dim, seed)
+            self.mined = MinedLoss(recipe, seed, main=view, keys=view, space=self.space)
 
     def forward(self, batch: ClipBatch, positives: Positives | None = None) -> StepOutput:
         """See `Method.forward`; `positives` are read in the main period of `method.cascade` only."""

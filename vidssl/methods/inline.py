@@ -13,6 +13,7 @@ from vidssl.mining.plan import CascadePlan
 from vidssl.queue import RingQueue
 
 if TYPE_CHECKING:
+    from vidssl.methods.fitted import FittedSpace
     from vidssl.mining.cascade import Backend
 
 __all__ = ["mine_in_queue"]
@@ -26,6 +27,8 @@ def mine_in_queue(
     plan: CascadePlan,
     backend: Backend,
     k: int,
+    space: FittedSpace | None = None,
+    step: int = 0,
 ) -> Tensor:
     """Bool [B, K]: the k best slots that the cascade picks for each row.
 
@@ -38,11 +41,14 @@ def mine_in_queue(
         plan: The cascade.
         backend: As in `vidssl.mining.cascade.mine`.
         k: How many of the plan's positives are taken, the best first.
+        space: The space to mine in; None: the rows as they are.
+        step: Of the batch, which decides when the space is fitted anew.
     """
     from vidssl.mining.cascade import mine  # heavy, and a run that mines in the bank never needs it
 
     bank = [queue.rows(view) for view in views]
-    result = mine(queries, bank, plan, exclude=_exclusions(forbidden), valid=None, backend=backend)
+    here = (list(queries), bank) if space is None else space(step, queries, bank)
+    result = mine(*here, plan, exclude=_exclusions(forbidden), valid=None, backend=backend)
     ids = torch.as_tensor(result.ids[:, :k], device=forbidden.device)
     mined = forbidden.new_zeros(forbidden.shape[0], queue.size + 1)
     mined.scatter_(1, torch.where(ids >= 0, ids, queue.size), True)  # -1 lands in a column that is cut off

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vidssl.batch import ClipBatch, Positives
 from vidssl.losses import apply_self_rule, contrast, mil_nce, self_dropped
+from vidssl.methods.fitted import FittedSpace
 from vidssl.methods.inline import mine_in_queue
 from vidssl.mining.plan import CascadePlan, plan_from
 from vidssl.mining.progress import topk_at
@@ -58,6 +59,7 @@ class MinedLoss:
         seed: Of the draws of `drop_p`.
         main: Name of the queue's rows that `Rows.main` is compared with.
         keys: Name of the queue's rows that are keys of the trained stream.
+        space: The space to mine in, whose state is the method's; None: the rows as they are.
 
     Attributes:
         mining: The mining section as the method means it.
@@ -67,8 +69,8 @@ class MinedLoss:
         RecipeError: `mining.where=inline` with a cascade that the queue is too small for.
     """
 
-    def __init__(self, recipe: Recipe, seed: int, main: str, keys: str) -> None:
-        self.options, self.seed = recipe.method, seed
+    def __init__(self, recipe: Recipe, seed: int, main: str, keys: str, space: FittedSpace | None = None) -> None:
+        self.options, self.seed, self.space = recipe.method, seed, space
         self.mining = mining_of(recipe)
         self.views = (main, keys)
         self.backend: Backend = recipe.mining.backend
@@ -136,7 +138,7 @@ class MinedLoss:
             return torch.zeros_like(siblings)
         forbidden = siblings | ~queue.same_label(batch.label) if self.reads_labels else siblings
         queries = (rows.main, rows.query.detach())
-        return mine_in_queue(queries, queue, self.views, forbidden, self.plan, self.backend, k)
+        return mine_in_queue(queries, queue, self.views, forbidden, self.plan, self.backend, k, self.space, batch.step)
 
 
 @torch.no_grad()

@@ -36,6 +36,10 @@ class MoCo(Method):
         """In the main period with mined positives and `mining.where=actor`."""
         return self.mined is not None and self.mined.mining.where == "actor" and self.period(step) == "main"
 
+    def news(self) -> list[str]:
+        """See `Method.news`."""
+        return self.mined.space.news() if self.mined is not None and self.mined.space is not None else []
+
     def _encode(self, view: str, batch: ClipBatch) -> tuple[Tensor, Tensor]:
         """Query rows of clip 1 and key rows of clip 2, [B, D] each."""
         stream, clips = self.stream(view), batch.clips[view]

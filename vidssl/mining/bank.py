@@ -18,6 +18,7 @@ from vidssl.errors import BankError
 from vidssl.mining.cascade import Backend, mine
 from vidssl.mining.deltas import Delta, Mark, oldest
 from vidssl.mining.exclusions import Exclusions, GroupIndex
+from vidssl.mining.mapped import MappedRows
 from vidssl.mining.moments import Facts, Moment
 from vidssl.mining.plan import CascadePlan
 from vidssl.mining.pool import SlotPool
@@ -63,6 +64,7 @@ class EmbeddingBank:
         group: int64 [N], videos cut from one source share a number; None: every video is its own source.
         dtype: "float32", or "float16" or "bfloat16" for half the memory (scores are float32 either way).
         pool: Where it is too large to be mined as a whole: draws the slots to mine among.
+        mapped: The space that it mines in; None: the rows as they are.
 
     Attributes:
         views: view → [N, D] rows as they are kept (see `vidssl.mining.rows`), zeros where never written; `table` and
@@ -70,6 +72,7 @@ class EmbeddingBank:
         dtype: As given.
         version: int64 [N], step of the last write, -1 where never written.
         step: Newest step that was written, -1 at first.
+        mapped: The rows in the space that is mined in.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class EmbeddingBank:
         group: NDArray[np.int64] | None = None,
         dtype: str = "float32",
         pool: SlotPool | None = None,
+        mapped: MappedRows | None = None,
     ) -> None:
         if n_slots < 1 or dim < 1 or not views or len(set(views)) != len(views):
             raise BankError(f"a bank needs slots, width and distinct views; given {n_slots}, {dim}, {tuple(views)}")
@@ -90,6 +94,7 @@ class EmbeddingBank:
         self.views = {view: np.zeros((n_slots, dim), storage(dtype)) for view in views}
         self.version = np.full(n_slots, -1, np.int64)
         self.step = -1
+        self.mapped = mapped or MappedRows("raw")
         self._groups, self._pool = GroupIndex(self.group), pool
         self._lock = threading.Lock()
         self._name = secrets.randbits(62)
@@ -101,6 +106,11 @@ class EmbeddingBank:
     def filled(self) -> int:
         """Slots that hold a row."""
         return int((self.version >= 0).sum())
+
+    @property
+    def stamps(self) -> NDArray[np.int64]:
+        """int64 [N], the number of each slot's last write among all, 0 where there was none; not copied."""
+        return self._stamps
 
     def push(self, rows: Embeddings) -> Taken:
         """Write one worker's rows; of a slot that occurs twice the last row stays. Writing twice changes nothing.
@@ -226,15 +236,16 @@ class EmbeddingBank:
         slots = self._checked_slots(ids)
         if unknown := {main, aux} - set(self.views):
             raise BankError(f"the bank holds {', '.join(self.views)}, not {', '.join(sorted(unknown))}")
+        kept, valid = self.mapped.tables(self)
         out = Positives.none(len(slots), plan.k, self.dim, plan.depth)
         with self._lock:
-            step, valid = self.step, self.version >= 0
-            known = np.flatnonzero(valid[slots])
-            queries = [floats(self.views[view][slots[known]]) for view in (main, aux)]
+            step, known = self.step, np.flatnonzero(valid[slots])
+            queries = [floats(kept[view][slots[known]]) for view in (main, aux)]
         if not known.size:
             return out
-        tables, exclude = {view: self.table(view) for view in (main, aux)}, self.exclusions(slots[known])
-        drawn = None if self._pool is None else self._pool.drawn(tables, valid, self.version, step, len(known))
+        tables, exclude = {view: table(kept[view]) for view in (main, aux)}, self.exclusions(slots[known])
+        space, version = self.mapped.fitted, self.version
+        drawn = None if self._pool is None else self._pool.drawn(tables, valid, version, step, len(known), space)
         if drawn is not None:
             tables, exclude, valid = drawn.tables, drawn.within(exclude), None
         found = mine(
@@ -268,7 +279,8 @@ class EmbeddingBank:
         """The bank as it is now, to be read block by block while it goes on (see `vidssl.mining.moments`); close it."""
         arrays = {"version": self.version} | {f"view-{view}": kept for view, kept in self.views.items()}
         with self._lock:
-            facts = Facts(self.n_slots, self.dim, tuple(self.views), self.dtype, self.group, self.step)
+            mapped = self.mapped.again(self.mapped.fitted)
+            facts = Facts(self.n_slots, self.dim, tuple(self.views), self.dtype, self.group, self.step, mapped)
             moment = Moment(facts, arrays, self._stamps, self._writes, self._lock, self._moments.remove)
             self._moments.append(moment)
             return moment

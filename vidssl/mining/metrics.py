@@ -20,6 +20,7 @@ from vidssl.mining.cascade import Backend, mine
 from vidssl.mining.exclusions import Exclusions
 from vidssl.mining.plan import CascadePlan
 from vidssl.mining.rows import Table
+from vidssl.mining.rows import table as engine_table
 from vidssl.tables.strategies import RIVALS
 
 __all__ = [
@@ -194,7 +195,7 @@ def rivals(
     backend: Backend = "auto",
     seed: int = 0,
 ) -> Mapping[str, MiningQuality]:
-    """The cascade beside what costs less, on one bank, at equal k.
+    """The cascade beside what costs less, on one bank and in the space that it mines in, at equal k.
 
     Args:
         bank: A bank or snapshot.
@@ -234,7 +235,8 @@ def _ceiling(bank: EmbeddingBank, slots: Ids, k: int, label: Ids, main: str) -> 
 def _one(
     bank: EmbeddingBank, plan: CascadePlan, label: Ids, slots: Ids, views: tuple[str, str], backend: Backend
 ) -> MiningQuality:
-    tables, valid = [bank.table(view) for view in views], bank.version >= 0
+    rows, valid = bank.mapped.tables(bank)
+    tables = [engine_table(rows[view]) for view in views]
     ids, purity, weight = [], np.zeros(plan.depth), 0
     for part in np.array_split(slots, max(1, len(slots) // 512)):
         queries = [table[part] for table in tables]

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vidssl.mining.mapped import MappedRows
+
 __all__ = ["BLOCK_ROWS", "Facts", "Moment"]
 
 BLOCK_ROWS = 65_536
@@ -32,6 +34,7 @@ class Facts:
         dtype: Of the rows.
         group: int64 [N].
         step: Newest step that was written.
+        mapped: The space that it mines in, without its images.
     """
 
     n_slots: int
@@ -40,6 +43,7 @@ class Facts:
     dtype: str
     group: NDArray[np.int64]
     step: int
+    mapped: MappedRows
 
 
 class Moment:

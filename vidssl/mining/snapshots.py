@@ -14,7 +14,7 @@ import re
 import shutil
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from vidssl.errors import BankError
 from vidssl.files import folder_aside, storage_error
 from vidssl.mining.bank import EmbeddingBank, bad_row, fault_in
+from vidssl.mining.mapped import NEVER, Fitted, MappedRows
 from vidssl.mining.moments import BLOCK_ROWS, Moment
 from vidssl.mining.rows import DTYPES, storage
+from vidssl.mining.space_files import array_names, space_arrays, space_from, space_words
 
 __all__ = [
     "FORMAT",
@@ -61,6 +63,8 @@ class SnapshotInfo:
         bank_step: Newest step whose rows it holds, -1 when empty.
         extra: What the writer added: manifest hash, miner settings.
         sums: sha256 of each array's values; empty in a snapshot of an older version.
+        space: Words of the space that it was mined in (see `vidssl.mining.space_files`); empty where rows were mined
+            as they are.
     """
 
     step: int
@@ -71,6 +75,7 @@ class SnapshotInfo:
     bank_step: int
     extra: Mapping[str, object]
     sums: Mapping[str, str]
+    space: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_snapshot(
@@ -139,6 +144,7 @@ def load_snapshot(
     if expect is not None and not np.array_equal(bank.group, expect.group):
         raise BankError(f"{path} was written with other groups of videos than this data has; start with an empty bank")
     bank.fill({view: arrays[f"view-{view}"] for view in info.views}, arrays["version"], info.bank_step)
+    bank.mapped = _mapped(path, info, expect)
     if (bad := bad_row(bank)) is not None:
         raise BankError(f"{path} is damaged ({bad})")
     if dtype != info.dtype and say is not None:
@@ -173,6 +179,7 @@ def read_info(path: Path) -> SnapshotInfo:
             bank_step=int(attrs["bank_step"]),
             extra=json.loads(attrs["extra"]),
             sums=json.loads(attrs.get("sums", "{}")),
+            space=json.loads(attrs.get("space", "{}")),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise BankError(f"{path} is damaged (its description lacks or spoils {error})") from error
@@ -218,6 +225,9 @@ def _write(moment: Moment, path: Path, step: int, extra: Mapping[str, object]) -
     group, facts = zarr.open_group(str(path), mode="w", zarr_format=3), moment.facts
     group.create_array("group", data=facts.group, chunks=_chunks(facts.group.shape), compressors=None)
     sums = {"group": _sum(facts.group)} | _write_rows(moment, group, step)
+    for name, array in space_arrays(facts.mapped).items():
+        group.create_array(name, data=array, chunks=array.shape, compressors=None)
+        sums[name] = _sum(array)
     attrs = {
         "format": FORMAT,
         "step": step,
@@ -228,6 +238,7 @@ def _write(moment: Moment, path: Path, step: int, extra: Mapping[str, object]) -
         "dtype": facts.dtype,
         "extra": json.dumps(dict(extra)),
         "sums": json.dumps(sums),
+        "space": json.dumps(space_words(facts.mapped)),
     }
     group.attrs.update(attrs | {"seal": _seal(attrs)})
 
@@ -279,6 +290,31 @@ def _read(path: Path, names: list[str], sums: Mapping[str, str]) -> dict[str, ND
         if sums and sums.get(name) != _sum(array):
             raise BankError(f"{path} is damaged ({name} is not what was written)")
     return found
+
+
+def _mapped(path: Path, info: SnapshotInfo, expect: EmbeddingBank | None) -> MappedRows:
+    """The space that a run goes on in: the snapshot's, unless another kind is asked for now."""
+    asked = info.space.get("asked", "raw")
+    former = MappedRows(asked, NEVER) if expect is None else expect.mapped  # who only looks at it does not fit anew
+    if former.kind != asked or "kind" not in info.space:
+        return former.again()
+    return former.again(_fitted(path, info))
+
+
+def _fitted(path: Path, info: SnapshotInfo) -> Fitted:
+    import zarr
+
+    try:
+        group = zarr.open_group(str(path), mode="r", zarr_format=3)
+        found = {
+            name: np.asarray(zarr.open_array(store=group.store, path=name, mode="r")[:])
+            for name in array_names(info.space)
+        }
+        if any(info.sums.get(name) != _sum(array) for name, array in found.items()):
+            raise ValueError("space")
+        return space_from(info.space, found)
+    except Exception as error:  # zarr raises what its parsers run into
+        raise BankError(f"{path} is damaged (its mining space is not what was written)") from error
 
 
 def _refuse_other(path: Path, info: SnapshotInfo, expect: EmbeddingBank | None, data_hash: str | None) -> None:

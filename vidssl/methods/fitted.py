@@ -1,0 +1,123 @@
+"""The space in which a queue or a memory is mined: fitted now and then on what it holds, and kept in the checkpoint.
+
+It is fitted when mining begins, at every multiple of `mining.refit_steps`, and when twice as many rows are there as
+last time: from the step and the state dict alone, so a resumed run mines in the very space of the run that was cut.
+Queues and memories are equal on all ranks, and so are the spaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from vidssl.mining.space import AskedSpace, Space, SpaceKind, fit_space, project, refit_due
+from vidssl.recipe import Mining
+
+__all__ = ["FittedSpace", "fitted_space"]
+
+_KINDS: Final[tuple[SpaceKind, ...]] = ("raw", "white", "canonical")
+
+
+def fitted_space(mining: Mining, dim: int, seed: int) -> FittedSpace | None:
+    """The space of a recipe that mines inline; None where rows stay as they are, and the state dict as it was."""
+    if mining.where != "inline" or mining.space == "raw":
+        return None
+    return FittedSpace(mining.space, mining.refit_steps, dim, seed)
+
+
+class FittedSpace(nn.Module):
+    """The map of two views (or of one) as buffers; see `vidssl.mining.space`.
+
+    Args:
+        kind: What is asked for.
+        refit_steps: Steps from one fit to the next.
+        dim: D.
+        seed: Of the fits.
+
+    Attributes:
+        means: [2, D] of the main and of the aux view.
+        matrices: [2, D, D]; of R < D columns the others are zeros.
+        fitted: int64 [3]: the kind by number, the step of the fit (−1: none yet), the rows it was fitted on.
+    """
+
+    means: Tensor
+    matrices: Tensor
+    fitted: Tensor
+
+    def __init__(self, kind: AskedSpace, refit_steps: int, dim: int, seed: int) -> None:
+        super().__init__()
+        self.kind, self.refit_steps, self.seed = kind, refit_steps, seed
+        self.register_buffer("means", torch.zeros(2, dim))
+        self.register_buffer("matrices", torch.zeros(2, dim, dim))
+        self.register_buffer("fitted", torch.tensor([0, -1, 0]))
+        self._known: tuple[int, int, int] | None = None
+        self._news: list[str] = []
+
+    @torch.no_grad()
+    def forward(
+        self, step: int, queries: Sequence[Tensor], bank: Sequence[Tensor], valid: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Queries and bank in the space of this step.
+
+        Args:
+            step: Of the batch.
+            queries: [B, D] rows of the main and of the aux view; none where the bank's own rows ask.
+            bank: [N, D] rows of the same views; one tensor twice where one stream is both.
+            valid: Bool [N], rows that hold something; None: all.
+        """
+        if self.training and self._due(step, bank, valid):
+            self._fit(step, bank, valid)
+        if _KINDS[self._state()[0]] == "raw":
+            return list(queries), list(bank)
+        maps = list(zip(self.means, self.matrices, strict=True))
+        with torch.autocast(bank[0].device.type, enabled=False):
+            return (
+                [project(rows, *one) for rows, one in zip(queries, maps, strict=False)],
+                [project(rows, *one) for rows, one in zip(bank, maps, strict=True)],
+            )
+
+    def news(self) -> list[str]:
+        """Which space it is now and why, where that has changed since the last call."""
+        said, self._news = self._news, []
+        return said
+
+    def _state(self) -> tuple[int, int, int]:
+        """What `fitted` says, read from the device once: no step waits for it."""
+        if self._known is None:
+            kind, step, rows = self.fitted.tolist()
+            self._known = kind, step, rows
+        return self._known
+
+    def _due(self, step: int, bank: Sequence[Tensor], valid: Tensor | None) -> bool:
+        _, fitted_at, rows = self._state()
+        count = len(bank[0]) if valid is None else int(valid.sum())
+        return refit_due(step, count, fitted_at, rows, self.refit_steps)
+
+    def _fit(self, step: int, bank: Sequence[Tensor], valid: Tensor | None) -> None:
+        former = self._state()
+        there = [rows if valid is None else rows[valid] for rows in dict.fromkeys(bank)]
+        space = fit_space(
+            self.kind, {str(place): rows.cpu().numpy() for place, rows in enumerate(there)}, seed=self.seed
+        )
+        number = _KINDS.index(space.kind)
+        self._take(space)
+        self._known = number, step, len(there[0])
+        self.fitted.copy_(torch.tensor(self._known))
+        if former[1] < 0 or former[0] != number:
+            self._news.append(f"mining space from step {step}: {space.describe()}")
+
+    def _take(self, space: Space) -> None:
+        self.means.zero_()
+        self.matrices.zero_()
+        for place in range(2 if space.views else 0):
+            view = space.views[min(place, len(space.views) - 1)]
+            matrix = torch.from_numpy(space.matrices[view])
+            self.means[place] = torch.from_numpy(space.means[view])
+            self.matrices[place, :, : matrix.shape[1]] = matrix
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._known = None

@@ -1,0 +1,130 @@
+"""The bank's rows in the space in which they are mined: a second table, kept up to date by whoever mines.
+
+A push knows nothing of it. Before mining, the rows that were written since (their number of write says so, see
+`vidssl.mining.deltas`) are mapped; now and then the space is fitted anew and all of them are. Both happen on the miner's thread, so no push waits for them. A fit follows from the bank's rows and step
+alone, and a row's image from the row alone, to the last bit: a run that goes on from a snapshot mines what it would have
+mined.
+
+Memory: R ≤ D columns per row and view in the bank's dtype, twice that while a new space is taken over; raw: nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidssl.mining.rows import stored
+from vidssl.mining.space import FIT_ROWS, AskedSpace, Space, fit_space, refit_due
+
+if TYPE_CHECKING:
+    from vidssl.mining.bank import EmbeddingBank
+
+__all__ = ["NEVER", "Fitted", "MappedRows"]
+
+_log = logging.getLogger(__name__)
+_ROWS_AT_ONCE = 8192
+NEVER = 1 << 62
+"""`refit_steps` of a bank that is only looked at."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A space and the moment it is of; a snapshot keeps it.
+
+    Attributes:
+        space: The map.
+        step: The bank's step when it was fitted.
+        rows: Its filled slots then.
+    """
+
+    space: Space
+    step: int
+    rows: int
+
+
+class MappedRows:
+    """Rows of one bank in a space of a kind; raw hands out the bank's own tables.
+
+    Args:
+        kind: As `mining.space`.
+        refit_steps: As `mining.refit_steps`.
+        seed: Of the fits.
+
+    Attributes:
+        fitted: The present space; None before the first mining.
+    """
+
+    def __init__(self, kind: AskedSpace, refit_steps: int = 100, seed: int = 0) -> None:
+        self.kind, self.refit_steps, self.seed = kind, refit_steps, seed
+        self.fitted: Fitted | None = None
+        self._tables: dict[str, NDArray] = {}
+        self._stamps: NDArray[np.int64] | None = None
+        self._lock = threading.Lock()
+
+    def again(self, fitted: Fitted | None = None) -> MappedRows:
+        """The same for another bank (a copy, a snapshot): it maps its own rows, at first with `fitted`."""
+        other = MappedRows(self.kind, self.refit_steps, self.seed)
+        other.fitted = fitted
+        return other
+
+    def tables(self, bank: EmbeddingBank) -> tuple[Mapping[str, NDArray], NDArray[np.bool_]]:
+        """Rows of the bank in the present space, each as new as the bank's own, and which slots hold one.
+
+        Two miners may ask at once: the second waits for what the first one is mapping.
+
+        Returns:
+            view → [N, R] as the bank keeps rows (see `vidssl.mining.rows`), and bool [N].
+        """
+        if self.kind == "raw":
+            return bank.views, bank.version >= 0
+        with self._lock:
+            filled = bank.filled
+            if filled and self._due(bank, filled):
+                self._fit(bank, filled)
+            if self.fitted is None or self.fitted.space.kind == "raw":
+                return bank.views, bank.version >= 0
+            there = self._map(bank, self.fitted.space)
+            return self._tables, there
+
+    def describe(self) -> str:
+        """The present space in words."""
+        return self.kind if self.fitted is None else self.fitted.space.describe()
+
+    def _due(self, bank: EmbeddingBank, filled: int) -> bool:
+        at, rows = (-1, 0) if self.fitted is None else (self.fitted.step, self.fitted.rows)
+        return refit_due(bank.step, filled, at, rows, self.refit_steps)
+
+    def _fit(self, bank: EmbeddingBank, filled: int) -> None:
+        former, step = self.fitted, bank.step
+        slots = np.flatnonzero(bank.version >= 0)
+        if len(slots) > FIT_ROWS:  # drawn here, so that no copy of the whole bank is made
+            slots = np.sort(np.random.default_rng((self.seed, step + 1)).choice(slots, FIT_ROWS, replace=False))
+        parts = np.array_split(slots, -(-len(slots) // _ROWS_AT_ONCE))  # the bank's lock is held for one at a time
+        rows = {view: np.concatenate([bank.vectors(part, view) for part in parts]) for view in bank.views}
+        space = fit_space(self.kind, rows, seed=self.seed)
+        self.fitted = Fitted(space, step, filled)
+        self._tables, self._stamps = {}, None  # the former tables live as long as a miner reads them
+        if former is None or former.space.kind != space.kind:
+            _log.info("mining space from step %d: %s", step, space.describe())
+
+    def _map(self, bank: EmbeddingBank, space: Space) -> NDArray[np.bool_]:
+        if self._stamps is None:
+            columns = space.columns
+            assert columns is not None  # for the type checker: raw was served before
+            self._tables = {view: np.zeros((bank.n_slots, columns), kept.dtype) for view, kept in bank.views.items()}
+            self._stamps = np.zeros(bank.n_slots, np.int64)
+        there = bank.version >= 0
+        now = bank.stamps.copy()  # before the rows: what is written meanwhile has a higher number next time
+        stale = np.flatnonzero((self._stamps != now) & there)
+        for start in range(0, len(stale), _ROWS_AT_ONCE):
+            slots = stale[start : start + _ROWS_AT_ONCE]
+            for view, kept in self._tables.items():
+                kept[slots] = stored(space.apply(view, bank.vectors(slots, view)), bank.dtype)
+            self._stamps[slots] = now[slots]
+        return there & (self._stamps > 0)  # a slot that is being filled at this moment has no image yet
