@@ -7,8 +7,8 @@ Queues and memories are equal on all ranks, and so are the spaces.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -49,11 +49,13 @@ class FittedSpace(nn.Module):
 
     def __init__(self, kind: AskedSpace, refit_steps: int, dim: int, seed: int) -> None:
         super().__init__()
-        self.kind, self.refit_steps, self.seed = kind, refit_steps, seed
+        self.kind: AskedSpace = kind
+        self.refit_steps, self.seed = refit_steps, seed
         self.register_buffer("means", torch.zeros(2, dim))
         self.register_buffer("matrices", torch.zeros(2, dim, dim))
         self.register_buffer("fitted", torch.tensor([0, -1, 0]))
         self._known: tuple[int, int, int] | None = None
+        self.register_load_state_dict_post_hook(_read_again)
         self._news: list[str] = []
 
     @torch.no_grad()
@@ -78,6 +80,10 @@ class FittedSpace(nn.Module):
                 [project(rows, *one) for rows, one in zip(queries, maps, strict=False)],
                 [project(rows, *one) for rows, one in zip(bank, maps, strict=True)],
             )
+
+    def forget(self) -> None:
+        """The buffers were written from outside."""
+        self._known = None
 
     def news(self) -> list[str]:
         """Which space it is now and why, where that has changed since the last call."""
@@ -118,6 +124,7 @@ class FittedSpace(nn.Module):
             self.means[place] = torch.from_numpy(space.means[view])
             self.matrices[place, :, : matrix.shape[1]] = matrix
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-        self._known = None
+
+def _read_again(space: nn.Module, _: object) -> None:
+    assert isinstance(space, FittedSpace)  # for the type checker: a hook is handed a module
+    space.forget()

@@ -47,8 +47,8 @@ def mine_in_queue(
     from vidssl.mining.cascade import mine  # heavy, and a run that mines in the bank never needs it
 
     bank = [queue.rows(view) for view in views]
-    here = (list(queries), bank) if space is None else space(step, queries, bank)
-    result = mine(*here, plan, exclude=_exclusions(forbidden), valid=None, backend=backend)
+    asking, asked = (queries, bank) if space is None else space(step, queries, bank)
+    result = mine(asking, asked, plan, exclude=_exclusions(forbidden), valid=None, backend=backend)
     ids = torch.as_tensor(result.ids[:, :k], device=forbidden.device)
     mined = forbidden.new_zeros(forbidden.shape[0], queue.size + 1)
     mined.scatter_(1, torch.where(ids >= 0, ids, queue.size), True)  # -1 lands in a column that is cut off

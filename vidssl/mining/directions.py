@@ -2,8 +2,9 @@
 
 `X → (X − m) C^(−1/2)` makes every direction count alike (whitening). The canonical directions of two views are the
 singular vectors of `K = C_a^(−1/2) C_ab C_b^(−1/2)`; the singular values are the correlations of what the views say in
-them. Both overfit where rows are few: covariances are shrunk towards a multiple of the identity, as if D more rows had
-been seen that know no direction, and a correlation counts only as far as it is above the largest one of shuffled pairs.
+them. Both overfit where rows are few. Whitening has nothing to hold it but the shrinkage of the covariance towards a
+multiple of the identity, as if D more rows had been seen that know no direction. A canonical direction is held by its
+pairs: it counts only as far as its correlation is above the largest one of shuffled pairs, so little shrinkage will do.
 """
 
 from __future__ import annotations
@@ -13,10 +14,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LEAST_SHRINKAGE", "Moments", "Shared", "moments", "shared_directions", "shrinkage", "whitener"]
+__all__ = [
+    "LEAST_SHRINKAGE",
+    "SHARED_SHRINKAGE",
+    "Moments",
+    "Shared",
+    "moments",
+    "shared_directions",
+    "shrinkage",
+    "whitener",
+]
 
-LEAST_SHRINKAGE = 0.05
-"""Share of the identity however many rows there are: what hardly varies at all is noise, and stays small."""
+LEAST_SHRINKAGE = 0.2
+"""Share of the identity in a white space however many rows there are: what hardly varies is noise, and stays small."""
+SHARED_SHRINKAGE = 0.05
+"""Share of the identity where shared directions are looked for."""
 SHUFFLES = 8
 """Shuffled pairings, whose largest correlation is called chance."""
 _ALIKE = 1e-6
@@ -89,9 +101,8 @@ def shrinkage(rows: int, dim: int) -> float:
     return max(LEAST_SHRINKAGE, dim / (rows + dim))
 
 
-def whitener(of: Moments) -> Matrix:
-    """[D, D] symmetric C^(−1/2) of the shrunk covariance."""
-    share = shrinkage(of.rows, of.dim)
+def whitener(of: Moments, share: float) -> Matrix:
+    """[D, D] symmetric C^(−1/2) of the covariance with this share of the identity."""
     values, vectors = np.linalg.eigh(of.covariance)
     values = np.maximum(values, 0)
     values = (1 - share) * values + share * values.mean()
@@ -107,7 +118,7 @@ def shared_directions(first_nD: NDArray, second_nD: NDArray, of: tuple[Moments, 
         of: Their moments.
         seed: Of the shuffles.
     """
-    white = whitener(of[0]), whitener(of[1])
+    white = whitener(of[0], SHARED_SHRINKAGE), whitener(of[1], SHARED_SHRINKAGE)
 
     def correlation(second: NDArray) -> Matrix:
         return white[0] @ _product(first_nD, second, of[0].mean, of[1].mean) @ white[1]

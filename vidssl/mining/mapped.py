@@ -61,7 +61,8 @@ class MappedRows:
     """
 
     def __init__(self, kind: AskedSpace, refit_steps: int = 100, seed: int = 0) -> None:
-        self.kind, self.refit_steps, self.seed = kind, refit_steps, seed
+        self.kind: AskedSpace = kind
+        self.refit_steps, self.seed = refit_steps, seed
         self.fitted: Fitted | None = None
         self._tables: dict[str, NDArray] = {}
         self._stamps: NDArray[np.int64] | None = None

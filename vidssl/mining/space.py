@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vidssl.errors import BankError
-from vidssl.mining.directions import Matrix, Moments, moments, shared_directions, whitener
+from vidssl.mining.directions import Matrix, Moments, moments, shared_directions, shrinkage, whitener
 
 __all__ = ["FIT_ROWS", "AskedSpace", "Space", "SpaceKind", "fit_space", "project", "raw_space", "refit_due"]
 
@@ -179,7 +179,9 @@ def _canonical(
 
 
 def _white(views: tuple[str, ...], of: list[Moments], count: int, why: str) -> Space:
-    return _space("white", views, of, tuple(whitener(one) for one in of), np.zeros(0), count, why)
+    return _space(
+        "white", views, of, tuple(whitener(one, shrinkage(one.rows, one.dim)) for one in of), np.zeros(0), count, why
+    )
 
 
 def _space(
@@ -201,12 +203,13 @@ def _said(kind: AskedSpace, why: str) -> str:
 
 
 def _checked(rows: Mapping[str, NDArray]) -> tuple[tuple[str, ...], list[NDArray]]:
-    shapes = {table.shape for table in rows.values()}
-    if not 1 <= len(rows) <= 2 or len(shapes) != 1 or len(next(iter(shapes))) != 2:
+    views, tables = tuple(rows), list(rows.values())
+    alike = len({table.shape for table in tables}) == 1
+    if not 1 <= len(tables) <= 2 or not alike or tables[0].ndim != 2:
         raise BankError(
             f"a mining space is fitted on one view or two, [n, D] each; given {[(v, t.shape) for v, t in rows.items()]}"
         )
-    return tuple(rows), list(rows.values())
+    return views, tables
 
 
 def _float(rows: Rows) -> Rows:

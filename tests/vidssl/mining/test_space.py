@@ -8,18 +8,17 @@ from tests.vidssl.mining.space_worlds import precision, rotated, slow_scores, tw
 from vidssl.errors import BankError
 from vidssl.mining import space as module
 from vidssl.mining.cascade import mine
-from vidssl.mining.directions import moments, shared_directions, shrinkage
+from vidssl.mining.directions import LEAST_SHRINKAGE, moments, shared_directions, shrinkage
 from vidssl.mining.plan import CascadePlan
 from vidssl.mining.space import fit_space
 
 KINDS = ("white", "canonical")
 
 
-def shrunk(rows):
-    """The covariance from its definition, shrunk as the module's table says."""
+def shrunk(rows, share):
+    """The covariance from its definition with a share of the identity, and the centred rows."""
     centred = rows.astype(np.float64) - rows.astype(np.float64).mean(0)
     covariance = sum(np.outer(row, row) for row in centred) / len(rows)
-    share = shrinkage(*rows.shape)
     return (1 - share) * covariance + share * np.trace(covariance) / rows.shape[1] * np.eye(rows.shape[1]), centred
 
 
@@ -40,7 +39,7 @@ def test_white_scores_are_cosines_in_the_metric_of_the_inverse_covariance():
     views, _ = two_views(300)
     space = fit_space("white", views)
     for view, rows in views.items():
-        covariance, centred = shrunk(rows)
+        covariance, centred = shrunk(rows, 0.2)
         metric = centred @ np.linalg.inv(covariance) @ centred.T
         size = np.sqrt(np.diag(metric))
         image = space.apply(view, rows)
@@ -51,7 +50,7 @@ def test_canonical_directions_solve_the_textbooks_eigenproblem():
     """C_a⁻¹ C_ab C_b⁻¹ C_ba a = ρ² a, solved as it stands, without a singular value in sight."""
     views, _ = two_views(400, seed=3)
     first, second = views.values()
-    (of_first, a), (of_second, b) = shrunk(first), shrunk(second)
+    (of_first, a), (of_second, b) = shrunk(first, 0.05), shrunk(second, 0.05)
     cross = a.T @ b / len(a)
     values, vectors = np.linalg.eig(np.linalg.solve(of_first, cross) @ np.linalg.solve(of_second, cross.T))
     order = np.argsort(-values.real)
@@ -153,16 +152,12 @@ def test_fewer_rows_than_columns_stay_raw(kind):
     assert "16 rows of width 16" in space.why
 
 
-def test_the_fewer_the_rows_the_nearer_is_white_to_the_rows_themselves_centred():
-    near = []
-    for count in (20, 80, 320, 5000):
-        views, _ = two_views(count, seed=2)
-        rows = views["rgb"]
-        plain = unit(rows - rows.mean(0))
-        image = fit_space("white", views).apply("rgb", rows)
-        off = ~np.eye(20, dtype=bool)
-        near.append(np.corrcoef((plain @ plain.T)[:20, :20][off], (image @ image.T)[:20, :20][off])[0, 1])
-    assert near == sorted(near, reverse=True)
+@pytest.mark.parametrize("dim", [8, 64])
+def test_the_fewer_the_rows_the_more_the_covariance_is_shrunk_and_never_less_than_the_least(dim):
+    shares = [shrinkage(rows, dim) for rows in (2, dim, 2 * dim, 10 * dim, 1_000_000)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[1:3] == [1 / 2, 1 / 3]
+    assert shares[-1] == LEAST_SHRINKAGE
 
 
 @pytest.mark.parametrize(("count", "kind"), [(40, "raw"), (100, "white"), (400, "canonical")])
