@@ -365,7 +365,7 @@ class BankServer:
         spec = self.spec
         views = tuple(dict.fromkeys((spec.main, spec.aux)))
         mapped = MappedRows(spec.space, spec.refit_steps, spec.seed)
-        return EmbeddingBank(spec.n_slots, spec.dim, views, self._group, spec.dtype, mapped)
+        return EmbeddingBank(spec.n_slots, spec.dim, views, self._group, spec.dtype, mapped=mapped)
 
     def _extra(self) -> Mapping[str, object]:
         plan = self.spec.plan

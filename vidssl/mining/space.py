@@ -164,7 +164,7 @@ def _project_array(rows: NDArray, mean: NDArray[np.float32], matrix: NDArray[np.
 def _canonical(
     kind: AskedSpace, views: tuple[str, ...], tables: list[NDArray], of: list[Moments], count: int, seed: int
 ) -> Space:
-    if len(views) < 2:
+    if len(views) == 1:
         return _white(views, of, count, f"one view, {views[0]}, shares nothing with another")
     shared = shared_directions(tables[0], tables[1], (of[0], of[1]), seed)
     number = len(shared.correlations)

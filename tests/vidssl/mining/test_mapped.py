@@ -11,11 +11,14 @@ from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.cascade import mine
 from vidssl.mining.mapped import MappedRows
 from vidssl.mining.plan import CascadePlan
+from vidssl.mining.pool import SlotPool
+from vidssl.mining.rows import storage
 from vidssl.mining.snapshots import load_snapshot, read_info, save_snapshot
 from vidssl.mining.space import fit_space
 
 N, D = 200, 16
 PLAN = CascadePlan(N, 3, 0.4, 4)
+VIEWS = ("residual", "rgb")
 KINDS = ("white", "canonical", "auto")
 
 
@@ -24,7 +27,7 @@ def rows_of(slots, step, views):
 
 
 def a_bank(kind, dtype="float32", refit_steps=10, seed=0):
-    return EmbeddingBank(N, D, ("residual", "rgb"), dtype=dtype, mapped=MappedRows(kind, refit_steps, seed))
+    return EmbeddingBank(N, D, VIEWS, dtype=dtype, mapped=MappedRows(kind, refit_steps, seed))
 
 
 def full(kind, step=3, dtype="float32", refit_steps=10):
@@ -50,7 +53,7 @@ def test_a_bank_mines_in_the_space_of_its_rows_and_hands_out_raw_rows(kind):
     assert (found.ids != raw).mean() > 0.2
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_after_any_pushes_the_images_are_those_of_a_bank_that_maps_everything_at_once(dtype):
     bank, _ = full("canonical", dtype=dtype, refit_steps=1000)
     ids(bank)
@@ -61,10 +64,11 @@ def test_after_any_pushes_the_images_are_those_of_a_bank_that_maps_everything_at
         bank.push(rows_of(slots[:3], step, two_views(N, D, seed=99)[0]))  # of one step and slot the last row stays
         ids(bank, slots)
     bank.rewind(6)
-    fresh = bank.twin()
+    fresh = EmbeddingBank(N, D, VIEWS, dtype=dtype, mapped=bank.mapped.again(bank.mapped.fitted))
+    fresh.apply(bank.changed_since(None))  # a mirror of it
     (former, _), (anew, _) = bank.mapped.tables(bank), fresh.mapped.tables(fresh)
     for view in former:
-        assert former[view].dtype == np.dtype(dtype)
+        assert former[view].dtype == storage(dtype)
         np.testing.assert_array_equal(former[view], anew[view])
 
 
@@ -97,7 +101,7 @@ def test_a_run_that_goes_on_from_a_snapshot_mines_what_it_would_have_mined(kind,
         straight.push(rows_of(np.arange(step, N, 7), step, two_views(N, D, seed=step)[0]))
         ids(straight, np.arange(9))
     expected = straight.mapped.fitted
-    path = save_snapshot(straight.twin(), tmp_path, 6)
+    path = save_snapshot(straight, tmp_path, 6)
     again = load_snapshot(path, a_bank(kind))
     assert (again.mapped.fitted.step, again.mapped.fitted.rows) == (expected.step, expected.rows)
     assert again.mapped.fitted.space.describe() == expected.space.describe()
@@ -137,3 +141,22 @@ def test_a_raw_bank_keeps_no_second_table_and_writes_no_space(tmp_path):
     ids(bank)
     assert bank.mapped.tables(bank)[0] is bank.views
     assert read_info(save_snapshot(bank, tmp_path, 4)).space == {}
+
+
+def test_a_pool_is_drawn_anew_when_the_space_is_another():
+    views, _ = two_views(N, D)
+    pool = SlotPool(150, every_rows=10_000)
+    bank = EmbeddingBank(N, D, VIEWS, pool=pool, mapped=MappedRows("white", 10))
+    bank.push(rows_of(np.arange(N), 3, views))
+    ids(bank, np.arange(5))
+    bank.push(rows_of(np.arange(N), 13, two_views(N, D, seed=5)[0]))
+    found = ids(bank, np.arange(5))
+    slots = pool._drawn.slots
+    image = bank.mapped.tables(bank)[0]
+    again = mine(
+        [image[view][:5] for view in VIEWS],
+        [image[view][slots] for view in VIEWS],
+        PLAN,
+        exclude=[np.flatnonzero(slots == slot) for slot in range(5)],
+    )
+    np.testing.assert_array_equal(found, slots[again.ids])
