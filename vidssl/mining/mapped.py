@@ -1,9 +1,9 @@
 """The bank's rows in the space in which they are mined: a second table, kept up to date by whoever mines.
 
 A push knows nothing of it. Before mining, the rows that were written since (their number of write says so, see
-`vidssl.mining.deltas`) are mapped; now and then the space is fitted anew and all of them are. Both happen on the miner's thread, so no push waits for them. A fit follows from the bank's rows and step
-alone, and a row's image from the row alone, to the last bit: a run that goes on from a snapshot mines what it would have
-mined.
+`vidssl.mining.deltas`) are mapped; now and then the space is fitted anew and all of them are. Both happen on the miner's
+thread, so no push waits for them. A fit follows from the bank's rows and step alone, and a row's image from the row
+alone, to the last bit: a run that goes on from a snapshot mines what it would have mined.
 
 Memory: R ≤ D columns per row and view in the bank's dtype, twice that while a new space is taken over; raw: nothing.
 """
@@ -14,7 +14,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +22,36 @@ from numpy.typing import NDArray
 from vidssl.mining.rows import stored
 from vidssl.mining.space import FIT_ROWS, AskedSpace, Space, fit_space, refit_due
 
-if TYPE_CHECKING:
-    from vidssl.mining.bank import EmbeddingBank
-
-__all__ = ["NEVER", "Fitted", "MappedRows"]
+__all__ = ["NEVER", "Fitted", "Kept", "MappedRows"]
 
 _log = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 8192
 NEVER = 1 << 62
 """`refit_steps` of a bank that is only looked at."""
+
+
+class Kept(Protocol):
+    """What is asked of a bank; see `vidssl.mining.bank.EmbeddingBank`."""
+
+    n_slots: int
+    dtype: str
+    views: dict[str, NDArray]
+    version: NDArray[np.int64]
+    step: int
+
+    @property
+    def filled(self) -> int:
+        """Slots that hold a row."""
+        ...
+
+    @property
+    def stamps(self) -> NDArray[np.int64]:
+        """int64 [N], the number of each slot's last write."""
+        ...
+
+    def vectors(self, ids: NDArray[np.int64], view: str) -> NDArray[np.float32]:
+        """float32 [..., D] rows of one view."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +95,7 @@ class MappedRows:
         other.fitted = fitted
         return other
 
-    def tables(self, bank: EmbeddingBank) -> tuple[Mapping[str, NDArray], NDArray[np.bool_]]:
+    def tables(self, bank: Kept) -> tuple[Mapping[str, NDArray], NDArray[np.bool_]]:
         """Rows of the bank in the present space, each as new as the bank's own, and which slots hold one.
 
         Two miners may ask at once: the second waits for what the first one is mapping.
@@ -97,11 +118,11 @@ class MappedRows:
         """The present space in words."""
         return self.kind if self.fitted is None else self.fitted.space.describe()
 
-    def _due(self, bank: EmbeddingBank, filled: int) -> bool:
+    def _due(self, bank: Kept, filled: int) -> bool:
         at, rows = (-1, 0) if self.fitted is None else (self.fitted.step, self.fitted.rows)
         return refit_due(bank.step, filled, at, rows, self.refit_steps)
 
-    def _fit(self, bank: EmbeddingBank, filled: int) -> None:
+    def _fit(self, bank: Kept, filled: int) -> None:
         former, step = self.fitted, bank.step
         slots = np.flatnonzero(bank.version >= 0)
         if len(slots) > FIT_ROWS:  # drawn here, so that no copy of the whole bank is made
@@ -114,7 +135,7 @@ class MappedRows:
         if former is None or former.space.kind != space.kind:
             _log.info("mining space from step %d: %s", step, space.describe())
 
-    def _map(self, bank: EmbeddingBank, space: Space) -> NDArray[np.bool_]:
+    def _map(self, bank: Kept, space: Space) -> NDArray[np.bool_]:
         if self._stamps is None:
             columns = space.columns
             assert columns is not None  # for the type checker: raw was served before
