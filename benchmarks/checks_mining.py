@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.checking import Note, Setting, best_ms
+from vidssl.mining.plan import CascadePlan
 
 __all__ = ["bank_push", "cascade", "knn"]
 
@@ -22,12 +23,14 @@ def cascade(setting: Setting, note: Note) -> None:
         RuntimeError: ids differ from the oracle's.
     """
     note("cases_equal_to_oracle", _equal_cases(setting, 10 if setting.small else 60))
-    sizes = (512,) if setting.small else (2048, 16384, 100_000, 1_000_000)
-    for n_slots in sizes:
-        for rows in (16,) if setting.small else (64, 256):
-            for stages, ratio in ((7, 0.5), (3, 0.1)):
-                milliseconds = _cascade_ms(setting, n_slots, rows, stages, ratio)
-                note(f"ms N={n_slots} B={rows} S={stages} r={ratio}", milliseconds)
+    note("copy_gbytes", copied := _copy_gbytes(setting))
+    for n_slots in (512,) if setting.small else (2048, 16_384, 240_000, 1_000_000, 4_000_000):
+        for dtype in ("float32", "float16", "bfloat16"):
+            bank = [_bank_there(setting, n_slots, dtype, seed) for seed in (3, 4)]
+            for rows in (16,) if setting.small else (64, 256):
+                for stages, ratio in ((7, 0.5), (3, 0.1)):
+                    figures = _cascade_figures(setting, bank, rows, CascadePlan(n_slots, stages, ratio, k=5), copied)
+                    note(f"N={n_slots} {dtype} B={rows} S={stages} r={ratio}", figures)
 
 
 def knn(setting: Setting, note: Note) -> None:
@@ -91,7 +94,6 @@ def _equal_cases(setting: Setting, cases: int) -> int:
     import torch
 
     from vidssl.mining.cascade import mine
-    from vidssl.mining.plan import CascadePlan
 
     rng = np.random.default_rng(0)
     for case in range(cases):
@@ -108,21 +110,40 @@ def _equal_cases(setting: Setting, cases: int) -> int:
     return cases
 
 
-def _cascade_ms(setting: Setting, n_slots: int, rows: int, stages: int, ratio: float) -> float:
-    import torch
-
+def _cascade_figures(
+    setting: Setting, bank: list[Any], rows: int, plan: CascadePlan, copied: float
+) -> dict[str, float]:
+    """Milliseconds of a batch and of its products alone, and how much of the memory's rate the reading of the bank is."""
     from vidssl.mining.cascade import mine
     from vidssl.mining.exclusions import Exclusions
-    from vidssl.mining.plan import CascadePlan
 
-    bank = [torch.as_tensor(_unit(n_slots, seed), device=setting.device) for seed in (3, 4)]
-    plan = CascadePlan(n_slots, stages, ratio, k=5)
     exclude = Exclusions.from_lists([[row] for row in range(rows)])
     query = [view[:rows] for view in bank]
-    budget = (1 << 30) if setting.on_gpu else (64 << 20)
-    return best_ms(
-        lambda: mine(query, bank, plan, exclude=exclude, backend="torch", budget_bytes=budget), setting.device
+    ours = best_ms(lambda: mine(query, bank, plan, exclude=exclude, backend="torch"), setting.device, budget_s=1)
+    products = best_ms(
+        lambda: [one @ view.T for one, view in zip(query, bank, strict=True)], setting.device, budget_s=1
     )
+    read = sum(view.numel() * view.element_size() for view in bank)
+    return {"ms": ours, "gemm_ms": products, "share_of_bandwidth": 1e-6 * read / ours / copied}
+
+
+def _copy_gbytes(setting: Setting) -> float:
+    import torch
+
+    big = torch.ones(1 << (20 if setting.small else 28), device=setting.device)
+    return 2e-6 * big.numel() * big.element_size() / best_ms(lambda: big.clone(), setting.device)
+
+
+def _bank_there(setting: Setting, n_slots: int, dtype: str, seed: int) -> Any:
+    """Unit rows made where they are used: 4 M rows made here and sent would take minutes."""
+    import torch
+
+    bank = torch.empty((n_slots, DIM), device=setting.device, dtype=getattr(torch, dtype))
+    generator = torch.Generator(setting.device).manual_seed(seed)
+    for part in bank.split(65_536):
+        rows = torch.randn(part.shape, device=setting.device, generator=generator)
+        part.copy_(rows / rows.norm(dim=1, keepdim=True))
+    return bank
 
 
 def _faiss_knn(faiss: Any, resources: Any, query: Any, bank: Any, k: int) -> np.ndarray:

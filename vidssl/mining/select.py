@@ -1,133 +1,124 @@
-"""Given score matrices, which columns survive each stage? The numpy selections; features are never touched here.
+"""Given score matrices, which columns survive each stage? Features are never touched here.
 
-Two ways with one result, the boundary being where they cost the same: batched int64 keys (score bits above, reversed
-slot below, so that every key differs and ties are settled by the number itself) for small banks; a partition of the
-values, a threshold and `flatnonzero` per row for large ones. Forbidden columns hold -inf in every view.
+The size-th largest value of each row is found, then whatever reaches it is kept: many times cheaper than `topk`, and of
+equals at the threshold the first slots stay. Forbidden columns hold -inf in every view.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numpy.typing import NDArray
 
-__all__ = ["KEYS_UP_TO", "Selection", "select_keys", "select_rows"]
+from vidssl.mining.task import Ids, Scores, Selection
 
-FEW = 16
-"""A stage that keeps less than one in this many looks at a floor first: partition is slow far from the middle."""
-KEYS_UP_TO = 2048
-"""Largest N for whole-batch keys. Where numpy sorts integers with AVX-512 they win up to 8k, on Zen 4 up to 1.5k."""
+__all__ = ["best_first", "cut", "select", "top"]
 
-Scores = NDArray[np.float32]
-Ids = NDArray[np.int64]
-Selection = tuple[Ids, Scores, list[Ids]]
-"""ids [B, k] best first (-1 where forbidden), their scores, and the columns after each stage when traced."""
-
-_LOW = np.int64(0xFFFFFFFF)
+DIRECT, WORTH = 768, 16_384
+"""Width of a row, and scores in all, from which on a cut is searched instead of partitioned for."""
+SAMPLED, SORTED, PROBES = 512, 512, 6
+"""Scores of a row that are sorted to know where to look; how few between two of them are few enough to be sorted, and
+after how many looks what is left is taken as it is. Up to 512 numpy sorts in registers, six times faster per score."""
 
 
-def select_keys(scores_VBN: Sequence[Scores], views: tuple[int, ...], sizes: tuple[int, ...], trace: bool) -> Selection:
-    """All queries at once by partition of int64 keys; exact, ties to the lower slot."""
+def select(scores_VBN: Sequence[Scores], views: tuple[int, ...], sizes: tuple[int, ...], trace: bool) -> Selection:
+    """All queries at once; exact, ties to the lower slot."""
     rows, n_slots = scores_VBN[0].shape
-    columns = np.arange(n_slots, dtype=np.int64)[None]
+    begins = np.arange(rows)[:, None] * n_slots
+    flat = [score.reshape(-1) for score in scores_VBN]
+    places, score = np.zeros((rows, 0), np.int64), np.zeros((rows, 0), np.float32)
     traced: list[Ids] = []
-    keys = np.zeros((rows, 0), np.int64)
     for stage, (view, size) in enumerate(zip(views, sizes, strict=True)):
-        score = np.take_along_axis(scores_VBN[view], columns, axis=1) if stage else scores_VBN[view]
-        keys = _keys(score, columns)
-        keep = min(size, keys.shape[1])
-        keys.partition(keys.shape[1] - keep, axis=1)
-        keys = keys[:, keys.shape[1] - keep :]
+        here = flat[view].take(places) if stage else scores_VBN[view]
+        kept = _kept(here, min(size, here.shape[1]))
+        score = here.reshape(-1).take(kept)
+        places = places.reshape(-1).take(kept) if stage else kept
         if trace:
-            traced.append(_best_first(keys, scores_VBN[view]))
-        columns = _LOW - (keys & _LOW)
-    ids = _best_first(keys, scores_VBN[views[-1]])
-    return ids, _score_of(ids, scores_VBN[views[-1]]), traced
+            traced.append(best_first(places - begins, score)[0])
+    return *best_first(places - begins, score), traced
 
 
-def select_rows(
-    scores_VBN: Sequence[Scores], views: tuple[int, ...], sizes: tuple[int, ...], trace: bool, threads: int = 1
-) -> Selection:
-    """One query at a time by value partition and threshold; exact, ties to the lower slot."""
-    rows = range(scores_VBN[0].shape[0])
-
-    def one(row: int) -> list[Ids]:
-        return _row([scores[row] for scores in scores_VBN], views, sizes, trace)
-
-    if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            stages_B = list(pool.map(one, rows))
-    else:
-        stages_B = [one(row) for row in rows]
-    widths = sizes if trace else sizes[-1:]
-    padded = [_pad([stages[i] for stages in stages_B], width) for i, width in enumerate(widths)]
-    return padded[-1], _score_of(padded[-1], scores_VBN[views[-1]]), padded if trace else []
+def best_first(columns_Bm: Ids, score_Bm: Scores) -> tuple[Ids, Scores]:
+    """Ascending columns in the order of their scores, equals by column; -1 where forbidden."""
+    order = np.argsort(-score_Bm, axis=1, kind="stable")
+    columns, score = np.take_along_axis(columns_Bm, order, axis=1), np.take_along_axis(score_Bm, order, axis=1)
+    return np.where(np.isneginf(score), -1, columns), score
 
 
-def _keys(score_Bm: Scores, columns_Bm: Ids) -> Ids:
-    bits = (score_Bm + np.float32(0)).view(np.int32)  # -0.0 and 0.0 are one score, so they must be one integer
-    ordered = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))  # integers in the order of the floats
-    return (ordered.astype(np.int64) << 32) | (_LOW - columns_Bm)
+def top(score_m: Scores, size: int) -> Ids:
+    """Positions of the `size` best of one row, ascending; the first of equals at the threshold stay."""
+    return _kept(score_m[None], min(size, len(score_m)))[0]
 
 
-def _best_first(keys: Ids, score_BN: Scores) -> Ids:
-    columns = _LOW - (np.sort(keys, axis=1)[:, ::-1] & _LOW)
-    return np.where(np.isneginf(np.take_along_axis(score_BN, columns, axis=1)), -1, columns)
+def cut(score_Bm: Scores, size: int) -> Scores:
+    """float32 [B]: the size-th largest score of each row.
+
+    A partition moves every score several times; here they are only compared. A sorted sample says where to look, the
+    number of scores that reach some of its values says between which two the cut lies, and what lies there is sorted.
+    """
+    rows, width = score_Bm.shape
+    if width < DIRECT or score_Bm.size < WORTH:
+        return _partitioned(score_Bm, size)
+    low, high, above, inside = _between(score_Bm, size)
+    most = int(inside.max())
+    if most > width // 2:  # equal scores everywhere
+        return _partitioned(score_Bm, size)
+    near = np.flatnonzero(np.logical_xor(score_Bm >= low, score_Bm >= high))
+    table = np.full((rows, most), -np.inf, np.float32)
+    begins = np.cumsum(inside) - inside
+    places = np.arange(len(near)) + np.repeat(np.arange(rows) * most - begins, inside)
+    table.reshape(-1)[places] = score_Bm.reshape(-1).take(near)
+    return np.sort(table, axis=1)[np.arange(rows), most - (size - above)]
 
 
-def _score_of(ids_Bk: Ids, score_BN: Scores) -> Scores:
-    picked = np.take_along_axis(score_BN, np.maximum(ids_Bk, 0), axis=1)
-    return np.where(ids_Bk >= 0, picked, -np.inf).astype(np.float32)
+def _partitioned(score_Bm: Scores, size: int) -> Scores:
+    return np.partition(score_Bm, score_Bm.shape[1] - size, axis=1)[:, -size]
 
 
-def _row(scores_VN: Sequence[Scores], views: Sequence[int], sizes: Sequence[int], trace: bool) -> list[Ids]:
-    allowed = scores_VN[0] != -np.inf
-    count = int(np.count_nonzero(allowed))
-    stages: list[Ids] = []
-    columns = np.zeros(0, np.int64)
-    for stage, (view, size) in enumerate(zip(views, sizes, strict=True)):
-        if stage:
-            columns = columns[_top(scores_VN[view][columns], size)]
-        else:  # on the whole row: gathering the allowed part of it would cost more than selecting does
-            columns = np.flatnonzero(allowed) if size >= count else _top(scores_VN[view], size)
-        if trace or stage == len(views) - 1:
-            order = np.lexsort((columns, -scores_VN[view][columns]))
-            stages.append(columns[order])
-    return stages
+def _between(score_Bm: Scores, size: int) -> tuple[Scores, Scores, Ids, Ids]:
+    """[B, 1] two sampled values around each row's cut, [B] how many scores reach the upper one, and lie between."""
+    rows, width = score_Bm.shape
+    every, sample = np.arange(rows), np.sort(score_Bm[:, :: width // SAMPLED], axis=1)
+    low, reach_low = np.zeros(rows, np.int64), np.full(rows, width)  # places in the sample; nothing is known yet
+    high, reach_high = np.full(rows, sample.shape[1] + 1), np.zeros(rows, np.int64)
+    edged = np.pad(sample, ((0, 0), (1, 1)), constant_values=((0, 0), (-np.inf, np.inf)))
+    for probes in range(PROBES):
+        if (reach_low - reach_high).max() <= SORTED and probes:
+            break
+        likely = low + (high - low) * ((reach_low - size) / np.maximum(reach_low - reach_high, 1))
+        below, above = likely - low, high - likely
+        aside = np.where(below < above, 2 + np.sqrt(below), -2 - np.sqrt(above)) if probes else 0
+        probe = np.minimum(np.maximum(np.rint(likely + aside).astype(np.int64), low), high)
+        reach = _reach(score_Bm, edged[every, probe])
+        enough = reach >= size
+        low, reach_low = np.where(enough, probe, low), np.where(enough, reach, reach_low)
+        high, reach_high = np.where(enough, high, probe), np.where(enough, reach_high, reach)
+    return edged[every, low][:, None], edged[every, high][:, None], reach_high, reach_low - reach_high
 
 
-def _top(score_m: Scores, size: int) -> Ids:
-    """Positions of the `size` best, ascending; the first of equals at the threshold stay."""
-    if size >= len(score_m):
-        return np.arange(len(score_m))
-    if size * FEW > len(score_m):
-        return _cut(score_m, size)
-    near = np.flatnonzero(score_m >= _floor(score_m, size))
-    return near[_cut(score_m[near], size)] if len(near) > size else near
+def _reach(score_Bm: Scores, value_B: Scores) -> Ids:
+    return np.array([np.count_nonzero(row) for row in score_Bm >= value_B[:, None]])
 
 
-def _floor(score_m: Scores, size: int) -> np.float32:
-    """A value that at least `size` scores reach: the size-th of the best of many small groups."""
-    width = min(64, len(score_m) // (4 * size))
-    groups = len(score_m) // width
-    best = score_m[: width * groups].reshape(width, groups).max(axis=0)
-    return np.partition(best, groups - size)[groups - size]
+def _kept(score_Bm: Scores, size: int) -> Ids:
+    """int64 [B, size]: positions in the flattened matrix of what each row keeps, ascending."""
+    rows, width = score_Bm.shape
+    if size == 0:
+        return np.zeros((rows, 0), np.int64)
+    if size == width:
+        return np.arange(rows * width).reshape(rows, width)
+    threshold = cut(score_Bm, size)[:, None]
+    kept = np.flatnonzero(score_Bm >= threshold)
+    if len(kept) > rows * size:
+        kept = _without_surplus(kept, score_Bm, threshold, size)
+    return kept.reshape(rows, size)
 
 
-def _cut(score_m: Scores, size: int) -> Ids:
-    cut = len(score_m) - size
-    threshold = np.partition(score_m, cut)[cut]
-    kept = np.flatnonzero(score_m >= threshold)
-    if surplus := len(kept) - size:
-        equals = np.flatnonzero(score_m[kept] == threshold)
-        kept = np.delete(kept, equals[len(equals) - surplus :])
-    return kept
-
-
-def _pad(rows: Sequence[Ids], width: int) -> Ids:
-    ids = np.full((len(rows), width), -1, np.int64)
-    for row, kept in zip(ids, rows, strict=True):
-        row[: len(kept)] = kept
-    return ids
+def _without_surplus(kept: Ids, score_Bm: Scores, threshold_B1: Scores, size: int) -> Ids:
+    """Drop the last of those that equal their row's threshold, as many as the row has too many."""
+    rows, width = score_Bm.shape
+    row = kept // width
+    surplus = np.bincount(row, minlength=rows) - size
+    equal = np.flatnonzero(score_Bm.reshape(-1)[kept] == threshold_B1[row, 0])
+    after = np.cumsum(np.bincount(row[equal], minlength=rows))[row[equal]] - 1 - np.arange(len(equal))
+    return np.delete(kept, equal[after < surplus[row[equal]]])

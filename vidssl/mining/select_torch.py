@@ -1,52 +1,97 @@
-"""The same selection on a torch device: scores, int64 keys and `topk` of them, so ties are as defined as on the CPU."""
+"""The same selection on a torch device: scores, int64 keys and `topk` of them, so ties are as defined as on the CPU.
+
+The host gives orders and waits once, at the end, for one tensor with everything in it: ids, scores, stages, and whether a
+row was not finite. What goes up (queries, exclusions, filled slots) goes from pinned memory, which needs no wait.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vidssl.mining.exclusions import Exclusions
+from vidssl.errors import BankError
+from vidssl.mining.budget import device_budget
 from vidssl.mining.plan import CascadePlan
-from vidssl.mining.select import Selection
 from vidssl.mining.strategy import strategy_of
+from vidssl.mining.task import Selection, Task
 
-__all__ = ["score_on_device", "select_on_device"]
+__all__ = ["mine_on_device"]
 
+CHUNK = 65_536
+"""Bank rows raised from half precision at once: 32 MB."""
 _LOW = 0xFFFFFFFF
 
 
-def score_on_device(query_BD: Tensor, view_ND: Tensor, exclude: Exclusions, valid_N: Tensor | None) -> Tensor:
-    """float32 scores [B, N] on the bank's device; forbidden columns hold -inf.
+def mine_on_device(task: Task) -> Selection:
+    """As `vidssl.mining.whole.mine_whole`, where the bank lies.
 
-    Half-precision banks are raised to float32 first: results in half precision would merge scores into ties.
+    Args:
+        task: With tensors; queries that lie elsewhere are sent. A budget of 0: a quarter of what is free there.
+
+    Raises:
+        BankError: a query or a filled bank row is not finite.
     """
-    score = query_BD.float() @ view_ND.float().T
-    if valid_N is not None:
-        score.masked_fill_(~valid_N, -torch.inf)
-    if exclude.slots.size:
-        rows = torch.from_numpy(exclude.row_of_slot()).to(score.device)
-        score[rows, torch.from_numpy(exclude.slots.copy()).to(score.device)] = -torch.inf
-    return score
+    bank, device = cast(Sequence[Tensor], task.bank), cast(Tensor, task.bank[0]).device
+    queries = [_sent(cast(Tensor, query), device).float() for query in task.queries]
+    unfilled = None if task.valid is None else _sent(torch.from_numpy(~task.valid), device)
+    pairs = _sent(torch.from_numpy(np.stack([task.exclude.row_of_slot(), task.exclude.slots])), device)
+    per_query = task.n_slots * (4 * len(bank) + 32)  # scores, keys, and the survivors of the first stage
+    height = max(1, (task.budget or device_budget(device)) // per_query)
+    found, queries_fine = [], torch.stack([query.isfinite().all() for query in queries]).all()
+    bank_fine = torch.ones_like(queries_fine)
+    for start in range(0, task.rows, height):
+        stop = min(start + height, task.rows)
+        rows, slots = pairs[:, task.exclude.indptr[start] : task.exclude.indptr[stop]]
+        scores = [_score(query[start:stop], view) for query, view in zip(queries, bank, strict=True)]
+        for score in scores:
+            fine = score[0].isfinite()  # a bad bank row shows in the score of every query
+            bank_fine &= (fine if unfilled is None else fine | unfilled).all()
+            _forbid(score, rows - start, slots, unfilled)
+        found.append(_select(scores, task.plan, task.sizes, task.trace))
+    return _brought(found, torch.stack([queries_fine, bank_fine]), task)
 
 
-def select_on_device(scores_VBN: Sequence[Tensor], plan: CascadePlan, sizes: tuple[int, ...], trace: bool) -> Selection:
-    """As `select.select_keys`, on the device of the scores; the results come back as arrays."""
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    if values.device.type == "cpu" and device.type != "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+def _score(query_BD: Tensor, view_ND: Tensor) -> Tensor:
+    """float32 [B, N]; half-precision rows are raised chunk by chunk: half-precision results would merge scores into ties."""
+    if view_ND.dtype == torch.float32:
+        return query_BD @ view_ND.T
+    out = torch.empty((len(query_BD), len(view_ND)), dtype=torch.float32, device=view_ND.device)
+    for a in range(0, len(view_ND), CHUNK):
+        out[:, a : a + CHUNK] = query_BD @ view_ND[a : a + CHUNK].float().T
+    return out
+
+
+def _forbid(score: Tensor, rows: Tensor, slots: Tensor, unfilled: Tensor | None) -> None:
+    if unfilled is not None:
+        score.masked_fill_(unfilled, -torch.inf)
+    score.index_put_((rows, slots), torch.full((), -torch.inf, device=score.device))
+
+
+def _select(scores_VBN: Sequence[Tensor], plan: CascadePlan, sizes: tuple[int, ...], trace: bool) -> Tensor:
+    """int64 [B, W]: ids, the bits of their scores, and with `trace` the ids of every stage, side by side."""
     scores_VBN = strategy_of(plan.strategy).fuse_on_device(scores_VBN)
-    rows, n_slots = scores_VBN[0].shape
-    columns = torch.arange(n_slots, device=scores_VBN[0].device).expand(rows, n_slots)
-    traced: list[np.ndarray] = []
+    columns = torch.arange(scores_VBN[0].shape[1], device=scores_VBN[0].device)[None]
+    traced: list[Tensor] = []
     for stage, (view, size) in enumerate(zip(plan.views, sizes, strict=True)):
         last = stage == plan.depth - 1
         keys = _keys(scores_VBN[view].gather(1, columns) if stage else scores_VBN[view], columns)
         kept = keys.topk(min(size, keys.shape[1]), dim=1, sorted=last or trace).values
+        del keys
         columns = _LOW - (kept & _LOW)
         if trace:
-            traced.append(_without_forbidden(columns, scores_VBN[view])[0].cpu().numpy())
+            traced.append(_without_forbidden(columns, scores_VBN[view])[0])
     ids, score = _without_forbidden(columns, scores_VBN[plan.views[-1]])
-    return ids.cpu().numpy(), score.cpu().numpy(), traced
+    return torch.cat([ids, score.view(torch.int32).long(), *traced], dim=1)
 
 
 def _without_forbidden(columns: Tensor, score_BN: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,9 +100,25 @@ def _without_forbidden(columns: Tensor, score_BN: Tensor) -> tuple[Tensor, Tenso
 
 
 def _keys(score: Tensor, columns: Tensor) -> Tensor:
-    bits = (score + 0.0).view(torch.int32)
+    """Integers in the order of the scores, above the reversed column: every key differs, and of equals the lower wins."""
+    bits = (score + 0.0).view(torch.int32)  # -0.0 and 0.0 are one score, so they must be one integer
     bits ^= (bits >> 31) & 0x7FFFFFFF
     keys = bits.long()
     keys <<= 32
     keys |= _LOW - columns
     return keys
+
+
+def _brought(found: Sequence[Tensor], fine: Tensor, task: Task) -> Selection:
+    """The one wait of the host."""
+    table = torch.cat(list(found))
+    flags = torch.nn.functional.pad(fine.long()[None], (0, table.shape[1] - 2))
+    said = torch.cat([table, flags]).cpu().numpy()
+    if not said[-1, 0]:
+        raise BankError("a query is not finite; mine with finite unit rows only")
+    if not said[-1, 1]:
+        raise BankError("a bank row is not finite, so its scores are not numbers; push finite unit rows only")
+    widths = np.minimum.accumulate([task.n_slots, *task.sizes])[1:]
+    cuts = np.cumsum([widths[-1], widths[-1], *(widths if task.trace else ())])[:-1]
+    ids, bits, *stages = np.split(said[:-1], cuts, axis=1)
+    return ids, bits.astype(np.int32).view(np.float32), stages

@@ -5,8 +5,6 @@ Integer-valued features make every product exact, so equality is asked of ids, o
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -14,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidssl.errors import BankError, RecipeError
-from vidssl.mining import cascade, select
-from vidssl.mining.cascade import choose_backend, mine
+from vidssl.mining import brackets, cascade, stream, whole
+from vidssl.mining.cascade import mine
 from vidssl.mining.exclusions import Exclusions, GroupIndex
 from vidssl.mining.plan import CascadePlan
 
-FAST = ["keys", "rows", "torch", "faiss"]
+FAST = ["whole", "stream", "torch", "faiss"]
 
 
 @st.composite
@@ -45,9 +43,13 @@ def problems(draw):
 
 
 def run(backend, queries, bank, plan, exclude, valid, **options):
-    if backend in ("keys", "rows"):
+    if backend in ("whole", "stream"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(select, "KEYS_UP_TO", 10**9 if backend == "keys" else 0)
+            patch.setattr(cascade, "STREAM_FROM", 10**9 if backend == "whole" else 0)
+            patch.setattr(whole, "CELLS", 500)
+            patch.setattr(brackets, "SAMPLE", (32, 128))
+            patch.setattr(stream, "CELLS", 1)
+            patch.setattr(stream, "LEAST", 23)
             return mine(queries, bank, plan, exclude=exclude, valid=valid, backend="numpy", **options)
     return mine(queries, bank, plan, exclude=exclude, valid=valid, backend=backend, **options)
 
@@ -131,14 +133,18 @@ def test_a_query_without_any_allowed_slot_gets_nothing(backend):
     assert found.survivors[0].tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("backend", ["keys", "rows"])
-def test_threads_and_half_precision_banks_keep_the_result(backend):
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_threads_and_half_precision_banks_keep_the_result(backend, dtype):
     rng = np.random.default_rng(2)
-    queries, bank = ([rng.integers(-3, 4, (size, 8)).astype(np.float16) for _ in range(2)] for size in (5, 400))
+    queries, bank = ([rng.integers(-3, 4, (size, 8)).astype(np.float32) for _ in range(2)] for size in (5, 400))
     plan = CascadePlan(400, 5, 0.6, 5)
-    wide = [[one.astype(np.float32) for one in views] for views in (queries, bank)]
-    expected = run("oracle", *wide, plan, None, None)
-    assert_same(run(backend, queries, bank, plan, None, None, threads=3), expected)
+    expected = run("oracle", queries, bank, plan, None, None)
+    half = [[torch.from_numpy(one).to(dtype) for one in views] for views in (queries, bank)]
+    assert_same(run(backend, *half, plan, None, None, threads=3), expected)
+    if dtype == torch.float16:
+        arrays = [[one.numpy() for one in views] for views in half]
+        assert_same(run(backend, *arrays, plan, None, None, threads=3), expected)
 
 
 def test_negative_zero_is_the_same_score_as_zero():
@@ -165,29 +171,35 @@ def test_tensors_are_mined_like_arrays():
     np.testing.assert_array_equal(mine(*tensors, plan).ids, mine(queries, bank, plan, backend="oracle").ids)
 
 
-@pytest.mark.parametrize(
-    ("n_slots", "first", "on_gpu", "half", "expected"),
-    [
-        (2048, 5, True, False, "torch"),
-        (2048, 5, False, False, "numpy"),
-        (100_000, 10_000, False, False, "numpy"),
-        (100_000, 900, False, False, "numpy"),
-        (300_000, 900, False, False, "faiss"),
-        (300_000, 900, False, True, "numpy"),
-    ],
-)
-def test_auto_takes_faiss_only_where_little_of_a_large_bank_is_kept(n_slots, first, on_gpu, half, expected):
-    assert choose_backend(n_slots, first, on_gpu, half) == expected
+@settings(max_examples=40, deadline=None)
+@given(problem=problems())
+def test_a_query_whose_brackets_missed_is_mined_from_its_whole_rows(problem):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(brackets, "_cuts", lambda score, rank, margin: (score[:, 0], score[:, 0], score[:, 0]))
+        assert_same(run("stream", *problem), run("oracle", *problem))
 
 
-def test_the_choice_of_auto_is_logged_once(caplog):
-    cascade._log_choice.cache_clear()
-    with caplog.at_level(logging.INFO, "vidssl.mining.cascade"):
-        for _ in range(3):
-            choose_backend(2048, 5, False)
-    assert [record.getMessage() for record in caplog.records] == [
-        "mining backend: numpy (bank of up to 4096 slots, cpu)"
-    ]
+def test_brackets_of_rows_that_are_sorted_by_class_do_not_miss():
+    rng = np.random.default_rng(4)
+    centre = rng.standard_normal((40, 16))
+    bank = [(np.repeat(centre, 200, 0) + rng.standard_normal((8000, 16))).astype(np.float32) for _ in range(2)]
+    queries, plan = [view[::500] for view in bank], CascadePlan(8000, 7, 0.5, 5)
+    missed = []
+    with pytest.MonkeyPatch.context() as patch:
+        streaming = cascade.mine_streaming
+        patch.setattr(cascade, "mine_streaming", lambda task: missed.append(streaming(task)) or missed[-1])
+        patch.setattr(cascade, "STREAM_FROM", 0)
+        found = mine(queries, bank, plan, backend="numpy")
+    np.testing.assert_array_equal(found.ids, mine(queries, bank, plan, backend="oracle").ids)
+    assert not missed[0][2].any()
+
+
+def test_a_bank_that_is_partly_filled_is_streamed_too():
+    rng = np.random.default_rng(5)
+    queries, bank = ([rng.integers(-9, 10, (size, 6)).astype(np.float32) for _ in range(2)] for size in (4, 3000))
+    valid = np.arange(3000) >= 2500
+    problem = queries, bank, CascadePlan(3000, 5, 0.5, 5), [[2600], [2999, 0], (), [1]], valid
+    assert_same(run("stream", *problem), run("oracle", *problem))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,129 @@
+"""Between which two scores does each stage cut? Guessed from a sample of the bank, before the bank is read.
+
+A cascade on a random sample of the slots cuts at nearly the same scores as on all of them: the rank of a cut in a sample
+of M slots is off by about sqrt(M·r·(1−r)). What lies above the upper score surely survives a stage, what lies below the
+lower one surely does not, and only the little in between has to be looked at. The guess is verified for every query by
+exact counts (`vidssl.mining.stream`), so a wrong one costs time and never a result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidssl.mining.scores import check_finite, forbid, gathered
+from vidssl.mining.select import cut
+from vidssl.mining.strategy import strategy_of
+from vidssl.mining.task import Ids, Scores, Task
+
+__all__ = ["Brackets", "guess"]
+
+SAMPLE = (4096, 16_384)
+"""Fewest and most slots of a sample; between them one slot in 16."""
+SURE = 5.0
+"""Standard deviations of a sampled rank on either side."""
+SMALL = 1 / 16
+"""Share of the bank from which on survivors are handled one query at a time."""
+GATHERED = 1 / 64
+"""Share of the bank from which on rows of a view are gathered: a gathered row costs as much as 50 of a matrix product."""
+LOWEST = np.finfo(np.float32).min
+"""Below every allowed score and above -inf."""
+
+
+@dataclass(frozen=True)
+class Brackets:
+    """Where the first C stages cut.
+
+    Attributes:
+        low: float32 [C, B]; below it nothing survives the stage.
+        high: float32 [C, B]; what is above it survives the stage.
+        share: About how much of the bank lies in a bracket or survives all C stages.
+    """
+
+    low: Scores
+    high: Scores
+    share: float
+
+    @property
+    def depth(self) -> int:
+        """C."""
+        return len(self.low)
+
+    def part(self, start: int, stop: int) -> Brackets:
+        """Of queries start..stop-1."""
+        return Brackets(self.low[:, start:stop], self.high[:, start:stop], self.share)
+
+
+def guess(task: Task) -> Brackets:
+    """Brackets of the stages that are better done while the bank is read, the last one perhaps among them.
+
+    Raises:
+        BankError: a sampled row of the bank is not finite.
+    """
+    slots = _sample(task)
+    views, fuses = task.plan.views, task.plan.traits.fuses
+    scores: list[Scores | None] = _fused(task, slots) if fuses else [None, None]
+    low, high, share = [], [], 0.0
+    rank, variance, alive = float(len(slots)), 0.0, None
+    for stage, (view, size) in enumerate(zip(views, task.sizes, strict=True)):
+        here = scores[view]
+        if here is None:
+            here = scores[view] = _scores(task, slots, view)
+        kept = size * len(slots) / task.filled
+        variance = kept * max(1 - kept / rank, 0) + (kept / rank) ** 2 * variance
+        margin, rank = SURE * math.sqrt(variance) + 2, kept
+        over, middle, under = _cuts(here if alive is None else np.where(alive, here, -np.inf), kept, margin)
+        low.append(under)
+        high.append(over)
+        share += 2 * margin / len(slots)
+        unread = view == 0 and not fuses and 1 in views[stage:] and len(low) == 1
+        enough = size <= (GATHERED if unread else SMALL) * task.filled
+        if enough or np.isposinf(over).all():
+            share += size / task.filled
+            break
+        reach = here >= middle[:, None]
+        alive = reach if alive is None else alive & reach
+    return Brackets(np.stack(low), np.stack(high), min(share, 1.0))
+
+
+def _sample(task: Task) -> Ids:
+    size = min(max(task.filled // 16, SAMPLE[0]), SAMPLE[1])
+    drawn = np.sort(np.random.default_rng(0).integers(0, task.filled, size))  # some twice: as good as any
+    return drawn if task.valid is None else np.flatnonzero(task.valid)[drawn]
+
+
+def _scores(task: Task, slots: Ids, view: int) -> Scores:
+    out = task.wide[view] @ gathered(task.bank[view], slots).T
+    check_finite(out[:1], None)
+    rows, columns = _excluded(task, slots)
+    forbid(out, None, rows, columns)
+    return out
+
+
+def _fused(task: Task, slots: Ids) -> list[Scores | None]:
+    scores = [_scores(task, slots, view) for view in range(len(task.bank))]
+    return list(strategy_of(task.plan.strategy).fuse(scores))
+
+
+def _excluded(task: Task, slots: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(row, column) of each excluded slot in the sample, wherever it occurs."""
+    first = np.searchsorted(slots, task.exclude.slots, side="left")
+    count = np.searchsorted(slots, task.exclude.slots, side="right") - first
+    within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    return np.repeat(task.exclude.row_of_slot(), count), np.repeat(first, count) + within
+
+
+def _cuts(score_BM: Scores, rank: float, margin: float) -> Sequence[Scores]:
+    """float32 [B] each: the score that surely fewer reach, the likely cut, and the score that surely more reach."""
+    rows, width = score_BM.shape
+    over, under = sorted((math.floor(rank - margin), math.ceil(rank + margin)))
+    likely = min(max(round(rank), 1), width)
+    return (
+        cut(score_BM, min(over, width)) if over >= 1 else np.full(rows, np.inf, np.float32),
+        cut(score_BM, likely),
+        np.maximum(cut(score_BM, max(under, 1)), LOWEST) if under <= width else np.full(rows, LOWEST, np.float32),
+    )

@@ -1,0 +1,217 @@
+"""The cascade of a large bank, which is read once per batch: scores are made, looked at and forgotten block by block.
+
+Of every block only what may matter is kept: candidates inside a bracket (see `vidssl.mining.brackets`) and those above
+all brackets; of what is surely kept by a stage and surely dropped by a later one the number is enough. From numbers and
+candidates each stage's cut follows exactly, ties included, or it is found to lie outside its bracket: then that query
+is mined again from its whole rows of scores. Memory is a few percent of the score matrices, whatever N is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidssl.mining.brackets import Brackets, guess
+from vidssl.mining.scores import check_finite, forbid, gathered, is_half, raised
+from vidssl.mining.select import top
+from vidssl.mining.strategy import strategy_of
+from vidssl.mining.task import Ids, Scores, Task
+from vidssl.mining.whole import parts
+
+__all__ = ["mine_streaming"]
+
+CELLS = 1 << 19
+"""Scores of one view and block: 2 MB, so that all that is done to them is done in the cache."""
+LEAST = 4096
+"""Fewest bank rows of a block."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What one block leaves.
+
+    Attributes:
+        certain: int64 [C, B], candidates above the brackets of stages 0..c.
+        bounds: int64 [B+1]; those of row b are slots[bounds[b]:bounds[b+1]].
+        slots: int32, ascending in each row.
+        scores: Of each view that was read, in step with `slots`.
+    """
+
+    certain: Ids
+    bounds: Ids
+    slots: NDArray[np.int32]
+    scores: Sequence[Scores]
+
+
+def mine_streaming(task: Task) -> tuple[Ids, Scores, NDArray[np.bool_]]:
+    """Best first [B, k], their scores, and bool [B]: the queries whose brackets missed, for which both say nothing.
+
+    Raises:
+        BankError: a bank row is not finite.
+    """
+    brackets = guess(task)
+    ids = np.full((task.rows, task.sizes[-1]), -1, np.int64)
+    scores, missed = np.full(ids.shape, -np.inf, np.float32), np.zeros(task.rows, bool)
+    per_query = brackets.share * task.n_slots * (4 + 4 * len(task.bank)) * 1.5
+    with ThreadPoolExecutor(task.threads) as pool:
+        for start, part in parts(task, per_query):
+            here = brackets.part(start, start + part.rows)
+            settle = _Settle(part, here, _in_order(pool, _Scan(part, here)))
+            for row, answer in enumerate(pool.map(settle.row, range(part.rows)), start):
+                missed[row] = answer is None
+                if answer is not None:
+                    ids[row], scores[row] = answer
+    return ids, scores, missed
+
+
+def _in_order(pool: ThreadPoolExecutor, scan: _Scan) -> list[_Piece]:
+    """Each thread takes the next block until none is left."""
+    starts, lock = iter(range(0, scan.task.n_slots, scan.width)), threading.Lock()
+
+    def take() -> Iterator[int]:
+        while True:
+            with lock:
+                start = next(starts, None)
+            if start is None:
+                return
+            yield start
+
+    def work(_: int) -> list[tuple[int, _Piece]]:
+        buffers = _Buffers(scan)
+        return [(start, scan.block(start, buffers)) for start in take()]
+
+    done = itertools.chain.from_iterable(pool.map(work, range(scan.task.threads)))
+    return [piece for _, piece in sorted(done, key=lambda one: one[0])]
+
+
+class _Scan:
+    """Blocks of the bank against all queries."""
+
+    def __init__(self, task: Task, brackets: Brackets) -> None:
+        self.task, self.brackets = task, brackets
+        self.views = range(len(task.bank)) if task.plan.traits.fuses else sorted(set(task.plan.views[: brackets.depth]))
+        self.width = min(task.n_slots, max(LEAST, CELLS // task.rows))
+        by_slot = np.argsort(task.exclude.slots, kind="stable")
+        self._slots, self._rows = task.exclude.slots[by_slot], task.exclude.row_of_slot()[by_slot]
+
+    def block(self, start: int, buffers: _Buffers) -> _Piece:
+        """Score bank rows start..start+width-1 and keep what may matter."""
+        stop = min(start + self.width, self.task.n_slots)
+        scores = [self._score(view, start, stop, buffers) for view in self.views]
+        scores = list(strategy_of(self.task.plan.strategy).fuse(scores))
+        of_view = {0: scores[0]} if self.task.plan.traits.fuses else dict(zip(self.views, scores, strict=True))
+        certain, kept = self._stages(of_view, buffers)
+        rows, width = kept.shape
+        flat = np.flatnonzero(kept)
+        bounds = np.searchsorted(flat, np.arange(rows + 1) * width)
+        picked = [score.reshape(-1).take(flat) for score in of_view.values()]
+        flat -= np.repeat(np.arange(rows) * width - start, np.diff(bounds))
+        return _Piece(certain, bounds, flat.astype(np.int32), picked)
+
+    def _score(self, view: int, start: int, stop: int, buffers: _Buffers) -> Scores:
+        out = buffers.scores(view, stop - start)
+        rows = raised(self.task.bank[view], start, stop, buffers.wide)
+        np.matmul(self.task.wide[view], rows.T, out=out)
+        valid = None if self.task.valid is None else self.task.valid[start:stop]
+        check_finite(out[:1], valid)
+        a, b = np.searchsorted(self._slots, [start, stop])
+        unfilled = None if valid is None else np.flatnonzero(~valid)
+        forbid(out, unfilled, self._rows[a:b], self._slots[a:b] - start)
+        return out
+
+    def _stages(self, of_view: dict[int, Scores], buffers: _Buffers) -> tuple[Ids, NDArray[np.bool_]]:
+        low, high = self.brackets.low[:, :, None], self.brackets.high[:, :, None]
+        rows, width = next(iter(of_view.values())).shape
+        reach, kept, *above = buffers.masks(width)
+        counts = np.zeros((self.brackets.depth, rows), np.int64)
+        for stage in range(self.brackets.depth):
+            score, sure = of_view[self.task.plan.views[stage]], above[stage % 2]
+            np.greater_equal(score, low[stage], out=reach)
+            np.greater(score, high[stage], out=sure)
+            if stage:
+                reach &= above[1 - stage % 2]
+                sure &= above[1 - stage % 2]
+            counts[stage] = [np.count_nonzero(row) for row in sure]
+            np.logical_xor(reach, sure, out=reach)  # in the bracket: what is above it reaches it too
+            if stage:
+                kept |= reach
+            else:
+                kept[:] = reach
+        kept |= above[1 - self.brackets.depth % 2]
+        return counts, kept
+
+
+class _Buffers:
+    """Memory of one thread, used again for every block: fresh pages would cost as much as the work on them."""
+
+    def __init__(self, scan: _Scan) -> None:
+        self._rows, cells = scan.task.rows, scan.task.rows * scan.width
+        self._scores = {view: np.empty(cells, np.float32) for view in scan.views}
+        self._masks = [np.empty(cells, bool) for _ in range(4)]
+        dim, half = scan.task.bank[0].shape[1], any(is_half(view) for view in scan.task.bank)
+        self.wide = np.empty((scan.width, dim), np.float32) if half else None
+
+    def scores(self, view: int, width: int) -> Scores:
+        """float32 [B, width]."""
+        return self._scores[view][: self._rows * width].reshape(self._rows, width)
+
+    def masks(self, width: int) -> list[NDArray[np.bool_]]:
+        """Four of bool [B, width]."""
+        return [mask[: self._rows * width].reshape(self._rows, width) for mask in self._masks]
+
+
+class _Settle:
+    """The exact cascade of each query, from what all blocks left."""
+
+    def __init__(self, task: Task, brackets: Brackets, pieces: Sequence[_Piece]) -> None:
+        self.task, self.brackets, self.pieces = task, brackets, pieces
+        self.certain = np.sum([piece.certain for piece in pieces], axis=0)
+        fuses = task.plan.traits.fuses
+        self.views = [0] if fuses else sorted(set(task.plan.views[: brackets.depth]))
+
+    def row(self, row: int) -> tuple[Ids, Scores] | None:
+        """Best first and their scores; None where a cut lies outside its bracket."""
+        parts = [(piece, slice(piece.bounds[row], piece.bounds[row + 1])) for piece in self.pieces]
+        slots = np.concatenate([piece.slots[part] for piece, part in parts])
+        scores = {
+            view: np.concatenate([piece.scores[number][part] for piece, part in parts])
+            for number, view in enumerate(self.views)
+        }
+        alive = self._through_brackets(row, scores)
+        if alive is None:
+            return None
+        return self._rest(row, slots[alive].astype(np.int64), {view: score[alive] for view, score in scores.items()})
+
+    def _through_brackets(self, row: int, scores: dict[int, Scores]) -> Ids | None:
+        alive, sure = np.arange(len(scores[0])), np.ones(len(scores[0]), bool)
+        for stage in range(self.brackets.depth):
+            score = scores[self.task.plan.views[stage]]
+            low, high = self.brackets.low[stage, row], self.brackets.high[stage, row]
+            above = score > high
+            sure &= above
+            gone = self.certain[stage, row] - np.count_nonzero(sure)  # they live now, and die at a later stage
+            here, above = score[alive], above[alive]
+            inside = np.flatnonzero((here >= low) & ~above)
+            need = self.task.sizes[stage] - gone - np.count_nonzero(above)
+            if not 0 <= need <= len(inside):
+                return None
+            above[inside[top(here[inside], need)]] = True
+            alive = alive[above]
+        return alive
+
+    def _rest(self, row: int, slots: Ids, scores: dict[int, Scores]) -> tuple[Ids, Scores]:
+        stages = list(zip(self.task.plan.views, self.task.sizes, strict=True))
+        for view, size in stages[self.brackets.depth :]:
+            if view not in scores:  # what is left is so little that gathering its rows beats a product with all
+                scores[view] = gathered(self.task.bank[view], slots) @ self.task.wide[view][row]
+            kept = top(scores[view], size)
+            slots, scores = slots[kept], {other: score[kept] for other, score in scores.items()}
+        last = scores[stages[-1][0]]
+        order = np.argsort(-last, kind="stable")
+        return slots[order], last[order]
