@@ -9,6 +9,7 @@ and each row that is overwritten meanwhile once, until its block was read.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ __all__ = ["BLOCK_ROWS", "Facts", "Moment"]
 
 BLOCK_ROWS = 65_536
 _ROWS_UNDER_LOCK = 4096
+_PAUSE_S = 2e-4
+"""Between two copies: who waits for a lock that is taken again at once waits for all of them."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ class Moment:
                 for name, array in self._arrays.items():
                     block[name][start - part.start : stop - part.start] = array[start:stop]
                 self._next = stop
+            time.sleep(_PAUSE_S)
 
     def _put_back(self, part: slice, block: Mapping[str, NDArray]) -> None:
         with self._lock:  # nothing before the end of this block is set aside any more

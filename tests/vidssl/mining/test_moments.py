@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ def small_blocks(monkeypatch):
     """Blocks of 8 rows and 3 at once, so that a small bank has many."""
     monkeypatch.setattr(moments, "BLOCK_ROWS", 8)
     monkeypatch.setattr(moments, "_ROWS_UNDER_LOCK", 3)
+    monkeypatch.setattr(moments, "_PAUSE_S", 0)
 
 
 def pushed(rng, slots, step):
@@ -50,7 +52,7 @@ def read(moment, between=lambda: None):
 WRITES = st.lists(st.lists(st.integers(0, N - 1), min_size=1, max_size=9), max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     before=WRITES,
     opened=WRITES,
@@ -127,13 +129,14 @@ def test_a_snapshot_written_while_others_push_is_of_one_moment(tmp_path):
         step = 0
         while not stop.is_set():
             write(step := step + 1)
+            time.sleep(5e-4)
 
     write(0)
     writer = threading.Thread(target=go_on)
     writer.start()
     seen = set()
     try:
-        for number in range(10):
+        for number in range(6):
             back = load_snapshot(save_snapshot(bank, tmp_path, number))
             assert set(back.version.tolist()) == {back.step}
             for view in VIEWS:
@@ -142,4 +145,4 @@ def test_a_snapshot_written_while_others_push_is_of_one_moment(tmp_path):
     finally:
         stop.set()
         writer.join()
-    assert len(seen) > 5
+    assert len(seen) > 3

@@ -1,0 +1,120 @@
+"""When is the bank brought to disk? At checkpoints, when asked; between them by itself; and how old is what is there?
+
+Nothing here holds up a push: a snapshot is of the moment at which it is begun and written while others push. One writer at
+a time; what goes wrong between checkpoints is said once for each cause, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cluster.bank.recovery import LIVE
+from cluster.bank.spec import BankSpec
+from vidssl.errors import BankError, StorageError
+from vidssl.mining.bank import EmbeddingBank
+from vidssl.mining.moments import Moment
+from vidssl.mining.snapshots import save_snapshot
+
+__all__ = ["Saver"]
+
+_log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Writes the snapshots of one bank's process.
+
+    Args:
+        spec: The run's bank.
+        tell: Told in a sentence what the user has to know: that a snapshot failed, or takes longer than it may.
+    """
+
+    def __init__(self, spec: BankSpec, tell: Callable[[str], None]) -> None:
+        self._spec, self._tell = spec, tell
+        self._saved: int | None = None
+        self._due = 0
+        self._slow = ""
+        self._writer: threading.Thread | None = None
+
+    def begins(self, step: int | None) -> None:
+        """An attempt begins with rows that are on disk as of so many steps done; None: with none."""
+        self._saved = step
+        every = self._spec.snapshot_every_steps
+        self._due = 0 if not every or step is None else step // every
+
+    def age(self, bank_step: int) -> float | None:
+        """Steps that were pushed since the newest snapshot; None where there is none.
+
+        Args:
+            bank_step: The bank's newest step.
+        """
+        return None if self._saved is None else float(max(0, bank_step + 1 - self._saved))
+
+    def at_checkpoint(self, bank: EmbeddingBank, root: str, step: int) -> Path:
+        """Snapshot of this moment as `root/snap-<step>`, on disk when this returns.
+
+        Raises:
+            BankError: a row is no finite unit row.
+            StorageError: it cannot be written.
+        """
+        with bank.moment() as moment:
+            return self._write(moment, Path(root), step, self._spec.keep)
+
+    def between(self, bank: EmbeddingBank) -> None:
+        """Begin a snapshot under `root/live` where one is due (`mining.snapshot_every_steps`)."""
+        every, done = self._spec.snapshot_every_steps, bank.step + 1
+        if not every or not self._spec.root or done // every <= self._due:
+            return
+        if self._writer is not None and self._writer.is_alive():
+            self._say_slow(self._due * every, done, every)
+            return
+        self._due = done // every
+        moment, folder = bank.moment(), Path(self._spec.root) / LIVE
+        self._writer = threading.Thread(target=self._write_live, args=(moment, folder, done), name="saver", daemon=True)
+        self._writer.start()
+
+    def close(self, timeout_s: float = 60.0) -> None:
+        """Wait for what is being written."""
+        if self._writer is not None:
+            self._writer.join(timeout_s)
+
+    def _write_live(self, moment: Moment, folder: Path, step: int) -> None:
+        try:
+            with moment:
+                self._write(moment, folder, step, 1)
+        except (BankError, StorageError) as error:
+            _log.warning("%s", error)
+            since = "there is none yet" if self._saved is None else f"the newest is of step {self._saved}"
+            self._tell(f"{error} ({since}); the run goes on")
+
+    def _write(self, moment: Moment, root: Path, step: int, keep: int) -> Path:
+        path = save_snapshot(moment, root, step, keep, self._extra())
+        self._saved = step if self._saved is None else max(self._saved, step)
+        _log.info("%s: %.0f MB beside the bank, %d rows set aside", path, moment.most_bytes / 1e6, moment.kept_rows)
+        return path
+
+    def _say_slow(self, begun: int, done: int, every: int) -> None:
+        if self._slow:
+            return
+        self._slow = (
+            f"the bank snapshot begun at step {begun} is still being written at step {done}: snapshots come later than "
+            f"asked for; type a mining.snapshot_every_steps above {every}"
+        )
+        _log.warning("%s", self._slow)
+        self._tell(self._slow)
+
+    def _extra(self) -> Mapping[str, object]:
+        plan = self._spec.plan
+        return {
+            "data_hash": self._spec.data_hash,
+            "main": self._spec.main,
+            "aux": self._spec.aux,
+            "plan": plan.describe(),
+            "stages": plan.stages,
+            "ratio": plan.ratio,
+            "topk": plan.k,
+            "last_view": plan.last_view,
+            "strategy": plan.strategy,
+        }

@@ -1,0 +1,88 @@
+"""The bank's process saves when asked and when due, says how old its newest snapshot is, and what went wrong."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from cluster.bank import saver as module
+from cluster.bank.saver import Saver
+from tests.cluster.bank.bank_parts import DIM, N, rows, spec
+from vidssl.errors import StorageError
+from vidssl.mining.bank import EmbeddingBank
+from vidssl.mining.snapshots import load_snapshot, snapshot_steps
+
+
+def bank_at(step):
+    bank = EmbeddingBank(N, DIM, ("residual", "rgb"))
+    bank.push(rows(step, 0, np.arange(N)))
+    return bank
+
+
+def test_the_age_counts_from_what_is_on_disk(tmp_path):
+    said = []
+    saver = Saver(spec(root=str(tmp_path)), said.append)
+    assert saver.age(7) is None
+    assert saver.at_checkpoint(bank_at(7), str(tmp_path), 8) == tmp_path / "snap-8"
+    assert (saver.age(7), saver.age(11)) == (0.0, 4.0)
+    saver.begins(5)
+    assert saver.age(4) == 0.0
+    saver.begins(None)
+    assert saver.age(4) is None
+    assert said == []
+
+
+def test_between_checkpoints_a_snapshot_is_written_when_it_is_due(tmp_path):
+    saver = Saver(spec(root=str(tmp_path), snapshot_every_steps=10), pytest.fail)
+    for step in (3, 8, 9, 12, 25, 26):
+        saver.between(bank_at(step))
+        saver.close()
+        expected = {3: [], 8: [], 9: [10], 12: [10], 25: [26], 26: [26]}[step]
+        assert snapshot_steps(tmp_path / "live") == expected
+    assert load_snapshot(tmp_path / "live" / "snap-26").step == 25
+    assert saver.age(29) == 4.0
+
+
+def test_a_snapshot_that_fails_is_said_with_what_there_is_and_the_age_goes_on(tmp_path):
+    said = []
+    saver = Saver(spec(root=str(tmp_path), snapshot_every_steps=10), said.append)
+    (tmp_path / "live").write_text("a file")
+    saver.between(bank_at(9))
+    saver.close()
+    assert "live/snap-10 cannot be written" in said[0]
+    assert said[0].endswith("(there is none yet); the run goes on")
+    saver.begins(4)
+    saver.between(bank_at(19))
+    saver.close()
+    assert said[1].endswith("(the newest is of step 4); the run goes on")
+    assert saver.age(19) == 16.0
+    with pytest.raises(StorageError, match="cannot be written"):
+        saver.at_checkpoint(bank_at(9), str(tmp_path / "live"), 10)
+
+
+def test_a_snapshot_that_takes_longer_than_it_may_is_said_once(tmp_path, monkeypatch):
+    said, go_on = [], threading.Event()
+    write = module.save_snapshot
+
+    def slow(*arguments):
+        go_on.wait(30)
+        return write(*arguments)
+
+    monkeypatch.setattr(module, "save_snapshot", slow)
+    saver = Saver(spec(root=str(tmp_path), snapshot_every_steps=10), said.append)
+    bank = bank_at(9)
+    saver.between(bank)
+    for step in (19, 20, 29):
+        bank.push(rows(step, 0, np.arange(N)))
+        saver.between(bank)
+    go_on.set()
+    saver.close()
+    assert said == [
+        "the bank snapshot begun at step 10 is still being written at step 20: snapshots come later than asked for; "
+        "type a mining.snapshot_every_steps above 10"
+    ]
+    back = load_snapshot(tmp_path / "live" / "snap-10")
+    assert back.step == 9  # of the moment at which it was begun
+    np.testing.assert_array_equal(back.views["rgb"], bank_at(9).views["rgb"])
