@@ -14,6 +14,7 @@ import pytest
 from vidssl.batch import Embeddings
 from vidssl.errors import BankError, StorageError
 from vidssl.mining.bank import EmbeddingBank
+from vidssl.mining.rows import DTYPES, stored
 from vidssl.mining.snapshots import latest_snapshot, load_snapshot, read_info, save_snapshot, snapshot_at, sweep
 
 
@@ -30,15 +31,47 @@ def same(one, other):
     return all(np.array_equal(values, other.state()[name]) for name, values in one.state().items())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_bank_comes_back_bit_for_bit(tmp_path, dtype):
     bank = make_bank(dtype=dtype)
     path = save_snapshot(bank, tmp_path, 9, extra={"data_hash": "abc", "stages": 3})
     back = load_snapshot(path, bank, "abc")
     assert same(back, bank)
-    assert (back.step, back.dtype) == (7, np.dtype(dtype))
+    assert (back.step, back.dtype) == (7, dtype)
     info = read_info(path)
     assert (info.step, info.bank_step, info.views, info.extra["stages"]) == (9, 7, ("rgb", "residual"), 3)
+
+
+@pytest.mark.parametrize("kept", DTYPES)
+@pytest.mark.parametrize("written", DTYPES)
+def test_a_snapshot_of_another_dtype_is_taken_over_and_said(tmp_path, written, kept):
+    bank, said = make_bank(dtype=written), []
+    path = save_snapshot(bank, tmp_path, 9)
+    back = load_snapshot(path, make_bank(dtype=kept), say=said.append)
+    every = np.arange(50)
+    for view in bank.views:
+        np.testing.assert_array_equal(back.views[view], stored(bank.vectors(every, view), kept))
+    np.testing.assert_array_equal(back.version, bank.version)
+    how = "exactly" if kept == "float32" else "rounded"
+    sentence = f"snap-9 holds {written} rows: this bank keeps them as {kept}, {how} (mining.bank_dtype)"
+    assert said == ([] if written == kept else [sentence])
+    again = load_snapshot(save_snapshot(back, tmp_path, 10), bank)
+    assert same(again, bank) or kept not in (written, "float32")  # what was widened comes back
+    assert load_snapshot(tmp_path / "snap-9").dtype == written  # nobody asked for another one
+
+
+def test_a_mirror_of_a_bank_that_was_read_hears_of_all_its_rows(tmp_path):
+    back = load_snapshot(save_snapshot(make_bank(), tmp_path, 9))
+    mirror = EmbeddingBank(50, 6, ("rgb", "residual"), np.arange(50) // 2)
+    mirror.apply(back.changed_since(None))
+    assert same(mirror, make_bank())
+
+
+def test_a_snapshot_of_a_dtype_that_is_not_known_is_refused(tmp_path):
+    path = save_snapshot(make_bank(), tmp_path, 1)
+    rewritten(path, lambda rows: None, dtype="int8")
+    with pytest.raises(BankError, match="holds rows of dtype int8, this version reads float32, float16, bfloat16"):
+        load_snapshot(path)
 
 
 def test_the_last_two_are_kept_and_found(tmp_path):
