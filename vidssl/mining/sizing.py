@@ -120,8 +120,8 @@ SHORT = 0.01
 """Largest share that the first stage of a "short" cascade keeps."""
 SHORT_FROM = 262_144
 """Slots below which that is no faster."""
-ROUND_S = 1e-3
-"""Estimate: one round of questions to all shards and their answers, on Ray actors of one cluster."""
+ROUND_S = 3e-3
+"""One round of questions to all shards and their answers: p50 of two Ray actors on a machine of two busy cores."""
 STATE_BYTES = 40
 """Per slot beside rows: version, group, number of last write, positives' age and a share of the indexes."""
 
