@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.bank.lockstep import Lockstep
-from cluster.bank.recovery import LIVE, clear_leftovers, open_source, recover, store_attempt, stored_attempt
+from cluster.bank.recovery import clear_leftovers, open_source, recover, store_attempt, stored_attempt
 from cluster.bank.requests import LATE, Requests
+from cluster.bank.saver import Saver
 from cluster.bank.spec import Answer, BankSpec, Began, Push, Verdict, Wanted
 from cluster.bank.table import Pace, PositiveTable
 from vidssl.batch import Embeddings, Positives
@@ -30,8 +30,6 @@ from vidssl.errors import BankError, StorageError
 from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.mapped import MappedRows
 from vidssl.mining.metrics import MiningMonitor
-from vidssl.mining.moments import Moment
-from vidssl.mining.snapshots import save_snapshot
 
 __all__ = ["BankServer"]
 
@@ -95,9 +93,10 @@ class BankServer:
         if spec.root and restarted:
             found = recover(Path(spec.root), bank, spec.data_hash)
             bank, self.note, self.trouble = found.bank, found.note, found.trouble
+        self._saver = Saver(spec, self._told)
+        self._saver.begins(bank.step + 1 if bank.filled else None)
         self._desk = self._open(bank, spec.world, 0)
         self._closed = False
-        self._writer: threading.Thread | None = None
         self._miner = threading.Thread(target=self._run, name="miner", daemon=True)
         self._miner.start()
 
@@ -118,6 +117,7 @@ class BankServer:
         bank = open_source(source, start_step, self._empty(), self.spec.data_hash, said.append)
         bank.rewind(start_step)  # a snapshot of a later step may be asked for; its rows are not newer than what comes
         desk = self._open(bank, world, start_step)
+        self._saver.begins(bank.step + 1 if bank.filled else None)
         with self._lock:
             if source is not None:  # what this process mined before is as good as the rows that it goes on with
                 desk.table.inherit(self._desk.table, start_step, bank.version >= 0)
@@ -169,7 +169,7 @@ class BankServer:
         """
         if self._lost or not self.settle(step):
             raise StorageError(f"the bank misses pushes before step {step}, so it cannot be saved as of that step")
-        return str(save_snapshot(self._desk.bank, Path(root), step, self.spec.keep, self._extra()))
+        return str(self._saver.at_checkpoint(self._desk.bank, root, step))
 
     def stats(self) -> dict[str, float | str]:
         """Counters since the start, how full the bank is, and (with labels) how well it mines."""
@@ -177,6 +177,7 @@ class BankServer:
             counts, desk, note = Counter(self._counts), self._desk, self.note
         soon, late = desk.requests.counts()
         quality = self._monitor.read() if self._monitor else {}
+        age = self._saver.age(desk.bank.step)
         names = (
             "written_rows",
             "needed_rows",
@@ -192,6 +193,7 @@ class BankServer:
             "step": float(desk.bank.step),
             "seconds": time.monotonic(),
             "filled": desk.bank.filled / desk.bank.n_slots,
+            **({} if age is None else {"snapshot_age_steps": age}),
             **{name: float(counts[name]) for name in names},
             "waiting_rows": float(soon),
             "late_rows": float(late),
@@ -212,8 +214,7 @@ class BankServer:
         self._closed = True
         self._desk.close()
         self._miner.join(10)
-        if self._writer is not None:
-            self._writer.join(60)
+        self._saver.close()
 
     def _open(self, bank: EmbeddingBank, world: int, start: int) -> _Desk:
         spec = self.spec
@@ -272,7 +273,7 @@ class BankServer:
                     self._mine_rows(desk)
                 else:
                     self._mine_step(desk, desk.steps)
-                self._maybe_save()
+                self._saver.between(desk.bank)
             except Exception as error:  # a miner that dies would leave workers without anything: it is said instead
                 _log.exception("mining failed")
                 with self._lock:
@@ -339,44 +340,11 @@ class BankServer:
             self._counts["mine_cpu_us"] += int(1e6 * (time.thread_time() - cpu))
         return found
 
-    def _maybe_save(self) -> None:
-        every, root = self.spec.snapshot_every_steps, self.spec.root
-        if not every or not root or (self._writer is not None and self._writer.is_alive()):
-            return
-        bank = self._desk.bank
-        done = bank.step + 1
-        if done // every <= self._counts["live_saves"]:
-            return
-        self._counts["live_saves"] = done // every
-        self._writer = threading.Thread(
-            target=self._save_live, args=(bank.moment(), Path(root) / LIVE, done), name="saver", daemon=True
-        )
-        self._writer.start()
-
-    def _save_live(self, moment: Moment, folder: Path, step: int) -> None:
-        try:
-            with moment:
-                save_snapshot(moment, folder, step, 1, self._extra())
-        except (BankError, StorageError) as error:
-            self.note = self.trouble = f"{error}; the run goes on"
-            _log.warning("%s", error)
+    def _told(self, sentence: str) -> None:
+        self.note = self.trouble = sentence
 
     def _empty(self) -> EmbeddingBank:
         spec = self.spec
         views = tuple(dict.fromkeys((spec.main, spec.aux)))
         mapped = MappedRows(spec.space, spec.refit_steps, spec.seed)
-        return EmbeddingBank(spec.n_slots, spec.dim, views, self._group, spec.dtype, mapped=mapped)
-
-    def _extra(self) -> Mapping[str, object]:
-        plan = self.spec.plan
-        return {
-            "data_hash": self.spec.data_hash,
-            "main": self.spec.main,
-            "aux": self.spec.aux,
-            "plan": plan.describe(),
-            "stages": plan.stages,
-            "ratio": plan.ratio,
-            "topk": plan.k,
-            "last_view": plan.last_view,
-            "strategy": plan.strategy,
-        }
+        return EmbeddingBank(spec.n_slots, spec.dim, views, self._group, spec.dtype, spec.pool, mapped)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vidssl.batch import Embeddings, Positives
 from vidssl.mining.cascade import Backend
 from vidssl.mining.plan import CascadePlan
+from vidssl.mining.pool import EVERY_ROWS, PoolKind, SlotPool
 from vidssl.mining.space import AskedSpace
 
 __all__ = ["Answer", "BankSpec", "Began", "Push", "Verdict", "Wanted"]
@@ -45,7 +46,9 @@ class BankSpec:
         labelled: Whether mining precision is measured.
         space: As `mining.space`.
         refit_steps: As `mining.refit_steps`.
-        seed: Of the fits of the space.
+        pool_slots: As `mining.pool_slots`.
+        pool_of: As `mining.pool_of`.
+        seed: Of the fits of the space, and of what is drawn.
     """
 
     n_slots: int
@@ -68,7 +71,16 @@ class BankSpec:
     labelled: bool = False
     space: AskedSpace = "raw"
     refit_steps: int = 100
+    pool_slots: int | None = None
+    pool_of: PoolKind = "random"
     seed: int = 0
+
+    @property
+    def pool(self) -> SlotPool | None:
+        """What draws the slots to mine among; None: all of them. A deterministic run draws anew for every batch."""
+        if self.pool_slots is None:
+            return None
+        return SlotPool(self.pool_slots, self.pool_of, self.seed, 1 if self.deterministic else EVERY_ROWS)
 
     @property
     def horizon(self) -> int:

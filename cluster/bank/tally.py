@@ -74,7 +74,10 @@ class Tally:
             "mining/positives": since["positives"] / taken if taken else None,
         }
         row |= _rates(before, stats)
-        row |= {f"bank/{name}": _number(stats, name) for name in ("filled", "mine_ms", "late_rows", "rejected")}
+        row |= {
+            f"bank/{name}": _number(stats, name)
+            for name in ("filled", "mine_ms", "late_rows", "rejected", "snapshot_age_steps")
+        }
         if labelled:
             row |= {f"mining/{name}": _number(stats, name) for name in ("precision_at_k", "hit_at_k")}
         return row

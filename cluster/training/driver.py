@@ -157,6 +157,8 @@ def _bank_spec(checked: Checked, folder: RunFolder) -> BankSpec | None:
         dtype=mining.bank_dtype,
         snapshot_every_steps=mining.snapshot_every_steps,
         keep=trainer.keep,
+        pool_slots=mining.pool_slots,
+        pool_of=mining.pool_of,
         labelled=bool((manifest.samples.label >= 0).any()),
         space=mining.space,
         refit_steps=mining.refit_steps,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vidssl.mining.exclusions import Exclusions
 from vidssl.mining.rows import Table
 
-__all__ = ["Drawn", "PoolKind", "SlotPool"]
+__all__ = ["EVERY_ROWS", "Drawn", "PoolKind", "SlotPool"]
 
 PoolKind = Literal["random", "recent"]
 

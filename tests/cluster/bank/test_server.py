@@ -28,6 +28,7 @@ from tests.cluster.bank.bank_parts import (
 )
 from vidssl.errors import BankError, StorageError
 from vidssl.mining.bank import EmbeddingBank
+from vidssl.mining.plan import CascadePlan
 from vidssl.mining.snapshots import load_snapshot, save_snapshot
 
 STEPS, WORLD = 5, 3
@@ -375,6 +376,33 @@ def test_extra_snapshots_are_written_beside_those_of_checkpoints(open_server, tm
     assert load_snapshot(tmp_path / "live" / "snap-2").step == 1
     restarted = open_server(root=str(tmp_path), restarted=True)
     assert restarted.stats()["note"] == "restored from snap-2"
+
+
+def test_how_old_the_newest_snapshot_is_stands_in_the_counters(open_server, tmp_path):
+    server = open_server(root=str(tmp_path), deterministic=True)
+    server.serve(push(0))
+    assert "snapshot_age_steps" not in server.stats()  # there is none
+    server.save(str(tmp_path), 1)
+    server.serve(push(1))
+    server.serve(push(2))
+    server.settle(3)
+    assert server.stats()["snapshot_age_steps"] == 2
+    server.reset(str(tmp_path / "snap-1"), 1, 1)
+    assert server.stats()["snapshot_age_steps"] == 0
+
+
+def test_a_bank_with_a_pool_hands_out_positives_of_the_pool_and_repeats(open_server):
+    plan = CascadePlan(12, 3, 0.5, 3)
+    servers = [open_server(deterministic=True, pool_slots=12, pool_of="recent", plan=plan) for _ in range(2)]
+    for server in servers:
+        for step in range(8):
+            server.serve(push(step))
+    newest = set(np.concatenate([batch_ids(step) for step in (6, 7)]).tolist())
+    found = answered(servers[0], 9)
+    assert found is not None
+    assert set(found.ids[found.ids >= 0].tolist()) <= newest
+    assert (found.ids >= 0).any()
+    assert_same(found, answered(servers[1], 9))
 
 
 @pytest.mark.parametrize("label", [np.arange(N) % 2, np.full(N, -1)], ids=["labels", "unknown"])
