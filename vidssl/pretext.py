@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vidssl.fields import Candidates, Count, Epoch, MethodName, Place, Ratio, Section, StrategyName, View
+from vidssl.fields import Candidates, Count, Epoch, MethodName, Place, Ratio, Section, Steps, StrategyName, View
 from vidssl.tables.methods import METHODS, MethodTraits, Streams
 from vidssl.tables.strategies import STRATEGIES, StrategyTraits
 
@@ -129,11 +129,9 @@ class Mining(Section):
         default="raw",
         description="where scores are taken: raw (rows as they are, as published) | white (every direction of a view counts alike) | canonical (the directions that both views share) | auto (by rows and by what is shared; says why)",
     )
-    refit_steps: int = Field(
-        default=100,
-        ge=1,
-        le=1_000_000_000,
-        description="steps from one fit of the space to the next; also whenever the rows have doubled",
+    refit_steps: Steps | None = Field(
+        default=None,
+        description="steps from one fit of the space to the next; none: until half of the rows have been written anew",
     )
     stages: int = Field(default=3, ge=1, le=64, description="S, stages of the cascade")
     ratio: Ratio | None = Field(default=None, description="share kept by each stage; give this or pool")

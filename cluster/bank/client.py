@@ -81,7 +81,7 @@ class BankClient:
         self._say: Callable[[str], None] = say or _log.warning
         # A deterministic run does not go on without its bank: the error that ends the attempt says so.
         self._presence = Presence((lambda line: None) if spec.deterministic else self._say, away_s)
-        self._trouble = ""
+        self._passed_on: dict[str, str] = {}
         self._depth, self._in_flight = depth, in_flight
         self._changed = threading.Condition()
         self._queue: deque[Embeddings] = deque()
@@ -282,7 +282,9 @@ class BankClient:
         self._presence.answered()
         if push is None:
             self._stats = value
-            self._pass_on(str(value.get("trouble", "")))
+            self._pass_on("trouble", value)
+            if self.rank == 0:
+                self._pass_on("space", value)
             return
         verdict, answer = value
         if verdict == "ok":
@@ -311,10 +313,12 @@ class BankClient:
     def _pause(self) -> float:
         return self._ask_s if self._unanswered() else STATS_S
 
-    def _pass_on(self, trouble: str) -> None:
-        if trouble and trouble != self._trouble:
-            self._trouble = trouble
-            self._say(trouble)
+    def _pass_on(self, about: str, value: dict[str, float | str]) -> None:
+        """A sentence of the bank's process, as often as it is another one."""
+        sentence = str(value.get(about, ""))
+        if sentence and sentence != self._passed_on.get(about):
+            self._passed_on[about] = sentence
+            self._say(sentence)
 
     def _gone(self, why: str) -> None:
         self._tally.count("errors")

@@ -202,6 +202,7 @@ class BankServer:
             "mine_ms": counts["mine_us"] / 1e3 / max(counts["mined_batches"], 1),
             "note": note,
             "trouble": self.trouble,
+            "space": desk.bank.mapped.news,
             **quality,
         }
 

@@ -70,7 +70,7 @@ class BankSpec:
     keep: int = 2
     labelled: bool = False
     space: AskedSpace = "raw"
-    refit_steps: int = 100
+    refit_steps: int | None = None
     pool_slots: int | None = None
     pool_of: PoolKind = "random"
     seed: int = 0

@@ -1,7 +1,8 @@
 """The space in which a queue or a memory is mined: fitted now and then on what it holds, and kept in the checkpoint.
 
-It is fitted when mining begins, at every multiple of `mining.refit_steps`, and when twice as many rows are there as
-last time: from the step and the state dict alone, so a resumed run mines in the very space of the run that was cut.
+It is fitted when mining begins, and again when half of the rows have been written anew (or at every multiple of
+`mining.refit_steps`): from the step and the state dict alone, so a resumed run mines in the very space of the run that
+was cut.
 Queues and memories are equal on all ranks, and so are the spaces.
 """
 
@@ -33,44 +34,45 @@ class FittedSpace(nn.Module):
 
     Args:
         kind: What is asked for.
-        refit_steps: Steps from one fit to the next.
+        refit_steps: Steps from one fit to the next; None: until half of the rows are new.
         dim: D.
         seed: Of the fits.
 
     Attributes:
         means: [2, D] of the main and of the aux view.
         matrices: [2, D, D]; of R < D columns the others are zeros.
-        fitted: int64 [3]: the kind by number, the step of the fit (−1: none yet), the rows it was fitted on.
+        fitted: int64 [2]: the kind by number, and the step of the fit (−1: none yet).
     """
 
     means: Tensor
     matrices: Tensor
     fitted: Tensor
 
-    def __init__(self, kind: AskedSpace, refit_steps: int, dim: int, seed: int) -> None:
+    def __init__(self, kind: AskedSpace, refit_steps: int | None, dim: int, seed: int) -> None:
         super().__init__()
         self.kind: AskedSpace = kind
         self.refit_steps, self.seed = refit_steps, seed
         self.register_buffer("means", torch.zeros(2, dim))
         self.register_buffer("matrices", torch.zeros(2, dim, dim))
-        self.register_buffer("fitted", torch.tensor([0, -1, 0]))
-        self._known: tuple[int, int, int] | None = None
+        self.register_buffer("fitted", torch.tensor([0, -1]))
+        self._known: tuple[int, int] | None = None
         self.register_load_state_dict_post_hook(_read_again)
         self._news: list[str] = []
 
     @torch.no_grad()
     def forward(
-        self, step: int, queries: Sequence[Tensor], bank: Sequence[Tensor], valid: Tensor | None = None
+        self, step: int, written: int, queries: Sequence[Tensor], bank: Sequence[Tensor], valid: Tensor | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Queries and bank in the space of this step.
 
         Args:
             step: Of the batch.
+            written: Rows that enter the bank in one step, of all ranks.
             queries: [B, D] rows of the main and of the aux view; none where the bank's own rows ask.
             bank: [N, D] rows of the same views; one tensor twice where one stream is both.
             valid: Bool [N], rows that hold something; None: all.
         """
-        if self.training and self._due(step, bank, valid):
+        if self.training and self._due(step, written, bank, valid):
             self._fit(step, bank, valid)
         if _KINDS[self._state()[0]] == "raw":
             return list(queries), list(bank)
@@ -90,17 +92,17 @@ class FittedSpace(nn.Module):
         said, self._news = self._news, []
         return said
 
-    def _state(self) -> tuple[int, int, int]:
+    def _state(self) -> tuple[int, int]:
         """What `fitted` says, read from the device once: no step waits for it."""
         if self._known is None:
-            kind, step, rows = self.fitted.tolist()
-            self._known = kind, step, rows
+            kind, step = self.fitted.tolist()
+            self._known = kind, step
         return self._known
 
-    def _due(self, step: int, bank: Sequence[Tensor], valid: Tensor | None) -> bool:
-        _, fitted_at, rows = self._state()
+    def _due(self, step: int, written: int, bank: Sequence[Tensor], valid: Tensor | None) -> bool:
+        at = self._state()[1]
         count = len(bank[0]) if valid is None else int(valid.sum())
-        return refit_due(step, count, fitted_at, rows, self.refit_steps)
+        return refit_due(step, at, self.refit_steps, (step - at) * written / max(count, 1))
 
     def _fit(self, step: int, bank: Sequence[Tensor], valid: Tensor | None) -> None:
         former = self._state()
@@ -110,7 +112,7 @@ class FittedSpace(nn.Module):
         )
         number = _KINDS.index(space.kind)
         self._take(space)
-        self._known = number, step, len(there[0])
+        self._known = number, step
         self.fitted.copy_(torch.tensor(self._known))
         if former[1] < 0 or former[0] != number:
             self._news.append(f"mining space from step {step}: {space.describe()}")

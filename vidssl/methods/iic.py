@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidssl.batch import ClipBatch, Positives
-from vidssl.distributed import gather_rows, rank
+from vidssl.distributed import gather_rows, rank, world
 from vidssl.encoder import unit_rows
 from vidssl.errors import RecipeError
 from vidssl.losses import mil_nce
@@ -260,7 +260,7 @@ class IIC(Method):
 
         bank = self.memory.rows("second"), self.memory.rows("first")
         if self.space is not None:
-            bank = self.space(batch.step, (), bank, self.memory.seen)[1]
+            bank = self.space(batch.step, batch.size * world(), (), bank, self.memory.seen)[1]
         queries = bank[0][batch.instance], bank[1][batch.instance]
         source = source_of(batch.instance, batch.group).cpu().numpy()
         exclude = self._group_index().exclusions(source)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidssl.distributed import world
 from vidssl.mining.exclusions import Exclusions
 from vidssl.mining.plan import CascadePlan
 from vidssl.queue import RingQueue
@@ -47,7 +48,7 @@ def mine_in_queue(
     from vidssl.mining.cascade import mine  # heavy, and a run that mines in the bank never needs it
 
     bank = [queue.rows(view) for view in views]
-    asking, asked = (queries, bank) if space is None else space(step, queries, bank)
+    asking, asked = (queries, bank) if space is None else space(step, len(queries[0]) * world(), queries, bank)
     result = mine(asking, asked, plan, exclude=_exclusions(forbidden), valid=None, backend=backend)
     ids = torch.as_tensor(result.ids[:, :k], device=forbidden.device)
     mined = forbidden.new_zeros(forbidden.shape[0], queue.size + 1)

@@ -120,16 +120,23 @@ def shared_directions(first_nD: NDArray, second_nD: NDArray, of: tuple[Moments, 
     """
     white = whitener(of[0], SHARED_SHRINKAGE), whitener(of[1], SHARED_SHRINKAGE)
 
-    def correlation(second: NDArray) -> Matrix:
-        return white[0] @ _product(first_nD, second, of[0].mean, of[1].mean) @ white[1]
-
-    left, values, right = np.linalg.svd(correlation(second_nD))
-    rng, chance = np.random.default_rng((seed, 0xCCA)), 0.0
-    for _ in range(SHUFFLES):
-        chance = max(chance, float(np.linalg.norm(correlation(second_nD[rng.permutation(len(second_nD))]), 2)))
+    left, values, right = np.linalg.svd(white[0] @ _product(first_nD, second_nD, of[0].mean, of[1].mean) @ white[1])
+    chance = _chance(first_nD, second_nD, of, white, seed)
     number = int((values > chance).sum())
     maps = white[0] @ left[:, :number], white[1] @ right[:number].T
     return Shared(*maps, np.minimum(values[:number], 1.0), min(chance, 1.0))
+
+
+def _chance(
+    first_nD: NDArray, second_nD: NDArray, of: tuple[Moments, Moments], white: tuple[Matrix, Matrix], seed: int
+) -> float:
+    """Largest canonical correlation of shuffled pairs; in single precision, for two digits of it are enough."""
+    rng, count, largest = np.random.default_rng((seed, 0xCCA)), len(first_nD), 0.0
+    first, second = first_nD - of[0].mean.astype(np.float32), second_nD - of[1].mean.astype(np.float32)
+    for _ in range(SHUFFLES):
+        crossed = (first.T @ second[rng.permutation(count)]).astype(np.float64) / count
+        largest = max(largest, float(np.linalg.norm(white[0] @ crossed @ white[1], 2)))
+    return largest
 
 
 def _product(first_nD: NDArray, second_nD: NDArray, first_mean: Matrix, second_mean: Matrix) -> Matrix:

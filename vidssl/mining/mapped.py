@@ -40,11 +40,6 @@ class Kept(Protocol):
     step: int
 
     @property
-    def filled(self) -> int:
-        """Slots that hold a row."""
-        ...
-
-    @property
     def stamps(self) -> NDArray[np.int64]:
         """int64 [N], the number of each slot's last write."""
         ...
@@ -61,12 +56,10 @@ class Fitted:
     Attributes:
         space: The map.
         step: The bank's step when it was fitted.
-        rows: Its filled slots then.
     """
 
     space: Space
     step: int
-    rows: int
 
 
 class MappedRows:
@@ -81,13 +74,19 @@ class MappedRows:
         fitted: The present space; None before the first mining.
     """
 
-    def __init__(self, kind: AskedSpace, refit_steps: int = 100, seed: int = 0) -> None:
+    def __init__(self, kind: AskedSpace, refit_steps: int | None = None, seed: int = 0) -> None:
         self.kind: AskedSpace = kind
         self.refit_steps, self.seed = refit_steps, seed
         self.fitted: Fitted | None = None
         self._tables: dict[str, NDArray] = {}
         self._stamps: NDArray[np.int64] | None = None
         self._lock = threading.Lock()
+        self._news = ""
+
+    @property
+    def news(self) -> str:
+        """Which space it is and why, as of the last time that this changed; "" before."""
+        return self._news
 
     def again(self, fitted: Fitted | None = None) -> MappedRows:
         """The same for another bank (a copy, a snapshot): it maps its own rows, at first with `fitted`."""
@@ -106,9 +105,8 @@ class MappedRows:
         if self.kind == "raw":
             return bank.views, bank.version >= 0
         with self._lock:
-            filled = bank.filled
-            if filled and self._due(bank, filled):
-                self._fit(bank, filled)
+            if self._due(bank):
+                self._fit(bank)
             if self.fitted is None or self.fitted.space.kind == "raw":
                 return bank.views, bank.version >= 0
             there = self._map(bank, self.fitted.space)
@@ -118,11 +116,14 @@ class MappedRows:
         """The present space in words."""
         return self.kind if self.fitted is None else self.fitted.space.describe()
 
-    def _due(self, bank: Kept, filled: int) -> bool:
-        at, rows = (-1, 0) if self.fitted is None else (self.fitted.step, self.fitted.rows)
-        return refit_due(bank.step, filled, at, rows, self.refit_steps)
+    def _due(self, bank: Kept) -> bool:
+        there = bank.version >= 0
+        if not there.any():
+            return False
+        at = -1 if self.fitted is None else self.fitted.step
+        return refit_due(bank.step, at, self.refit_steps, float((bank.version[there] > at).mean()))
 
-    def _fit(self, bank: Kept, filled: int) -> None:
+    def _fit(self, bank: Kept) -> None:
         former, step = self.fitted, bank.step
         slots = np.flatnonzero(bank.version >= 0)
         if len(slots) > FIT_ROWS:  # drawn here, so that no copy of the whole bank is made
@@ -130,10 +131,11 @@ class MappedRows:
         parts = np.array_split(slots, -(-len(slots) // _ROWS_AT_ONCE))  # the bank's lock is held for one at a time
         rows = {view: np.concatenate([bank.vectors(part, view) for part in parts]) for view in bank.views}
         space = fit_space(self.kind, rows, seed=self.seed)
-        self.fitted = Fitted(space, step, filled)
+        self.fitted = Fitted(space, step)
         self._tables, self._stamps = {}, None  # the former tables live as long as a miner reads them
         if former is None or former.space.kind != space.kind:
-            _log.info("mining space from step %d: %s", step, space.describe())
+            self._news = f"mining space from step {step}: {space.describe()}"
+            _log.info("%s", self._news)
 
     def _map(self, bank: Kept, space: Space) -> NDArray[np.bool_]:
         if self._stamps is None:

@@ -36,8 +36,8 @@ FIT_ROWS = 65_536
 """Rows that a map is fitted on; of more a random sample is taken."""
 LEAST_DIRECTIONS = 4
 """Shared directions below which rows would be told apart by next to nothing."""
-WHITE_FROM, CANONICAL_FROM = 4, 8
-"""Rows per dimension from which `auto` takes a space: docs/results.md (d)."""
+CANONICAL_FROM, WHITE_FROM = 3, 8
+"""Rows per dimension from which `auto` takes a space: canonical where enough is shared, else white, which nothing checks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,24 +129,25 @@ def fit_space(kind: AskedSpace, rows: Mapping[str, NDArray], *, seed: int = 0) -
         return raw_space(f"the {' and '.join(flat)} rows are all alike", count)
     if count <= dim:
         return raw_space(f"{count} rows of width {dim} fit no map; it needs more rows than columns", count)
-    if kind == "auto" and count < WHITE_FROM * dim:
-        return raw_space(f"auto: {count} rows of width {dim} are fewer than {WHITE_FROM} per column", count)
-    if kind == "white" or (kind == "auto" and (len(views) < 2 or count < CANONICAL_FROM * dim)):
-        return _white(views, of, count, _said(kind, f"{count} rows of width {dim}"))
+    if kind == "auto" and count < CANONICAL_FROM * dim:
+        return raw_space(f"auto: {count} rows of width {dim} are fewer than {CANONICAL_FROM} per column", count)
+    if kind == "white":
+        return _white(views, of, count, f"{count} rows of width {dim}")
     return _canonical(kind, views, tables, of, count, seed)
 
 
-def refit_due(step: int, rows: int, fitted_at: int, fitted_rows: int, refit_steps: int) -> bool:
-    """Whether a space is fitted (anew) at this step: at first, past a multiple of `refit_steps`, with twice the rows.
+def refit_due(step: int, fitted_at: int, refit_steps: int | None, fresh: float) -> bool:
+    """Whether a space is fitted (anew) at this step.
 
     Args:
         step: Now.
-        rows: There are now.
         fitted_at: Step of the last fit; -1: none yet.
-        fitted_rows: There were then.
-        refit_steps: See `mining.refit_steps`.
+        refit_steps: As `mining.refit_steps`: past each multiple; None: when half of the rows are new.
+        fresh: Share of the rows that were written after the last fit.
     """
-    return fitted_at < 0 or step // refit_steps > fitted_at // refit_steps or rows >= 2 * fitted_rows
+    if fitted_at < 0:
+        return True
+    return fresh >= 0.5 if refit_steps is None else step // refit_steps > fitted_at // refit_steps
 
 
 def project(rows: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
@@ -165,17 +166,25 @@ def _canonical(
     kind: AskedSpace, views: tuple[str, ...], tables: list[NDArray], of: list[Moments], count: int, seed: int
 ) -> Space:
     if len(views) == 1:
-        return _white(views, of, count, f"one view, {views[0]}, shares nothing with another")
+        alone = f"one view, {views[0]}, shares nothing with another"
+        return _white(views, of, count, alone) if kind == "canonical" else _alone(views, of, count, alone)
     shared = shared_directions(tables[0], tables[1], (of[0], of[1]), seed)
     number = len(shared.correlations)
     says = f"{number} shared directions above chance {shared.chance:.2f}, {count} rows of width {of[0].dim}"
-    if number < LEAST_DIRECTIONS and kind == "auto":
-        return _white(views, of, count, _said(kind, says))
     if number < LEAST_DIRECTIONS:
-        return raw_space(f"{says}: fewer than {LEAST_DIRECTIONS} carry no space", count)
+        few = f"{says}: fewer than {LEAST_DIRECTIONS} carry no space"
+        return raw_space(few, count) if kind == "canonical" else _alone(views, of, count, few)
     weights = shared.weights
     maps = shared.first * weights, shared.second * weights
     return _space("canonical", views, of, maps, weights, count, _said(kind, says))
+
+
+def _alone(views: tuple[str, ...], of: list[Moments], count: int, why: str) -> Space:
+    """What `auto` takes where nothing is shared."""
+    wanted = WHITE_FROM * of[0].dim
+    if count < wanted:
+        return raw_space(f"auto: {why}; white from {wanted} rows on", count)
+    return _white(views, of, count, f"auto: {why}")
 
 
 def _white(views: tuple[str, ...], of: list[Moments], count: int, why: str) -> Space:

@@ -25,10 +25,9 @@ def space_words(mapped: MappedRows) -> dict[str, Any]:
         "asked": mapped.kind,
         "kind": space.kind,
         "views": list(space.views),
-        "space_rows": space.rows,
+        "rows": space.rows,
         "why": space.why,
         "step": mapped.fitted.step,
-        "rows": mapped.fitted.rows,
     }
 
 
@@ -62,5 +61,5 @@ def space_from(words: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> Fitte
     if any(matrices[view].ndim != 2 or means[view].shape != matrices[view].shape[:1] for view in views):
         raise ValueError("space")
     weights = arrays.get("space-weights", np.zeros(0, np.float32))
-    space = Space(kind, views, means, matrices, weights, int(words["space_rows"]), str(words["why"]))
-    return Fitted(space, int(words["step"]), int(words["rows"]))
+    space = Space(kind, views, means, matrices, weights, int(words["rows"]), str(words["why"]))
+    return Fitted(space, int(words["step"]))

@@ -46,28 +46,27 @@ def test_a_queue_and_a_bank_of_the_same_rows_mine_the_same(kind, strategy):
     assert (picked != expected).sum() <= 2  # scores that float32 makes equal
 
 
-def test_it_is_fitted_at_first_at_every_multiple_and_when_rows_have_doubled_but_not_while_it_is_evaluated():
-    space, at = a_space("white"), []
-    valid = torch.zeros(N, dtype=torch.bool)
+@pytest.mark.parametrize(("refit_steps", "fits"), [(None, [0, 10, 20]), (7, [0, 7, 14, 21])])
+def test_it_is_fitted_when_half_of_the_rows_are_new_or_at_multiples_but_not_while_it_is_evaluated(refit_steps, fits):
+    space, at = a_space("white", refit_steps), []
     for step in range(25):
-        valid[: 40 + 5 * step] = True
         if step == 12:
-            space.eval()(29, (), tensors(seed=1), valid)
+            space.eval()(29, 8, (), tensors(seed=1))
             space.train()
-        space(step, (), tensors(seed=step), valid)
+        space(step, N // 20, (), tensors(seed=step))
         at.append(int(space.fitted[1]))
-    assert sorted(set(at)) == [0, 8, 10, 20]
+    assert sorted(set(at)) == fits
 
 
 def test_before_it_is_fitted_rows_stay_as_they_are():
     rows = tensors()
-    queries, bank = a_space().eval()(0, rows, rows)
+    queries, bank = a_space().eval()(0, 8, rows, rows)
     assert all(one is other for one, other in zip([*queries, *bank], rows * 2, strict=True))
 
 
 def test_the_images_are_those_of_the_space_that_the_rows_carry():
     rows = tensors()
-    queries, bank = a_space()(0, [part[:3] for part in rows], rows)
+    queries, bank = a_space()(0, 8, [part[:3] for part in rows], rows)
     expected = fit_space("canonical", {"0": rows[0].numpy(), "1": rows[1].numpy()})
     for place in (0, 1):
         image = expected.apply(place, rows[place].numpy())
@@ -79,7 +78,7 @@ def test_the_images_are_those_of_the_space_that_the_rows_carry():
 def test_one_stream_that_is_both_views_is_whitened():
     rows = tensors()[0]
     space = a_space("canonical")
-    _, bank = space(0, (), [rows, rows])
+    _, bank = space(0, 8, (), [rows, rows])
     np.testing.assert_allclose(bank[0], fit_space("white", {"0": rows.numpy()}).apply(0, rows.numpy()), atol=1e-5)
     assert torch.equal(bank[0], bank[1])
 
@@ -87,9 +86,9 @@ def test_one_stream_that_is_both_views_is_whitened():
 def test_autocast_does_not_round_the_images():
     rows = tensors()
     space = a_space("white")
-    _, plain = space(0, (), rows)
+    _, plain = space(0, 8, (), rows)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        _, cast = space(1, (), rows)
+        _, cast = space(1, 8, (), rows)
     assert torch.equal(plain[0], cast[0])
 
 

@@ -160,11 +160,22 @@ def test_the_fewer_the_rows_the_more_the_covariance_is_shrunk_and_never_less_tha
     assert shares[-1] == LEAST_SHRINKAGE
 
 
-@pytest.mark.parametrize(("count", "kind"), [(40, "raw"), (100, "white"), (400, "canonical")])
+@pytest.mark.parametrize(("count", "kind"), [(40, "raw"), (200, "canonical")])
 def test_auto_goes_by_rows(count, kind):
     space = fit_space("auto", two_views(count)[0])
     assert space.kind == kind
     assert space.why.startswith("auto: ")
+
+
+@pytest.mark.parametrize(("count", "kind"), [(100, "raw"), (1000, "white")])
+def test_auto_whitens_many_rows_of_views_that_share_nothing(count, kind):
+    views, _ = two_views(count)
+    alone = [views, {"rgb": views["rgb"]}]
+    views["rgb"] = views["rgb"][np.random.default_rng(1).permutation(count)]
+    for one in alone:
+        space = fit_space("auto", one)
+        assert space.kind == kind
+        assert ("white from 128 rows on" in space.why) == (kind == "raw")
 
 
 def test_one_view_is_whitened_where_shared_directions_are_asked_for():
