@@ -1,10 +1,13 @@
 """Do the three papers' ideas work on generated videos? Claims registered first, then five seeds, whatever comes out.
 
     python -m benchmarks.science [a] [b] [c] --seeds 0 1 2 3 4
+    python -m benchmarks.science d e --seeds 10 11 12 13 14 15 16 17
 
-(a) CPR's cascade against its rivals, (b) IIC with and without intra-negatives, (c) ViCC's second stream. What is claimed,
-against what and after how many updates is printed and stored before the first seed runs; finished seeds are stored as
-they come and not run again, so that a run that was cut off goes on. Seeds from 100 on are for pilots: they are shown, never stored.
+(a) CPR's cascade against its rivals, (b) IIC with and without intra-negatives, (c) ViCC's second stream, (d) spaces to mine
+in on simulated banks, (e) spaces and strategies in training, in several worlds (`e` is all of them, `e-poor` is one).
+What is claimed, against what and after how many updates is printed and stored before the first seed runs; every seed
+goes through all experiments before the next one begins; finished seeds are stored as they come and not run again, so
+that a run that was cut off goes on. Seeds from 100 on are for pilots: they are shown, never stored.
 """
 
 from __future__ import annotations
@@ -17,78 +20,119 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.hardware import hardware, versions
 from vidssl.files import write_json
 
-__all__ = ["main", "run_experiment", "summary"]
+if TYPE_CHECKING:
+    from benchmarks.science_data import Clips
+
+__all__ = ["Experiment", "experiment_of", "main", "run_experiments", "summary"]
 
 RESULT = Path(__file__).parent / "results" / "science.json"
 PILOT_FROM = 100
+T_QUANTILE = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+"""Student's .975 quantile for 1, 2, … degrees of freedom; the last stands for all above (a little too wide)."""
+WORLDS = {"e": ("e-even", "e-poor", "e-small", "e-shared")}
+EXPERIMENTS = ("a", "b", "c", "d", *WORLDS["e"], "e-thermal")
 
 Table = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table of the result file.
+
+    Attributes:
+        name: One of `EXPERIMENTS`; what follows the dash is the world.
+        module: Has `register`, `comparisons` and `run`.
+        setup: Its sizes; its `world` is None where it needs no videos.
+    """
+
+    name: str
+    module: Any
+    setup: Any
+
+
+def experiment_of(name: str) -> Experiment:
+    """The experiment of a name, with its registered sizes."""
+    letter, _, world = name.partition("-")
+    module = importlib.import_module(f"benchmarks.science_{letter}")
+    return Experiment(name, module, module.SETUPS[world] if world else module.Setup())
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the experiments that were named (all when none is); 0 whatever they find."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiments", nargs="*", default=[], metavar="a b c")
+    parser.add_argument("experiments", nargs="*", default=[], metavar="a b c d e")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "vidssl-science")
-    parser.add_argument("--pictures", type=Path, help="folder for one picture of each experiment")
+    parser.add_argument("--pictures", type=Path, help="folder for one picture of each letter")
     given = parser.parse_args(words)
-    for name in given.experiments or ["a", "b", "c"]:
-        if name not in ("a", "b", "c"):
-            parser.error(f"there is no experiment '{name}'; name some of a b c")
-        module = importlib.import_module(f"benchmarks.science_{name}")
-        entry = run_experiment(name, module, module.Setup(), given.seeds, given.result, given.cache)
-        if given.pictures and entry["seeds"]:
-            from benchmarks.science_picture import draw
-
-            print(f"picture: {draw(name, entry, given.pictures)}")
+    names = [name for word in given.experiments or ["a", "b", "c"] for name in WORLDS.get(word, (word,))]
+    if unknown := [name for name in names if name not in EXPERIMENTS]:
+        parser.error(f"there is no experiment '{unknown[0]}'; name some of {' '.join([*EXPERIMENTS, *WORLDS])}")
+    chosen = [experiment_of(name) for name in names]
+    entries = run_experiments(chosen, given.seeds, given.result, given.cache)
+    if given.pictures:
+        _draw(entries, given.pictures)
     return 0
 
 
-def run_experiment(
-    name: str, module: Any, setup: Any, seeds: Sequence[int], result: Path, cache: Path
-) -> dict[str, Any]:
-    """One experiment: print what is registered, run what is missing, print what came out.
+def _draw(entries: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    from benchmarks.science_picture import draw, draw_worlds
+
+    worlds = {name: entry for name, entry in entries.items() if name in WORLDS["e"] and "summary" in entry}
+    for name, entry in entries.items():
+        if entry["seeds"] and name not in WORLDS["e"]:
+            print(f"picture: {draw(name, entry, folder)}")
+    if worlds:
+        print(f"picture: {draw_worlds(worlds, folder)}")
+
+
+def run_experiments(
+    experiments: Sequence[Experiment], seeds: Sequence[int], result: Path, cache: Path
+) -> dict[str, dict[str, Any]]:
+    """Print what is registered, run what is missing, seed by seed, print what came out.
 
     Args:
-        name: a, b or c.
-        module: Has `register`, `comparisons` and `run`.
-        setup: Its sizes.
+        experiments: Which, in this order within a seed.
         seeds: Those wanted.
         result: JSON file that keeps finished seeds.
         cache: Folder of the videos.
 
     Returns:
-        The experiment's part of the JSON file: every registered seed that is finished.
+        Name → its part of the JSON file: every registered seed that is finished.
 
     Raises:
         SystemExit: the file holds seeds of another registration.
     """
-    registered = _plain(module.register(setup))
-    print(f"=== experiment ({name}), registered before the run ===\n{json.dumps(registered, indent=1)}", flush=True)
-    entry = _begin(name, registered, result)
-    missing = [seed for seed in seeds if str(seed) not in entry["seeds"]]
-    if missing:
-        _run_seeds(name, module, setup, missing, entry, result, cache)
-    finished = {key: one["values"] for key, one in entry["seeds"].items() if int(key) in seeds}
-    comparisons = module.comparisons(setup)
+    entries = {one.name: _begin(one, result) for one in experiments}
+    for seed in seeds:
+        for one in experiments:
+            if str(seed) not in entries[one.name]["seeds"]:
+                _run_seed(one, seed, entries[one.name], result, cache)
+    return {one.name: _conclude(one, seeds, entries[one.name], result) for one in experiments}
+
+
+def _conclude(one: Experiment, seeds: Sequence[int], entry: dict[str, Any], result: Path) -> dict[str, Any]:
+    finished = {key: found["values"] for key, found in entry["seeds"].items() if int(key) in seeds}
+    comparisons = one.module.comparisons(one.setup)
+    print(f"=== ({one.name}) ===")
     _print(finished, summary(list(finished.values()), comparisons) if len(finished) > 1 else None)
     entry = _registered(entry)
     if len(entry["seeds"]) > 1:
-        entry["summary"] = summary([one["values"] for one in entry["seeds"].values()], comparisons)
-        _store(name, entry, result)
+        entry["summary"] = summary([found["values"] for found in entry["seeds"].values()], comparisons)
+        _store(one.name, entry, result)
     return entry
 
 
 def summary(tables: Sequence[Table], comparisons: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
-    """Mean and deviation of every column over seeds, and of every difference with its signs.
+    """Mean and deviation of every column over seeds, and of every difference with its signs and 95 % interval.
 
     Args:
         tables: One of each seed.
@@ -97,6 +141,7 @@ def summary(tables: Sequence[Table], comparisons: Sequence[tuple[str, str, str]]
     columns = {key: _spread([table[key] for table in tables]) for key in tables[0]}
     pairs = {what: _spread([table[arm] - table[rival] for table in tables]) for what, arm, rival in comparisons}
     for row in pairs.values():
+        row["interval"] = _interval(row["values"])
         row["signs"] = "".join("+" if value > 0 else "-" if value < 0 else "0" for value in row["values"])
     return {"columns": columns, "differences": pairs}
 
@@ -105,32 +150,45 @@ def _spread(values: list[float]) -> dict[str, Any]:
     return {"mean": statistics.mean(values), "sd": statistics.stdev(values), "values": values}
 
 
-def _run_seeds(
-    name: str, module: Any, setup: Any, seeds: Sequence[int], entry: dict[str, Any], result: Path, cache: Path
-) -> None:
+def _interval(values: list[float]) -> list[float]:
+    """Student's 95 % interval of the mean of paired differences."""
+    half = T_QUANTILE[min(len(values) - 1, len(T_QUANTILE)) - 1] * statistics.stdev(values) / len(values) ** 0.5
+    return [statistics.mean(values) - half, statistics.mean(values) + half]
+
+
+def _run_seed(one: Experiment, seed: int, entry: dict[str, Any], result: Path, cache: Path) -> None:
     import torch
 
+    torch.set_num_threads(1)
+    videos = _videos(one, seed, cache)
+    wall, cpu = time.perf_counter(), time.process_time()
+    values = one.module.run(one.setup, *videos, seed)
+    spent = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall}
+    print(f"({one.name}) seed {seed}: {spent['cpu_seconds']:.0f} CPU seconds", flush=True)
+    entry["seeds"][str(seed)] = {"values": values, **spent}
+    if seed < PILOT_FROM:
+        _store(one.name, entry, result)
+
+
+def _videos(one: Experiment, seed: int, cache: Path) -> tuple[Clips | None, Clips | None]:
     from benchmarks.science_data import draw_sources, load_world
 
-    torch.set_num_threads(1)
-    pool, test = load_world(setup.world, cache)
-    for seed in seeds:
-        wall, cpu = time.perf_counter(), time.process_time()
-        values = module.run(setup, draw_sources(pool, seed), test, seed)
-        spent = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall}
-        print(f"({name}) seed {seed}: {spent['cpu_seconds']:.0f} CPU seconds", flush=True)
-        entry["seeds"][str(seed)] = {"values": values, **spent}
-        if seed < PILOT_FROM:
-            _store(name, entry, result)
+    if one.setup.world is None:
+        return None, None  # it simulates what it needs
+    pool, test = load_world(one.setup.world, cache)
+    return (pool if getattr(one.module, "WHOLE_POOL", False) else draw_sources(pool, seed)), test
 
 
-def _begin(name: str, registered: dict[str, Any], result: Path) -> dict[str, Any]:
-    entry = _read(result).get("experiments", {}).get(name, {"registration": registered, "seeds": {}})
+def _begin(one: Experiment, result: Path) -> dict[str, Any]:
+    registered = _plain(one.module.register(one.setup))
+    said = json.dumps(registered, indent=1, ensure_ascii=False)
+    print(f"=== experiment ({one.name}), registered before the run ===\n{said}", flush=True)
+    entry = _read(result).get("experiments", {}).get(one.name, {"registration": registered, "seeds": {}})
     if entry["registration"] != registered:
         if entry["seeds"]:
-            raise SystemExit(f"{result} holds seeds of another registration of ({name}); give another --result")
+            raise SystemExit(f"{result} holds seeds of another registration of ({one.name}); give another --result")
         entry = {"registration": registered, "seeds": {}}
-    _store(name, entry, result)
+    _store(one.name, entry, result)
     return entry
 
 
@@ -165,7 +223,8 @@ def _print(finished: Mapping[str, Table], said: Mapping[str, Any] | None) -> Non
         print(column.ljust(54) + values + (_mean_sd(said["columns"][column]) if said else ""))
     for what, row in (said["differences"] if said else {}).items():
         values = "".join(f"{value:+8.3f}" for value in row["values"])
-        print(what.ljust(54) + values + _mean_sd(row) + f"  {row['signs']}")
+        low, high = row["interval"]
+        print(what.ljust(54) + values + _mean_sd(row) + f"  {row['signs']}  [{low:+.3f}, {high:+.3f}]")
 
 
 def _mean_sd(row: Mapping[str, float]) -> str:

@@ -15,6 +15,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -39,7 +40,7 @@ from vidssl.recipe import Augment, Loader
 from vidssl.recipe import Clips as ClipSection
 from vidssl.views import make_views
 
-__all__ = ["Clips", "World", "draw_sources", "load_world"]
+__all__ = ["Clips", "RealWorld", "World", "draw_sources", "load_world"]
 
 COLOURS = ((20, 20, 30), (150, 40, 30), (30, 110, 50), (40, 50, 150))
 SHAPES = ("disc", "square", "triangle", "cross")
@@ -90,6 +91,36 @@ class World:
         """Name of the folder that holds these videos."""
         words = {k: v for k, v in asdict(self).items() if k not in ("sources", "jitter")}
         return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class RealWorld(World):
+    """Real clips, one folder for each class, all of them trained on and asked (leave one out).
+
+    Attributes:
+        folder: Under the folder that the environment's VIDSSL_CLIPS names.
+        block: Clips whose numbers fall into one block of so many come from one recording.
+    """
+
+    folder: str = "thermal"
+    block: int = 8
+
+    def listed(self) -> list[tuple[str, str, str, str]]:
+        """Path, class, split and source of every clip.
+
+        Raises:
+            SystemExit: VIDSSL_CLIPS is not set.
+        """
+        if not (root := os.environ.get("VIDSSL_CLIPS")):
+            raise SystemExit(
+                f"the {self.folder} clips are not part of this repository: set VIDSSL_CLIPS to their folder"
+            )
+        paths = sorted((Path(root) / self.folder).glob("*/*.mp4"))
+        blocks = [int(path.stem.rpartition("_")[2]) // self.block for path in paths]
+        return [
+            (str(path.absolute()), path.parent.name, "train", f"{path.parent.name}-{block}")
+            for path, block in zip(paths, blocks, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -154,7 +185,10 @@ class Clips:
 
 
 def load_world(world: World, cache: Path) -> tuple[Clips, Clips]:
-    """Training pool and test videos; made, packed and decoded where the cache does not hold them."""
+    """Training pool and test videos; made, packed and decoded where the cache does not hold them.
+
+    Of real clips both are all there are: queries leave themselves and their source out.
+    """
     folder = cache / world.address()
     stored = folder / "decoded.npz"
     if not stored.exists():
@@ -169,11 +203,14 @@ def load_world(world: World, cache: Path) -> tuple[Clips, Clips]:
     data = np.load(stored)
     pixels, is_test = torch.from_numpy(data["pixels"]), data["is_test"]
     whole = Clips(world, pixels, data["label"].astype(np.int64), data["group"].astype(np.int64))
-    return whole.taken(np.flatnonzero(~is_test)), whole.taken(np.flatnonzero(is_test))
+    train = whole.taken(np.flatnonzero(~is_test))
+    return train, whole.taken(np.flatnonzero(is_test)) if is_test.any() else train
 
 
 def draw_sources(pool: Clips, seed: int) -> Clips:
-    """The training videos of a seed: `world.sources` sources, the same number of each class."""
+    """The training videos of a seed: `world.sources` sources, the same number of each class; of real clips all."""
+    if isinstance(pool.world, RealWorld):
+        return pool
     rng = np.random.default_rng((seed, 5))
     chosen: list[int] = []
     for label in np.unique(pool.label):
@@ -184,6 +221,14 @@ def draw_sources(pool: Clips, seed: int) -> Clips:
 
 def _write_videos(world: World, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
+    rows = world.listed() if isinstance(world, RealWorld) else _encoded(world, out)
+    table = out / "videos.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "split", "group"), *rows])
+    return table
+
+
+def _encoded(world: World, out: Path) -> list[tuple[str, str, str, str]]:
     rows = []
     plans = [("train", source, cut) for source in range(world.pool) for cut in range(world.cuts)]
     plans += [("test", world.pool + source, 0) for source in range(world.test)]
@@ -191,11 +236,8 @@ def _write_videos(world: World, out: Path) -> Path:
         name, scene = f"{source:05d}-{cut}.mp4", _scene(world, source, cut)
         if not (out / name).exists():
             _encode(render(scene, frames=2 * STRIDE * world.frames, size=128, seed=world.seed), out / name)
-        rows.append((name, scene.motion, split, source))
-    table = out / "videos.csv"
-    with table.open("w", newline="") as file:
-        csv.writer(file).writerows([("path", "label", "split", "group"), *rows])
-    return table
+        rows.append((name, scene.motion, split, str(source)))
+    return rows
 
 
 def _encode(pictures: NDArray[np.uint8], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,16 +14,26 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-__all__ = ["draw", "panels"]
+__all__ = ["draw", "draw_worlds", "panels"]
 
 TITLES = {
     "a": "CPR: whose positives show the same class?",
     "b": "IIC with and without intra-negatives, equal number of negatives",
     "c": "ViCC: across streams against one stream continued",
+    "d": "precision@5 of mined positives: simulated banks, space by space",
 }
+WORLDS = {
+    "e-even": "even: both views about equally good",
+    "e-poor": "poor: residual stream hardly trained",
+    "e-small": "small: 24 videos of a class, 240 in all",
+    "e-shared": "shared: both views follow the background",
+}
+HIDDEN = {"b": r"loss$", "d": r"bank$|k=(1|10)$"}
+"""Panels that are not drawn: there is no room for all."""
 DOT, MARKED, BAR = "#7d8fa3", "#c4501b", "#1b2733"
 ACROSS = 2
-CLAIMED = ("cascade", "repeat", "rgb, stage 2 cross", "stage 2 cross")
+CLAIMED = ("cascade", "repeat", "single, canonical", "rgb, stage 2 cross", "stage 2 cross")
+BOTH = "both streams: "
 PAIRED, PAIRS = "differences in each seed", 6
 
 Values = dict[str, list[float]]
@@ -40,22 +51,41 @@ def panels(entry: Mapping[str, Any]) -> dict[str, Values]:
 
 def draw(name: str, entry: Mapping[str, Any], folder: Path) -> Path:
     """Write `folder/science-NAME.svg`; the arms of the primary claim are coloured."""
-    tables = {panel: arms for panel, arms in panels(entry).items() if not (name == "b" and panel == "loss")}
-    if "summary" in entry:
+    hidden = HIDDEN.get(name, "^$")
+    tables = {panel: arms for panel, arms in panels(entry).items() if not re.search(hidden, panel)}
+    if "summary" in entry and name != "d":
         pairs = [pair for pair in entry["summary"]["differences"].items() if not pair[0].startswith("condition")]
         tables[PAIRED] = {what: row["values"] for what, row in pairs[:PAIRS]}
-    down = -(-len(tables) // ACROSS)
+    seeds = ", ".join(entry["seeds"])
+    title = f"{TITLES[name]}\ngenerated videos; dots: seeds {seeds}; bar: mean"
+    return _page(name, tables, title, folder, across=3 if name == "d" else ACROSS)
+
+
+def draw_worlds(entries: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
+    """Write `folder/science-e.svg`: of each world, every arm's mean R@1 of both streams less the published cascade's."""
+    tables: dict[str, Values] = {}
+    for name, entry in entries.items():
+        pairs = entry["summary"]["differences"].items()
+        both = {what.removeprefix(BOTH): row["values"] for what, row in pairs if what.startswith(BOTH)}
+        tables[f"{WORLDS[name]}, {len(entry['seeds'])} seeds"] = both
+    title = "R@1 after a phase, mean of both streams, less the published cascade's\ndots: seeds; bar: mean"
+    return _page("e", tables, title, folder, paired=True)
+
+
+def _page(
+    name: str, tables: Mapping[str, Values], title: str, folder: Path, across: int = ACROSS, paired: bool = False
+) -> Path:
+    down = -(-len(tables) // across)
     most = max(len(arms) for arms in tables.values())
     plt.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "svg.hashsalt": name})
     figure, axes = plt.subplots(
-        down, ACROSS, figsize=(5.2 * ACROSS, down * (0.8 + 0.21 * most)), squeeze=False, layout="constrained"
+        down, across, figsize=(5.2 * across, down * (0.8 + 0.21 * most)), squeeze=False, layout="constrained"
     )
     for axis in axes.flat[len(tables) :]:
         axis.set_visible(False)
     for axis, (panel, arms) in zip(axes.flat, tables.items(), strict=False):
-        _panel(axis, panel, arms)
-    seeds = ", ".join(entry["seeds"])
-    figure.suptitle(f"{TITLES[name]}\ngenerated videos; dots: seeds {seeds}; bar: mean", fontsize=10)
+        _panel(axis, panel, arms, paired or panel == PAIRED)
+    figure.suptitle(title, fontsize=10)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"science-{name}.svg"
     figure.savefig(path, metadata={"Date": None})
@@ -63,16 +93,16 @@ def draw(name: str, entry: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
-def _panel(axis: Axes, panel: str, arms: Values) -> None:
+def _panel(axis: Axes, panel: str, arms: Values, paired: bool) -> None:
     chance = arms.get("random")  # so far from the rest that the rest would become one point
     arms = {arm: values for arm, values in arms.items() if arm != "random"}
     for row, (arm, values) in enumerate(arms.items()):
-        colour = MARKED if panel == PAIRED or arm.startswith(CLAIMED) else DOT
+        colour = MARKED if paired or arm.startswith(CLAIMED) else DOT
         axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.65, markersize=5, markeredgewidth=0)
         middle = statistics.mean(values)
         axis.plot([middle, middle], [row - 0.32, row + 0.32], color=BAR, linewidth=2)
         axis.annotate(
-            f"{middle:+.3f}" if panel == PAIRED else f"{middle:.3f}",
+            f"{middle:+.3f}" if paired else f"{middle:.3f}",
             (1.01, row),
             xycoords=("axes fraction", "data"),
             va="center",
@@ -82,7 +112,7 @@ def _panel(axis: Axes, panel: str, arms: Values) -> None:
     axis.set_yticks(range(len(arms)), list(arms))
     axis.set_ylim(len(arms) - 0.5, -0.5)
     axis.set_title(f"{panel} (random {statistics.mean(chance):.3f})" if chance else panel, fontsize=9.5, loc="left")
-    if panel == PAIRED:
+    if paired:
         axis.axvline(0, color=BAR, linewidth=0.8)
     axis.grid(axis="x", color="#e3e7ea", linewidth=0.7)
     axis.set_axisbelow(True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.optim import Optimizer
 
 from benchmarks.science_data import Clips
+from vidssl.batch import ClipBatch
 from vidssl.encoder import Encoder
 from vidssl.evaluation.encode import describe_videos, encoder_reader
 from vidssl.evaluation.retrieval import Side, retrieve
@@ -17,7 +19,7 @@ from vidssl.optimizers import build_optimizer
 from vidssl.recipe import Recipe, load_recipe
 from vidssl.schedule import learning_rate
 
-__all__ = ["Rows", "Training", "describe", "method_of", "recall", "train"]
+__all__ = ["Rows", "Training", "describe", "method_of", "recall", "recipe_of", "train", "train_together"]
 
 Floats = NDArray[np.float32]
 
@@ -62,24 +64,45 @@ def train(
 
     Order and augmentation depend on (seed, step) alone: arms of one seed see the same clips.
     """
+    return train_together({"": method}, clips, views, training, seed, per_video)[""]
+
+
+def train_together(
+    methods: Mapping[str, Method],
+    clips: Clips,
+    views: Sequence[str],
+    training: Training,
+    seed: int,
+    per_video: int = 2,
+) -> dict[str, list[float]]:
+    """As `train`, of several methods step by step: the clips of a step are cut once. They share nothing else."""
     optim = recipe_of([f"optim.lr={training.lr}", "optim.schedule=cosine", f"optim.min_lr={training.lr / 20}"]).optim
-    optimizer = build_optimizer(optim, [one for one in method.parameters() if one.requires_grad])
-    method.train()
-    losses = []
+    optimizers = {}
+    for name, method in methods.items():
+        method.train()
+        optimizers[name] = build_optimizer(optim, [one for one in method.parameters() if one.requires_grad])
+    losses: dict[str, list[float]] = {name: [] for name in methods}
     for step in range(training.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(optim, step, training.steps)
         batch = clips.batch(_rows(len(clips), training.batch, seed, step), views, seed, step, per_video)
-        out = method(batch, None)
-        if not out.update:
-            raise RuntimeError(f"step {step} made no update; all arms must make the same number")
-        optimizer.zero_grad(set_to_none=True)
-        out.loss.backward()
-        method.before_update(batch)
-        optimizer.step()
-        losses.append(float(out.loss.detach()))
-    method.eval()
+        for name, method in methods.items():
+            lr = learning_rate(optim, step, training.steps)
+            losses[name].append(_update(method, optimizers[name], batch, lr))
+    for method in methods.values():
+        method.eval()
     return losses
+
+
+def _update(method: Method, optimizer: Optimizer, batch: ClipBatch, lr: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    out = method(batch, None)
+    if not out.update:
+        raise RuntimeError(f"step {batch.step} made no update; all arms must make the same number")
+    optimizer.zero_grad(set_to_none=True)
+    out.loss.backward()
+    method.before_update(batch)
+    optimizer.step()
+    return float(out.loss.detach())
 
 
 def describe(encoder: Encoder, view: str, train_clips: Clips, test_clips: Clips) -> Rows:

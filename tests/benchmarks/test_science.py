@@ -15,11 +15,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks are run from the repository, they are not installed
 
-from benchmarks import science, science_a, science_b, science_c, science_data
+from benchmarks import science, science_a, science_b, science_c, science_d, science_data, science_e
+from benchmarks.science_arms import Arm, Phase, run_phase
 from benchmarks.science_data import Clips, World
-from benchmarks.science_picture import draw
-from benchmarks.science_training import Training
+from benchmarks.science_picture import draw, draw_worlds
+from benchmarks.science_precision import bank_precision
+from benchmarks.science_training import Training, method_of, train
 from pipelines.synthetic import MOTIONS, render
+from vidssl.methods.mined import Rows
 
 WORLD = World(pool=20, sources=20, cuts=2, test=20, frames=4, size=16)
 SHORT = Training(steps=10, batch=10, lr=1e-3)
@@ -27,8 +30,23 @@ SMALL = {
     "a": science_a.Setup(WORLD, SHORT, SHORT, width=4, dim=8, queue=20, k=2, cascades=((3, 0.5), (5, 0.6))),
     "b": science_b.Setup(WORLD, SHORT, width=4, dim=8, negatives=8),
     "c": science_c.Setup(WORLD, SHORT, SHORT, width=4, dim=8, prototypes=6),
+    "d": science_d.Setup(
+        conditions={"poor": science_d.Condition(second=0.2, mates=8)}, slots=(80,), ks=(5,), dim=32, queries=40
+    ),
+    "e-even": science_e.Setup(
+        WORLD,
+        {"rgb": 6, "residual": 3},
+        SHORT,
+        width=4,
+        dim=8,
+        queue=20,
+        pool=3,
+        arms={"cascade, raw": Arm("cascade", k=2), "none": Arm("none", k=2), "oracle": Arm("oracle", k=2)},
+        banks=(20, 40),
+        ks=(2,),
+    ),
 }
-MODULES = {"a": science_a, "b": science_b, "c": science_c}
+MODULES = {"a": science_a, "b": science_b, "c": science_c, "d": science_d, "e-even": science_e}
 
 
 def clips_of(world: World, plans: list[tuple[int, int]]) -> Clips:
@@ -49,10 +67,8 @@ def videos() -> tuple[Clips, Clips]:
 
 
 @pytest.fixture
-def toy(monkeypatch):
+def toy():
     """An experiment that costs nothing: its number is ten times its seed."""
-    monkeypatch.setattr(science_data, "load_world", lambda world, cache: ("pool", "test"))
-    monkeypatch.setattr(science_data, "draw_sources", lambda pool, seed: pool)
     ran: list[int] = []
 
     def run(setup, train, test, seed):
@@ -70,7 +86,8 @@ def toy(monkeypatch):
 
 def go(toy, folder: Path, seeds: list[int], size: int = 3):
     setup = SimpleNamespace(size=size, world=None)
-    return science.run_experiment("a", toy, setup, seeds, folder / "science.json", folder)
+    experiment = science.Experiment("a", toy, setup)
+    return science.run_experiments([experiment], seeds, folder / "science.json", folder)["a"]
 
 
 def stored(folder: Path):
@@ -126,32 +143,49 @@ def test_the_summary_says_the_sign_of_every_seed_also_where_the_claim_fails(toy,
     assert row["values"] == expected.tolist()
     assert row["signs"] == "-0++"
     assert (row["mean"], row["sd"]) == pytest.approx((expected.mean(), expected.std(ddof=1)))
+    half = 3.182 * expected.std(ddof=1) / 2  # Student's quantile of three degrees of freedom
+    assert row["interval"] == pytest.approx([expected.mean() - half, expected.mean() + half])
     assert "-0++" in capsys.readouterr().out
 
 
 def test_only_the_named_experiments_exist():
     with pytest.raises(SystemExit):
-        science.main(["d"])
+        science.main(["z"])
+    named = [science.experiment_of(name) for name in science.EXPERIMENTS]
+    assert [one.module.__name__[-1] for one in named] == list("abcdeeeee")
 
 
-@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_every_seed_goes_through_all_experiments_before_the_next_one_begins(toy, tmp_path):
+    setup, order = SimpleNamespace(size=3, world=None), []
+
+    def named(name: str) -> science.Experiment:
+        def run(setup, train, test, seed):
+            order.append(f"{name}{seed}")
+            return {"score | new": 1.0, "score | old": 0.0}
+
+        return science.Experiment(name, SimpleNamespace(**{**vars(toy), "run": run}), setup)
+
+    science.run_experiments([named("a"), named("b")], [0, 1], tmp_path / "science.json", tmp_path)
+    assert order == ["a0", "b0", "a1", "b1"]
+
+
+@pytest.mark.parametrize("name", list(SMALL))
 def test_every_experiment_ends_with_all_it_compares(name, videos, tmp_path):
     module, setup = MODULES[name], SMALL[name]
-    assert importlib.import_module(f"benchmarks.science_{name}") is module
+    assert importlib.import_module(f"benchmarks.science_{name[0]}") is module
     json.dumps(module.register(setup))
     table = module.run(setup, *videos, seed=100)
     assert all(np.isfinite(value) for value in table.values())
-    assert all(0 <= value <= 1 for column, value in table.items() if column.startswith(("R@1", "train")))
+    assert all(0 <= value <= 1 for column, value in table.items() if "R@1" in column or " k=" in column)
     said = science.summary([table, table], module.comparisons(setup))
     assert len(said["differences"]) == len(module.comparisons(setup))
-    picture = draw(name, {"seeds": {"0": {"values": table}, "1": {"values": table}}}, tmp_path)
+    entry = {"seeds": {"0": {"values": table}, "1": {"values": table}}, "summary": said}
+    picture = draw_worlds({name: entry}, tmp_path) if name == "e-even" else draw(name, entry, tmp_path)
     assert picture.read_text().startswith("<?xml")
     assert picture.stat().st_size < 100_000
 
 
 def test_all_arms_of_iic_have_the_same_number_of_negatives(videos):
-    from benchmarks.science_training import method_of
-
     batch, columns = videos[0].batch(np.arange(4), ("rgb", "residual"), seed=0, step=0, per_video=1), set()
     for words in SMALL["b"].arms().values():
         method = method_of(["model.width=4", "model.dim=8", "method.name=iic", "method.warmup_steps=0", *words], 0, 40)
@@ -227,3 +261,89 @@ def test_the_videos_are_packed_and_decoded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(science_data, "pack", None)
     again, _ = science_data.load_world(world, tmp_path)
     assert torch.equal(again.pixels, train.pixels)
+
+
+def phase_of(view: str, second: str) -> Phase:
+    words = ["model.width=4", "model.dim=8", "method.queue=20", f"method.view={view}", f"method.second_view={second}"]
+    return Phase([*words, "method.warmup_steps=0", "method.exclude_siblings=true"], SHORT, stages=3, pool=4)
+
+
+def trained(videos: tuple[Clips, Clips], arms: dict[str, Arm]):
+    weights = {
+        view: method_of(["model.width=4", "model.dim=8", f"method.view={view}", "method.name=infonce"], 5, 40).artifact(
+            view
+        )
+        for view in ("rgb", "residual")
+    }
+    return run_phase(phase_of("rgb", "residual"), arms, weights, videos[0], seed=9), weights
+
+
+@pytest.fixture(scope="module")
+def phase(videos):
+    """The cascade beside three arms that see other positives, and the weights that all began with."""
+    arms = {"cascade": Arm("cascade", k=3), "oracle": Arm("oracle", k=3), "none": Arm("none"), "sum": Arm("sum", k=3)}
+    return trained(videos, arms)
+
+
+def weights_of(method) -> torch.Tensor:
+    return torch.cat([one.detach().flatten() for one in method.encoder("rgb").parameters()])
+
+
+def test_the_cascade_beside_other_arms_learns_bit_by_bit_what_the_product_learns_alone(videos, phase):
+    together, start = phase
+    words = [*phase_of("rgb", "residual").words, "mining.stages=3", "mining.pool=4", "mining.topk=3"]
+    alone = method_of([*words, "method.name=cpr", "mining.where=inline"], 9, 40)
+    alone.start_from(start["rgb"])
+    alone.load_second(start["residual"])
+    train(alone, videos[0], ("rgb", "residual"), SHORT, 9)
+    assert torch.equal(weights_of(together["cascade"]), weights_of(alone))
+    assert len({weights_of(method).sum().item() for method in together.values()}) == 4
+
+
+def test_the_far_arm_takes_of_what_is_mined_the_rows_that_the_trained_view_finds_farthest(videos):
+    methods, _ = trained(videos, {"near": Arm("single", k=4), "far": Arm("single", k=2, far=4)})
+    near, far = methods["near"].mined, methods["far"].mined
+    rng = np.random.default_rng(0)
+    ids = rng.permuted(np.tile(np.arange(20), (6, 1)), axis=1)[:, :4]
+    ids[0, 2:] = -1
+    query, trained_view = rng.normal(size=(6, 8)), rng.normal(size=(20, 8))
+    chosen = far._chosen(ids, query, trained_view)
+    for row in range(6):
+        there = sorted(ids[row][ids[row] >= 0], key=lambda slot: query[row] @ trained_view[slot])
+        assert chosen[row].tolist() == there[:2]
+    assert near._chosen(ids, query, trained_view).tolist() == ids.tolist()
+
+
+def test_what_is_to_be_quiet_is_neither_positive_nor_negative(videos):
+    methods, _ = trained(videos, {"quiet": Arm("single", k=2, quiet=6)})
+    method = methods["quiet"]
+    batch = videos[0].batch(np.arange(5), ("rgb", "residual"), seed=0, step=50)
+    query, key = method._encode("rgb", batch)
+    rows = Rows(query, key, method.stream("residual").frozen_rows(batch.clips["residual"][:, 1]))
+    _, positive, valid, mined = method.mined._table(rows, method.queue, batch, None, 6)
+    assert mined.tolist() == [2] * 5
+    assert (~valid).sum(1).tolist() == [4] * 5
+    assert not (positive & ~valid).any()
+
+
+def test_simulated_rows_know_their_class_as_well_as_their_condition_says():
+    def precision(condition: science_d.Condition) -> dict[str, float]:
+        views, label, group = science_d.simulated(condition, 240, 64, (1, 2))
+        assert np.bincount(group).tolist() == [4] * 60
+        assert all(len(set(label[group == one])) == 1 for one in range(60))
+        assert np.bincount(label).tolist() == [condition.mates or 24] * (240 // (condition.mates or 24))
+        return bank_precision(views, label, group, (5,), 240, 0)
+
+    clear, empty = precision(science_d.Condition(own=0.5)), precision(science_d.Condition(second=0.0, mates=12))
+    assert min(clear[f"k=5 | {arm}, raw"] for arm in ("single", "other")) > 0.9
+    assert empty["k=5 | other, raw"] == pytest.approx(empty["k=5 | random"], abs=0.06)
+    assert empty["k=5 | random"] == pytest.approx(8 / 236, abs=1e-4)
+
+
+def test_precision_counts_the_class_mates_among_what_plain_search_finds():
+    views, label, group = science_d.simulated(science_d.Condition(), 120, 32, (3,))
+    found = bank_precision(views, label, group, (3,), 120, 0)
+    scores = views[0] @ views[0].T + views[1] @ views[1].T
+    scores[group[:, None] == group] = -np.inf
+    best = np.argsort(-scores, axis=1)[:, :3]
+    assert found["k=3 | sum, raw"] == pytest.approx((label[best] == label[:, None]).mean(), abs=1e-4)
