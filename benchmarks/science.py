@@ -37,7 +37,7 @@ PILOT_FROM = 100
 T_QUANTILE = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """Student's .975 quantile for 1, 2, … degrees of freedom; the last stands for all above (a little too wide)."""
 WORLDS = {"e": ("e-even", "e-poor", "e-small", "e-shared")}
-EXPERIMENTS = ("a", "b", "c", "d", *WORLDS["e"], "e-thermal")
+EXPERIMENTS = ("a", "b", "c", "d", *WORLDS["e"], "e-more", "e-cycles", "e-thermal")
 
 Table = Mapping[str, float]
 

@@ -86,27 +86,33 @@ class Phase:
 
 
 def run_phase(
-    phase: Phase, arms: Mapping[str, Arm], weights: Mapping[str, Mapping[str, Tensor]], clips: Clips, seed: int
+    phase: Phase,
+    arms: Mapping[str, Arm],
+    weights: Mapping[str, Mapping[str, Mapping[str, Tensor]]],
+    clips: Clips,
+    seed: int,
 ) -> dict[str, Method]:
     """Train one stream on with every arm, all of them step by step together.
 
     Args:
         phase: Its words name the trained view (`method.view`) and the second one (`method.second_view`).
         arms: Name → arm.
-        weights: view → encoder to start from.
+        weights: Name → view → encoder to start from. Arms that are given one and the same frozen encoder share its rows.
         clips: Training videos.
         seed: Of clips and order.
     """
     methods = {name: phase.method(arm, seed, len(clips)) for name, arm in arms.items()}
-    shared: FrozenRows | None = None
-    for method in methods.values():
-        method.start_from(weights[method.trained_view])
+    frozen: dict[int, FrozenRows] = {}
+    views: dict[str, None] = {}
+    for name, method in methods.items():
+        method.start_from(weights[name][method.trained_view])
+        views |= dict.fromkeys((method.trained_view, method.main_view))
         if isinstance(method, CoCLR):
-            method.load_second(weights[method.main_view])
-            shared = shared or FrozenRows(method.stream(method.main_view))
-            method.stream(method.main_view).frozen_rows = shared
-    views = list(dict.fromkeys(view for method in methods.values() for view in (method.trained_view, method.main_view)))
-    train_together(methods, clips, views, phase.training, seed)
+            second = weights[name][method.main_view]
+            method.load_second(second)
+            stream = method.stream(method.main_view)
+            stream.frozen_rows = frozen.setdefault(id(second), FrozenRows(stream))
+    train_together(methods, clips, list(views), phase.training, seed)
     return methods
 
 

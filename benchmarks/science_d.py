@@ -28,13 +28,15 @@ class Condition:
         second: The same of the second view.
         shared: Strength of what both views know of a video besides its class.
         own: Strength of what one view alone knows.
+        noise: Strength of what no direction holds more of than another.
         mates: Videos of a class; 0: N / 10.
     """
 
     first: float = 1.0
     second: float = 1.0
-    shared: float = 0.5
+    shared: float = 1.0
     own: float = 2.0
+    noise: float = 0.5
     mates: int = 0
 
 
@@ -42,8 +44,9 @@ CONDITIONS = {
     "even": Condition(),
     "second view poor": Condition(second=0.4),
     "second view empty": Condition(second=0.0),
-    "shared errors": Condition(shared=2.0, own=1.0),
+    "shared errors": Condition(shared=2.5, own=1.0),
     "small classes": Condition(mates=12),
+    "class is strongest": Condition(shared=0.0, own=0.0, noise=1.6),
 }
 
 
@@ -125,8 +128,10 @@ def simulated(
     views = []
     for clear in (condition.first, condition.second):
         of_view = 0.8 * rng.normal(size=(slots // CUTS, quarter))[source] + 0.6 * rng.normal(size=(slots, quarter))
-        parts = [clear * of_class, condition.shared * of_both, condition.own * strong * of_view]
-        rows = np.concatenate([*parts, np.zeros((slots, dim - 3 * quarter))], 1) + 0.5 * rng.normal(size=(slots, dim))
+        parts = [clear * of_class, condition.shared * strong * of_both, condition.own * strong * of_view]
+        rows = np.concatenate([*parts, np.zeros((slots, dim - 3 * quarter))], 1) + condition.noise * rng.normal(
+            size=(slots, dim)
+        )
         turn = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
         rows = rows @ turn + 2.0 * rng.normal(size=dim) / np.sqrt(dim) * 4
         views.append((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32))

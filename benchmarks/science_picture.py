@@ -27,6 +27,8 @@ WORLDS = {
     "e-poor": "poor: residual stream hardly trained",
     "e-small": "small: 24 videos of a class, 240 in all",
     "e-shared": "shared: both views follow the background",
+    "e-cycles": "even, after two cycles",
+    "e-thermal": "365 thermal clips",
 }
 HIDDEN = {"b": r"loss$", "d": r"bank$|k=(1|10)$"}
 """Panels that are not drawn: there is no room for all."""
