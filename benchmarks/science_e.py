@@ -29,15 +29,11 @@ FEW = {
     "single, canonical": Arm("single", "canonical"),
     "oracle": Arm("oracle"),
 }
-CORE = {
-    "none": Arm("none"),
-    **FEW,
-    "single, white": Arm("single", "white"),
-    "cascade, canonical": Arm("cascade", "canonical"),
-    "sum, canonical": Arm("sum", "canonical"),
-}
+CORE = {"none": Arm("none"), **FEW, "single, white": Arm("single", "white")}
 MORE = {
     CASCADE: Arm("cascade"),
+    "cascade, canonical": Arm("cascade", "canonical"),
+    "sum, canonical": Arm("sum", "canonical"),
     "sum, raw": Arm("sum"),
     "sum, white": Arm("sum", "white"),
     "cascade, white": Arm("cascade", "white"),
