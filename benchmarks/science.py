@@ -139,6 +139,8 @@ def summary(tables: Sequence[Table], comparisons: Sequence[tuple[str, str, str]]
         comparisons: (what, arm, rival); arm minus rival.
     """
     columns = {key: _spread([table[key] for table in tables]) for key in tables[0]}
+    for row in columns.values():
+        del row["values"]  # they stand with their seeds
     pairs = {what: _spread([table[arm] - table[rival] for table in tables]) for what, arm, rival in comparisons}
     for row in pairs.values():
         row["interval"] = _interval(row["values"])
