@@ -20,7 +20,7 @@ TITLES = {
     "a": "CPR: whose positives show the same class?",
     "b": "IIC with and without intra-negatives, equal number of negatives",
     "c": "ViCC: across streams against one stream continued",
-    "d": "precision@5 of mined positives: simulated banks, space by space",
+    "d": "precision@5 of mined positives, N=600",
 }
 WORLDS = {
     "e-even": "even: both views about equally good",
@@ -30,11 +30,11 @@ WORLDS = {
     "e-cycles": "even, after two cycles",
     "e-thermal": "365 thermal clips",
 }
-HIDDEN = {"b": r"loss$", "d": r"bank$|k=(1|10)$"}
+HIDDEN = {"b": r"loss$", "d": r"^(?!.* N=600 k=5$)"}
 """Panels that are not drawn: there is no room for all."""
 DOT, MARKED, BAR = "#7d8fa3", "#c4501b", "#1b2733"
 ACROSS = 2
-CLAIMED = ("cascade", "repeat", "single, canonical", "rgb, stage 2 cross", "stage 2 cross")
+CLAIMED = ("cascade", "repeat", "rgb, stage 2 cross", "stage 2 cross")
 BOTH = "both streams: "
 PAIRED, PAIRS = "differences in each seed", 6
 
@@ -53,14 +53,17 @@ def panels(entry: Mapping[str, Any]) -> dict[str, Values]:
 
 def draw(name: str, entry: Mapping[str, Any], folder: Path) -> Path:
     """Write `folder/science-NAME.svg`; the arms of the primary claim are coloured."""
-    hidden = HIDDEN.get(name, "^$")
-    tables = {panel: arms for panel, arms in panels(entry).items() if not re.search(hidden, panel)}
+    found, hidden = panels(entry), HIDDEN.get(name, "^$")
+    tables = {panel: arms for panel, arms in found.items() if not re.search(hidden, panel)} or found
     if "summary" in entry and name != "d":
         pairs = [pair for pair in entry["summary"]["differences"].items() if not pair[0].startswith("condition")]
         tables[PAIRED] = {what: row["values"] for what, row in pairs[:PAIRS]}
     seeds = ", ".join(entry["seeds"])
-    title = f"{TITLES[name]}\ngenerated videos; dots: seeds {seeds}; bar: mean"
-    return _page(name, tables, title, folder, across=3 if name == "d" else ACROSS)
+    made_of = "simulated rows" if name == "d" else "generated videos"
+    title = f"{TITLES[name]}\n{made_of}; dots: seeds {seeds}; bar: mean"
+    if name == "d":
+        return _page(name, tables, title, folder, across=3, marked=("sum, canonical", "cascade, raw"))
+    return _page(name, tables, title, folder)
 
 
 def draw_worlds(entries: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
@@ -71,11 +74,17 @@ def draw_worlds(entries: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
         both = {what.removeprefix(BOTH): row["values"] for what, row in pairs if what.startswith(BOTH)}
         tables[f"{WORLDS[name]}, {len(entry['seeds'])} seeds"] = both
     title = "R@1 after a phase, mean of both streams, less the published cascade's\ndots: seeds; bar: mean"
-    return _page("e", tables, title, folder, paired=True)
+    return _page("e", tables, title, folder, marked=("single, canonical",), paired=True)
 
 
 def _page(
-    name: str, tables: Mapping[str, Values], title: str, folder: Path, across: int = ACROSS, paired: bool = False
+    name: str,
+    tables: Mapping[str, Values],
+    title: str,
+    folder: Path,
+    across: int = ACROSS,
+    marked: tuple[str, ...] = CLAIMED,
+    paired: bool = False,
 ) -> Path:
     down = -(-len(tables) // across)
     most = max(len(arms) for arms in tables.values())
@@ -86,7 +95,7 @@ def _page(
     for axis in axes.flat[len(tables) :]:
         axis.set_visible(False)
     for axis, (panel, arms) in zip(axes.flat, tables.items(), strict=False):
-        _panel(axis, panel, arms, paired or panel == PAIRED)
+        _panel(axis, panel, arms, ("",) if panel == PAIRED else marked, paired or panel == PAIRED)
     figure.suptitle(title, fontsize=10)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"science-{name}.svg"
@@ -95,11 +104,11 @@ def _page(
     return path
 
 
-def _panel(axis: Axes, panel: str, arms: Values, paired: bool) -> None:
+def _panel(axis: Axes, panel: str, arms: Values, marked: tuple[str, ...], paired: bool) -> None:
     chance = arms.get("random")  # so far from the rest that the rest would become one point
     arms = {arm: values for arm, values in arms.items() if arm != "random"}
     for row, (arm, values) in enumerate(arms.items()):
-        colour = MARKED if paired or arm.startswith(CLAIMED) else DOT
+        colour = MARKED if arm.startswith(marked) else DOT
         axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.65, markersize=5, markeredgewidth=0)
         middle = statistics.mean(values)
         axis.plot([middle, middle], [row - 0.32, row + 0.32], color=BAR, linewidth=2)
