@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from vidssl.errors import DeviceError
-from vidssl.recipe import Trainer
+from vidssl.recipe import Mining, Trainer
 
 __all__ = ["check_resources", "in_ray_job", "ray_session", "resolve_device"]
 
@@ -72,8 +72,13 @@ def _environment(address: str | None) -> dict[str, Any]:
     return {"env_vars": names}
 
 
-def check_resources(trainer: Trainer, use_gpu: bool) -> None:
+def check_resources(trainer: Trainer, use_gpu: bool, mining: Mining | None = None) -> None:
     """Refuse what this cluster can never give.
+
+    Args:
+        trainer: The recipe's section.
+        use_gpu: Whether each worker takes one.
+        mining: The recipe's section, where it mines.
 
     Raises:
         DeviceError: more workers, cores or GPUs than there are.
@@ -91,6 +96,28 @@ def check_resources(trainer: Trainer, use_gpu: bool) -> None:
     if use_gpu and trainer.workers > gpus:
         raise DeviceError(
             f"trainer.workers={trainer.workers} on cuda needs {trainer.workers} GPUs and there are {gpus}; type trainer.workers={max(gpus, 1)} or trainer.device=cpu"
+        )
+    if mining is not None and mining.miners:
+        _check_miners(mining, have, cores - need, gpus - (trainer.workers if use_gpu else 0))
+
+
+def _check_miners(mining: Mining, have: Mapping[str, float], cores: int, gpus: int) -> None:
+    """`cores` and `gpus` are what the workers leave."""
+    needed = f"mining.miners={mining.miners} with {mining.cpus_per_miner} core(s) each"
+    if mining.miners * mining.cpus_per_miner > cores:
+        fit = cores // mining.cpus_per_miner
+        raise DeviceError(
+            f"{needed} needs {mining.miners * mining.cpus_per_miner} cores and the workers leave {cores}; type mining.miners={fit}"
+        )
+    if mining.miners * mining.gpus_per_miner > gpus:
+        raise DeviceError(
+            f"mining.miners={mining.miners} with mining.gpus_per_miner={mining.gpus_per_miner:g} needs "
+            f"{mining.miners * mining.gpus_per_miner:g} GPUs and the workers leave {gpus}; type mining.gpus_per_miner=0"
+        )
+    if mining.miner_node and mining.miner_node not in have:
+        raise DeviceError(
+            f"mining.miner_node={mining.miner_node} is no resource of this cluster, which has {', '.join(sorted(have))}; "
+            "start nodes with it (ray start --resources), or leave the key out"
         )
 
 

@@ -167,6 +167,25 @@ class Mining(Section):
     pool_of: Literal["random", "recent"] = Field(
         default="random", description="with pool_slots: any filled slots | those that were written last"
     )
+    miners: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="actors that mine beside the bank, each with a copy of its rows; 0: the bank's own process mines",
+    )
+    cpus_per_miner: int = Field(default=1, ge=1, le=1024, description="cores of one miner")
+    gpus_per_miner: float = Field(
+        default=0.0,
+        ge=0,
+        le=8,
+        description="share of a GPU that one miner takes, .25 as well as 1; 0: it mines on cores",
+    )
+    dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
+        default=None, description="of the rows that miners hold; null: as bank_dtype"
+    )
+    miner_node: str | None = Field(
+        default=None, max_length=200, description="Ray resource of the nodes that miners run on; null: any node"
+    )
     snapshot_every_steps: int = Field(
         default=0, ge=0, le=1_000_000_000, description="extra bank snapshots beside those of checkpoints; 0: none"
     )
@@ -201,6 +220,25 @@ class Mining(Section):
             raise ValueError(
                 f"mining.pool_slots={self.pool_slots} draws from a bank, and mining.where=inline has a queue; "
                 "type mining.where=actor, or a smaller method.queue"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _miners_for_what_is_said_of_them(self) -> Mining:
+        said = {"dtype": self.dtype, "miner_node": self.miner_node, "gpus_per_miner": self.gpus_per_miner or None}
+        for name, given in said.items():
+            if given is not None and not self.miners:
+                raise ValueError(
+                    f"mining.{name}={given} is about miners, and mining.miners=0 has none; type mining.miners=1"
+                )
+        if self.gpus_per_miner and self.pool_slots is not None:
+            raise ValueError(
+                f"mining.pool_slots={self.pool_slots} is drawn on cores, and mining.gpus_per_miner={self.gpus_per_miner:g} "
+                "mines on a GPU, which needs no pool; leave one of them out"
+            )
+        if self.gpus_per_miner > 1 and self.gpus_per_miner != int(self.gpus_per_miner):
+            raise ValueError(
+                f"mining.gpus_per_miner={self.gpus_per_miner} is no share of a GPU and no number of them; type .5 or 1"
             )
         return self
 

@@ -118,6 +118,10 @@ class Recipe(Section):
             raise ValueError(
                 f"mining.strategy={mining.strategy} reads labels, which the bank never does; type mining.where=inline"
             )
+        if mining.miners and self.trainer.deterministic:
+            raise ValueError(
+                f"mining.miners={mining.miners} mine whenever they can, and trainer.deterministic=true mines in order; type mining.miners=0"
+            )
         return self
 
     def _may_cascade(self) -> None:

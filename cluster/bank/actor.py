@@ -15,6 +15,7 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import RayError
 
+from cluster.bank.miner import settle_threads, start_miners, thread_variables
 from cluster.bank.server import BankServer
 from cluster.bank.spec import Answer, BankSpec, Began, Push, Verdict
 from vidssl.errors import StorageError
@@ -22,7 +23,6 @@ from vidssl.errors import StorageError
 __all__ = ["BankActor", "start_bank"]
 
 START_S = 120.0
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class BankActor:
@@ -31,8 +31,9 @@ class BankActor:
     def __init__(self, spec: BankSpec, group: NDArray[np.int64] | None, label: NDArray[np.int64] | None) -> None:
         with warnings.catch_warnings(action="ignore"):  # Ray's own use of what it deprecates
             restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
-        _settle_threads(spec.threads)
-        self._server = BankServer(spec, group, label, restarted)
+        settle_threads(spec.threads)
+        self._miners, miners = start_miners(spec, group)  # kept: they end with their handles
+        self._server = BankServer(spec, group, label, restarted, miners)
 
     @ray.method(concurrency_group="io")
     def serve(self, push: Push) -> tuple[Verdict, Answer | None]:
@@ -53,6 +54,11 @@ class BankActor:
     def save(self, root: str, step: int) -> str:
         """As `BankServer.save`."""
         return self._server.save(root, step)
+
+    @ray.method(concurrency_group="ctl")
+    def miners(self) -> list[Any]:
+        """Handles of its miners."""
+        return list(self._miners)
 
     @ray.method(concurrency_group="ctl", max_task_retries=-1)
     def process_id(self) -> int:
@@ -83,7 +89,7 @@ def start_bank(
         "max_restarts": -1,
         "max_task_retries": 0,  # a push that failed is old by then; the client counts it and goes on
         "concurrency_groups": {"io": 2, "ctl": 2},
-        "runtime_env": {"env_vars": dict.fromkeys(_THREAD_VARIABLES, str(spec.threads))},
+        "runtime_env": {"env_vars": thread_variables(spec.threads)},
     }
     handle = ray.remote(**options)(BankActor).remote(spec, group, label)
     try:
@@ -91,11 +97,3 @@ def start_bank(
     except (RayError, TimeoutError) as error:
         raise StorageError(f"the bank did not start within {START_S:g} s ({type(error).__name__})") from error
     return handle
-
-
-def _settle_threads(threads: int) -> None:
-    import faiss
-    import torch
-
-    torch.set_num_threads(threads)
-    faiss.omp_set_num_threads(threads)

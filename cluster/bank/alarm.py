@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 
@@ -50,7 +51,7 @@ class FallbackAlarm:
 
 def more_mining(mined: float, needed: float) -> str:
     """The setting that makes up the difference."""
-    return f"trainer.cpus_per_worker={max(2, round(needed / max(mined, 1)))} (threads of mining)"
+    return f"mining.miners={max(2, math.ceil(needed / max(mined, 1)))}"
 
 
 def _or_unknown(value: float | None) -> str:

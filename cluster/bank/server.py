@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.bank.lockstep import Lockstep
+from cluster.bank.mirror import Miner, MinerGone, OwnMiner
 from cluster.bank.recovery import clear_leftovers, open_source, recover, store_attempt, stored_attempt
 from cluster.bank.requests import LATE, Requests
 from cluster.bank.saver import Saver
@@ -28,7 +30,6 @@ from cluster.bank.table import Pace, PositiveTable
 from vidssl.batch import Embeddings, Positives
 from vidssl.errors import BankError, StorageError
 from vidssl.mining.bank import EmbeddingBank
-from vidssl.mining.mapped import MappedRows
 from vidssl.mining.metrics import MiningMonitor
 
 __all__ = ["BankServer"]
@@ -37,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 AT_ONCE = (16, 1024)
 """Fewest and most rows of one call of the engine."""
+PAUSE_S = 0.5
+"""Pause after a miner could not be reached."""
 AT_ONCE_S = 0.1
 """About how long a call of the engine may take: what becomes urgent meanwhile waits for it."""
 
@@ -65,6 +68,7 @@ class BankServer:
         group: int64 [N] or None, see `EmbeddingBank`.
         label: int64 [N] or None, read by the monitor only.
         restarted: This process replaces one that died; its rows come from the newest whole snapshot.
+        miners: Who mines, a thread each. None, or a deterministic run: this process.
 
     Attributes:
         note: What last happened to its rows, for the log of the process.
@@ -77,6 +81,7 @@ class BankServer:
         group: NDArray[np.int64] | None = None,
         label: NDArray[np.int64] | None = None,
         restarted: bool = False,
+        miners: Sequence[Miner] = (),
     ) -> None:
         self.spec, self.note, self.trouble = spec, "started empty", ""
         self._group = group
@@ -86,8 +91,7 @@ class BankServer:
         self._lost = restarted and spec.deterministic
         self._unsure = restarted and not spec.deterministic
         self._counts: Counter[str] = Counter()
-        self._row_s = AT_ONCE_S / AT_ONCE[0]
-        bank = self._empty()
+        bank = self.spec.empty_bank(self._group)
         if spec.root:
             clear_leftovers(Path(spec.root))
         if spec.root and restarted:
@@ -97,8 +101,10 @@ class BankServer:
         self._saver.begins(bank.step + 1 if bank.filled else None)
         self._desk = self._open(bank, spec.world, 0)
         self._closed = False
-        self._miner = threading.Thread(target=self._run, name="miner", daemon=True)
-        self._miner.start()
+        crew = [OwnMiner(spec)] if spec.deterministic or not miners else miners
+        self._threads = [threading.Thread(target=self._run, args=(one,), name=one.name, daemon=True) for one in crew]
+        for thread in self._threads:
+            thread.start()
 
     def reset(self, source: str | None, world: int, start_step: int) -> Began:
         """Begin a training attempt: `start_step` comes next.
@@ -114,7 +120,7 @@ class BankServer:
             StorageError: the run's folder cannot be written.
         """
         said: list[str] = []
-        bank = open_source(source, start_step, self._empty(), self.spec.data_hash, said.append)
+        bank = open_source(source, start_step, self.spec.empty_bank(self._group), self.spec.data_hash, said.append)
         bank.rewind(start_step)  # a snapshot of a later step may be asked for; its rows are not newer than what comes
         desk = self._open(bank, world, start_step)
         self._saver.begins(bank.step + 1 if bank.filled else None)
@@ -184,6 +190,7 @@ class BankServer:
             "unseen_rows",
             "mined_rows",
             "kept_rows",
+            "miners_lost",
             "mined_late_rows",
             "late",
             "lost",
@@ -211,10 +218,11 @@ class BankServer:
         return os.getpid()
 
     def close(self) -> None:
-        """Stop the miner."""
+        """Stop the miners."""
         self._closed = True
         self._desk.close()
-        self._miner.join(10)
+        for thread in self._threads:
+            thread.join(10)
         self._saver.close()
 
     def _open(self, bank: EmbeddingBank, world: int, start: int) -> _Desk:
@@ -266,15 +274,22 @@ class BankServer:
                 self._counts["needed_rows"] += len(seen)
                 self._counts["unseen_rows"] += len(ids) - len(seen)
 
-    def _run(self) -> None:
+    def _run(self, miner: Miner) -> None:
+        row_s, gone = AT_ONCE_S / AT_ONCE[0], 0
         while not self._closed:
             desk = self._desk
             try:
                 if desk.steps is None:
-                    self._mine_rows(desk)
+                    row_s += 0.2 * (self._mine_rows(miner, desk, row_s) - row_s)
                 else:
-                    self._mine_step(desk, desk.steps)
+                    self._mine_step(miner, desk, desk.steps)
                 self._saver.between(desk.bank)
+            except MinerGone as error:
+                gone += 1
+                with self._lock:
+                    self._counts["miners_lost"] += 1
+                    self.trouble = f"{miner.name} was lost ({error}), time {gone}: its rows are mined when it is back, or by the others"
+                time.sleep(PAUSE_S)
             except Exception as error:  # a miner that dies would leave workers without anything: it is said instead
                 _log.exception("mining failed")
                 with self._lock:
@@ -282,21 +297,28 @@ class BankServer:
                     self.note = self.trouble = f"mining failed: {type(error).__name__}: {error}"
                     self._lost = self.spec.deterministic
 
-    def _mine_rows(self, desk: _Desk) -> None:
-        parts = desk.requests.take(int(np.clip(AT_ONCE_S / self._row_s, *AT_ONCE)))
+    def _mine_rows(self, miner: Miner, desk: _Desk, row_s: float) -> float:
+        """Seconds of a row, where one was mined."""
+        parts = desk.requests.take(int(np.clip(AT_ONCE_S / row_s, *AT_ONCE)))
         # What was mined since it was asked for (another rank asked too) need not be mined again.
         since = [desk.bank.step if part.rank == LATE else part.noted for part in parts]
         still = [part.ids[desk.table.mined_at(part.ids) < step] for part, step in zip(parts, since, strict=True)]
         ids = np.unique(np.concatenate(still)) if parts else np.zeros(0, np.int64)
         if not len(ids):
-            return
-        kept = desk.table.keep(ids, self._mine(desk.bank, ids))
+            return row_s
+        began = time.perf_counter()
+        try:
+            kept = desk.table.keep(ids, self._mine(miner, desk.bank, ids))
+        except MinerGone:
+            desk.requests.again(parts)
+            raise
         desk.pace.mined(kept, desk.bank.step, desk.bank.filled)
         with self._lock:
             self._counts["kept_rows"] += kept
             self._counts["mined_late_rows"] += len(ids) if parts[0].rank == LATE else 0
+        return (time.perf_counter() - began) / len(ids)
 
-    def _mine_step(self, desk: _Desk, steps: Lockstep) -> None:
+    def _mine_step(self, miner: Miner, desk: _Desk, steps: Lockstep) -> None:
         pushes = steps.take()
         if not pushes:
             return
@@ -307,7 +329,7 @@ class BankServer:
             at = push.step + self.spec.lookahead
             ids = push.wanted.ids[push.wanted.at == at]
             if len(ids):
-                steps.publish(push.rank, at, self._mine(desk.bank, ids))
+                steps.publish(push.rank, at, self._mine(miner, desk.bank, ids))
         steps.done()
 
     def _write(self, bank: EmbeddingBank, rows: Embeddings) -> None:
@@ -327,25 +349,18 @@ class BankServer:
                 _log.warning("%s", self.trouble)
             self._counts["rejected"] += bad
 
-    def _mine(self, bank: EmbeddingBank, ids: NDArray[np.int64]) -> Positives:
-        spec, began, cpu = self.spec, time.perf_counter(), time.thread_time()
-        found = bank.mine(ids, spec.plan, spec.main, spec.aux, backend=spec.backend, threads=spec.threads)
+    def _mine(self, miner: Miner, bank: EmbeddingBank, ids: NDArray[np.int64]) -> Positives:
+        began = time.perf_counter()
+        mined = miner.mine(bank, ids)
         if self._monitor is not None:
-            self._monitor.note(ids, found.ids)
+            self._monitor.note(ids, mined.found.ids)
         seconds = time.perf_counter() - began
-        self._row_s += 0.2 * (seconds / len(ids) - self._row_s)
         with self._lock:
             self._counts["mined_batches"] += 1
             self._counts["mined_rows"] += len(ids)
             self._counts["mine_us"] += int(1e6 * seconds)
-            self._counts["mine_cpu_us"] += int(1e6 * (time.thread_time() - cpu))
-        return found
+            self._counts["mine_cpu_us"] += int(1e6 * mined.cpu_s)
+        return mined.found
 
     def _told(self, sentence: str) -> None:
         self.note = self.trouble = sentence
-
-    def _empty(self) -> EmbeddingBank:
-        spec = self.spec
-        views = tuple(dict.fromkeys((spec.main, spec.aux)))
-        mapped = MappedRows(spec.space, spec.refit_steps, spec.seed)
-        return EmbeddingBank(spec.n_slots, spec.dim, views, self._group, spec.dtype, spec.pool, mapped)

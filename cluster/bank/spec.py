@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidssl.batch import Embeddings, Positives
+from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.cascade import Backend
+from vidssl.mining.mapped import MappedRows
 from vidssl.mining.plan import CascadePlan
 from vidssl.mining.pool import EVERY_ROWS, PoolKind, SlotPool
 from vidssl.mining.space import AskedSpace
@@ -40,7 +42,12 @@ class BankSpec:
             `cluster.bank.table.Pace`.
         backend: As in `vidssl.mining.cascade.mine`.
         dtype: Of the bank's rows.
-        threads: Of mining, matrix products included.
+        threads: Of mining in the bank's process, matrix products included.
+        miners: Actors that mine; 0: the bank's process does.
+        cpus_per_miner: Cores of each.
+        gpus_per_miner: Share of a GPU of each; 0: none.
+        miner_dtype: Of their rows.
+        miner_node: Ray resource of the nodes that they run on; "": any.
         snapshot_every_steps: Extra snapshots under `root/live` that a restarted bank finds; 0: none.
         keep: Snapshots kept.
         labelled: Whether mining precision is measured.
@@ -66,6 +73,11 @@ class BankSpec:
     backend: Backend = "auto"
     dtype: str = "float32"
     threads: int = 1
+    miners: int = 0
+    cpus_per_miner: int = 1
+    gpus_per_miner: float = 0.0
+    miner_dtype: str = "float32"
+    miner_node: str = ""
     snapshot_every_steps: int = 0
     keep: int = 2
     labelled: bool = False
@@ -90,6 +102,12 @@ class BankSpec:
         it names are mined meanwhile and come with the answer to the next push, one step later.
         """
         return self.lookahead + (not self.deterministic)
+
+    def empty_bank(self, group: NDArray[np.int64] | None, dtype: str | None = None) -> EmbeddingBank:
+        """A bank of this run without rows; `dtype`: other than the run's."""
+        views = tuple(dict.fromkeys((self.main, self.aux)))
+        mapped = MappedRows(self.space, self.refit_steps, self.seed)
+        return EmbeddingBank(self.n_slots, self.dim, views, group, dtype or self.dtype, self.pool, mapped)
 
 
 @dataclass(frozen=True)

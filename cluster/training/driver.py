@@ -61,7 +61,7 @@ def train(plan: Plan, say: Say = lambda line: None, argv: Sequence[str] = ()) ->
             return Outcome(folder, total, total, 0.0, False)
         open_things.enter_context(ray_session(max(os.cpu_count() or 1, 1)))
         use_gpu = resolve_device(plan.recipe.trainer, say)
-        check_resources(plan.recipe.trainer, use_gpu)
+        check_resources(plan.recipe.trainer, use_gpu, plan.recipe.mining if plan.recipe.mines else None)
         open_things.enter_context(held(folder.path, "train", say))
         for note in enter(plan, argv, "cuda" if use_gpu else "cpu"):
             say(note)
@@ -154,6 +154,11 @@ def _bank_spec(checked: Checked, folder: RunFolder) -> BankSpec | None:
         max_staleness_steps=mining.max_staleness_steps,
         backend=mining.backend,
         threads=trainer.cpus_per_worker,
+        miners=mining.miners,
+        cpus_per_miner=mining.cpus_per_miner,
+        gpus_per_miner=mining.gpus_per_miner,
+        miner_dtype=mining.dtype or mining.bank_dtype,
+        miner_node=mining.miner_node or "",
         dtype=mining.bank_dtype,
         snapshot_every_steps=mining.snapshot_every_steps,
         keep=trainer.keep,

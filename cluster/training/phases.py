@@ -62,10 +62,10 @@ def train_phases(
         for note in plan.notes:
             say(note)
         open_things.enter_context(ray_session(max(os.cpu_count() or 1, 1)))
-        own = [phase_recipe(plan.recipe, phase).trainer for phase in wanted]
-        devices = [resolve_device(trainer) for trainer in own]
-        for trainer, use_gpu in zip(own, devices, strict=True):
-            check_resources(trainer, use_gpu)
+        own = [phase_recipe(plan.recipe, phase) for phase in wanted]
+        devices = [resolve_device(recipe.trainer) for recipe in own]
+        for recipe, use_gpu in zip(own, devices, strict=True):
+            check_resources(recipe.trainer, use_gpu, recipe.mining if recipe.mines else None)
         open_things.enter_context(held(root, "train", say))
         for note in enter(plan, argv, "cuda" if all(devices) else "cpu"):
             say(note)

@@ -296,7 +296,9 @@ class Worker:
         from cluster.bank.client import BankClient
         from cluster.bank.link import RayLink
 
-        client = BankClient(RayLink(self.job.bank), self.job.bank_spec, self.rank, say=self._say)
+        # One rank tells the user; what others meet is in the log's numbers, which are of the worst rank.
+        say = self._say if self.rank == 0 else None
+        client = BankClient(RayLink(self.job.bank), self.job.bank_spec, self.rank, say=say)
         self.open.callback(client.close)
         attempt = client.reset(self._bank_source(), self.world, self.start) if self.rank == 0 else 0
         client.join(from_first_rank(attempt, self.device))

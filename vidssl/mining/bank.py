@@ -17,6 +17,7 @@ from vidssl.batch import Embeddings, Positives
 from vidssl.errors import BankError
 from vidssl.mining.cascade import Backend, mine
 from vidssl.mining.deltas import Delta, Mark, oldest
+from vidssl.mining.device import DeviceCopy
 from vidssl.mining.exclusions import Exclusions, GroupIndex
 from vidssl.mining.mapped import MappedRows
 from vidssl.mining.moments import Facts, Moment
@@ -73,6 +74,7 @@ class EmbeddingBank:
         version: int64 [N], step of the last write, -1 where never written.
         step: Newest step that was written, -1 at first.
         mapped: The rows in the space that is mined in.
+        device: Where rows are compared, where that is not here: a miner's GPU.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class EmbeddingBank:
         self.version = np.full(n_slots, -1, np.int64)
         self.step = -1
         self.mapped = mapped or MappedRows("raw")
+        self.device: DeviceCopy | None = None
         self._groups, self._pool = GroupIndex(self.group), pool
         self._lock = threading.Lock()
         self._name = secrets.randbits(62)
@@ -243,7 +246,10 @@ class EmbeddingBank:
             queries = [floats(kept[view][slots[known]]) for view in (main, aux)]
         if not known.size:
             return out
-        tables, exclude = {view: table(kept[view]) for view in (main, aux)}, self.exclusions(slots[known])
+        exclude = self.exclusions(slots[known])
+        tables: Mapping[str, Table] = {view: table(kept[view]) for view in (main, aux)}
+        if self.device is not None:
+            tables = self.device.of({view: kept[view] for view in (main, aux)}, self._stamps)
         space, version = self.mapped.fitted, self.version
         drawn = None if self._pool is None else self._pool.drawn(tables, valid, version, step, len(known), space)
         if drawn is not None:

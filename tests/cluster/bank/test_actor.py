@@ -11,7 +11,7 @@ import pytest
 from cluster.bank.client import BankClient
 from cluster.bank.link import RayLink
 from cluster.bank.server import BankServer
-from tests.cluster.bank.bank_parts import answered, assert_same, batch_ids, push, rows, spec
+from tests.cluster.bank.bank_parts import all_rows, answered, assert_same, batch_ids, push, rows, spec
 from vidssl.errors import BankError
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -82,4 +82,40 @@ def test_a_deterministic_actor_gives_what_the_plain_bank_gives(ray_cluster):
     finally:
         client.close()
         plain.close()
+        ray.kill(handle)
+
+
+def until_mined(client, step, ready):
+    """Train until every row of a batch has positives and `ready` holds; returns the step."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        step += 1
+        client.push(rows(step - 1), batch_ids(step + 2), step + 2)
+        client.drain()
+        found = client.take(step, batch_ids(step))
+        if ready() and (found.ids >= 0).all():
+            return step
+        time.sleep(0.05)
+    raise AssertionError("the miner never came back")
+
+
+def test_a_miner_of_its_own_is_killed_and_its_rows_are_mined_all_the_same(ray_cluster):
+    import ray
+
+    from cluster.bank.actor import start_bank
+
+    here = spec(miners=1, miner_dtype="float16")
+    handle, said = start_bank(here), []
+    client = BankClient(RayLink(handle), here, 0, say=said.append)
+    try:
+        client.reset(None, 1, 0)
+        (miner,) = ray.get(handle.miners.remote())
+        client.push(all_rows(), batch_ids(2), 2)
+        step = until_mined(client, 1, lambda: True)
+        os.kill(ray.get(miner.process_id.remote()), signal.SIGKILL)
+        until_mined(client, step, lambda: client.stats()["miners_lost"] > 0)
+        assert client.counts["errors"] == 0  # the bank itself was there all the time
+        assert "miner 1 was lost" in str(client.stats()["trouble"])
+    finally:
+        client.close()
         ray.kill(handle)

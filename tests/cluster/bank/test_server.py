@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.bank.mirror import OwnMiner
 from cluster.bank.server import BankServer
 from cluster.bank.spec import Began, Push, Wanted
 from tests.cluster.bank.bank_parts import (
@@ -93,14 +94,14 @@ def test_the_same_push_twice_changes_nothing(open_server):
 
 
 def test_a_push_is_answered_at_once_whatever_the_miner_does(open_server, monkeypatch):
-    gate, begun, mine = threading.Event(), threading.Event(), BankServer._mine
+    gate, begun, mine = threading.Event(), threading.Event(), OwnMiner.mine
 
     def slow(self, bank, ids):
         begun.set()
         gate.wait(20)
         return mine(self, bank, ids)
 
-    monkeypatch.setattr(BankServer, "_mine", slow)
+    monkeypatch.setattr(OwnMiner, "mine", slow)
     server = open_server()
     server.serve(Push(0, 7, 0, all_rows(), Wanted.of(batch_ids(2), 2)))
     assert begun.wait(20)
@@ -131,14 +132,14 @@ def test_a_later_push_is_in_what_is_mined_after_it(open_server):
 
 
 def test_what_comes_too_late_for_its_step_is_mined_still_and_kept(open_server, monkeypatch):
-    gate, begun, mine = threading.Event(), threading.Event(), BankServer._mine
+    gate, begun, mine = threading.Event(), threading.Event(), OwnMiner.mine
 
     def slow(self, bank, ids):
         begun.set()
         gate.wait(20)
         return mine(self, bank, ids)
 
-    monkeypatch.setattr(BankServer, "_mine", slow)
+    monkeypatch.setattr(OwnMiner, "mine", slow)
     server = open_server()
     server.serve(Push(0, 7, 0, all_rows(), Wanted.of(batch_ids(2), 2)))
     assert begun.wait(20)
@@ -353,13 +354,13 @@ def test_a_restarted_deterministic_bank_refuses_until_the_attempt_begins_again(o
 
 
 def test_a_miner_that_fails_says_so_and_keeps_serving(open_server, monkeypatch, caplog):
-    server, mine = open_server(), BankServer._mine
+    server, mine = open_server(), OwnMiner.mine
 
     def fail_once(self, bank, ids):
-        monkeypatch.setattr(BankServer, "_mine", mine)
+        monkeypatch.setattr(OwnMiner, "mine", mine)
         raise ValueError("a fault")
 
-    monkeypatch.setattr(BankServer, "_mine", fail_once)
+    monkeypatch.setattr(OwnMiner, "mine", fail_once)
     server.serve(Push(0, 7, 0, all_rows(), Wanted.of(batch_ids(2), 2)))
     until(lambda: server.stats()["rejected"])
     assert "mining failed: ValueError: a fault" in str(server.stats()["note"])
