@@ -28,6 +28,12 @@ def test_every_shipped_recipe_reads_and_opens_with_its_command(name):
             r"method.name='byol': input should be 'infonce', .*'ubernce', .*'cpr', 'vicc' or 'iic'",
         ),
         (["mining.ratio=0.5", "mining.pool=20"], r"mining.ratio and mining.pool are two names of one choice"),
+        (["mining.dtype=float16"], r"is about miners, and mining.miners=0 has none; type mining.miners=1"),
+        (["mining.miners=1", "mining.gpus_per_miner=1.5"], r"no share of a GPU and no number of them; type \.5 or 1"),
+        (
+            ["mining.miners=2", "trainer.deterministic=true"],
+            r"mining.miners=2 mine whenever they can, and trainer.deterministic=true mines in order; type mining.miners=0",
+        ),
         (
             ["method.view=residual", "method.second_view=residual"],
             r"method.second_view=residual is the trained view too",
