@@ -20,6 +20,7 @@ from vidssl.mining.exclusions import Exclusions, GroupIndex
 from vidssl.mining.metrics import MiningQuality, drawn_positives, hubness, nearest_mates
 from vidssl.mining.metrics import measure as measure_quality
 from vidssl.mining.plan import CascadePlan
+from vidssl.mining.space import SpaceKind
 
 __all__ = ["Measured", "Row", "measure"]
 
@@ -55,7 +56,7 @@ class Row:
     """
 
     strategy: str
-    space: str
+    space: SpaceKind
     stages: int
     ratio: float
     pool: int

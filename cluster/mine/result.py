@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cluster.mine.measure import Measured, Row
 from cluster.mine.study import Study
@@ -45,6 +45,7 @@ class MineResult:
         classes: How many there are.
         class_size: Median.
         chance: Precision of lots; None without labels.
+        spaces: Space → how it was fitted, in words.
         definition: Of the class mining recall.
         metric: What ranked; None without labels.
         rows: All points.
@@ -66,6 +67,7 @@ class MineResult:
     classes: int
     class_size: int | None
     chance: float | None
+    spaces: Mapping[str, str] = field(default_factory=dict)
     definition: str
     metric: str | None
     rows: tuple[MinedRow, ...]
@@ -105,6 +107,7 @@ def mine_result(
         classes=len(sizes),
         class_size=int(sorted(sizes)[len(sizes) // 2]) if labelled else None,
         chance=study.chance() if labelled else None,
+        spaces={name: study.space(name).why for name in dict.fromkeys(row.space for row in rows)},
         definition=CLASS_MINING_RECALL,
         metric=metric if labelled else None,
         rows=tuple(MinedRow(**vars(one.row), purity=one.purity) for one in measured),

@@ -15,7 +15,7 @@ from cluster.mine.measure import Measured, measure
 from cluster.mine.picture import draw_classes, draw_points
 from cluster.mine.result import KIND, RESULT, MineResult, mine_result
 from cluster.mine.sources import Opened, open_rows
-from cluster.mine.study import Study
+from cluster.mine.study import Study, carried
 from cluster.mine.table import live_line, table_text
 from cluster.mine.words import MineWords, Point, own_point, read_search, reference_points, search_points
 from vidssl.errors import CheckpointError, StorageError
@@ -56,7 +56,9 @@ def run_mine(home: str, words: Sequence[str], out: str | None = None, say: Say |
     opened = open_rows(folder, search, rest, say)
     study, recipe = opened.study, opened.recipe
     views = 1 if study.aux is None else 2
-    own = own_point(recipe.mining, study.n_filled, "raw") if recipe.mines and views == 2 else None
+    search, left_out = carried(study, search)
+    own_space = study.space(recipe.mining.space).kind
+    own = own_point(recipe.mining, study.n_filled, own_space) if recipe.mines and views == 2 else None
     points = search_points(search, study.n_filled, recipe.mining, views)
     points += reference_points(search, study.n_filled, recipe.mining, views, study.labelled)
     if own is not None and own not in points and own.topk in {point.topk for point in points}:
@@ -68,7 +70,9 @@ def run_mine(home: str, words: Sequence[str], out: str | None = None, say: Say |
             kept = mine_result(measured, study, metric, k, own, opened.protocol)
             rows = [one.row for one in measured]
             files = _write(results, kept, measured, study, metric)
-            return "\n".join([*table_text(rows, study, metric, k, own), *_one_view(opened), "", *map(str, files)])
+            return "\n".join(
+                [*table_text(rows, study, metric, k, own), *left_out, *_one_view(opened), "", *map(str, files)]
+            )
     except StorageError as error:
         raise type(error)(f"{error}; type --out FOLDER") from error
 

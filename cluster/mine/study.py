@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cluster.mine.words import Search
-from vidssl.errors import BankError
+from vidssl.errors import BankError, RecipeError
 from vidssl.methods import bank_views_of
 from vidssl.mining.plan import LastView
 from vidssl.mining.snapshots import latest_snapshot, load_snapshot
+from vidssl.mining.space import AskedSpace, Space, SpaceKind, fit_space, raw_space
 from vidssl.recipe import Recipe
 from vidssl.saved.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from pipelines.dataset.manifest import Manifest
 
-__all__ = ["About", "Rows", "Study", "study_of_bank", "study_of_rows"]
+__all__ = ["About", "Rows", "Study", "carried", "study_of_bank", "study_of_rows"]
 
 Rows = NDArray[np.floating]
+S = TypeVar("S", bound=Search)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Study:
     data: str
     views: tuple[str, ...]
     classes: tuple[str, ...] = ()
+    _fitted: dict[AskedSpace, Space] = field(default_factory=dict)
 
     @property
     def n_filled(self) -> int:
@@ -81,8 +84,22 @@ class Study:
         """Filled rows of every class that has any."""
         return np.unique(self.label[self.label >= 0], return_counts=True)[1]
 
-    def rows_in(self, space: str) -> list[Rows]:
-        """[n, D] rows of main and aux (where there is one) as mining in `space` sees them."""
+    def space(self, asked: AskedSpace) -> Space:
+        """The map that these rows carry, fitted on all of them; raw, with the reason, where they carry none."""
+        if self.aux is not None and self.aux.shape != self.main.shape:
+            return raw_space(f"the views are {self.main.shape[1]} and {self.aux.shape[1]} numbers wide")
+        if asked not in self._fitted:
+            self._fitted[asked] = fit_space(asked, dict(zip(self.views, self._raw(), strict=True)))
+        return self._fitted[asked]
+
+    def rows_in(self, space: SpaceKind) -> list[Rows]:
+        """[n, R] rows of main and aux (where there is one) as mining in `space` sees them."""
+        if space == "raw":
+            return self._raw()
+        fitted = self.space(space)
+        return [fitted.apply(view, rows) for view, rows in zip(self.views, self._raw(), strict=True)]
+
+    def _raw(self) -> list[Rows]:
         return [self.main] if self.aux is None else [self.main, self.aux]
 
     def class_name(self, label: int) -> str:
@@ -129,6 +146,25 @@ def study_of_bank(folder: RunFolder, recipe: Recipe, search: Search) -> Study:
     return study_of_rows(
         views, bank.group[filled], label[filled], search, recipe, about or About(str(path), bank.n_slots)
     )
+
+
+def carried(study: Study, search: S) -> tuple[S, list[str]]:
+    """The search in the spaces that these rows carry, and a sentence for each of the others.
+
+    Raises:
+        RecipeError: none of those that were asked for.
+    """
+    kept: list[SpaceKind] = []
+    notes: list[str] = []
+    for asked in dict.fromkeys(search.spaces):
+        found = study.space(asked)
+        if found.kind == asked:
+            kept.append(asked)
+        else:
+            notes.append(f"{asked} rows are left out: {found.why}")
+    if not kept:
+        raise RecipeError(f"spaces={list(search.spaces)}: {'; '.join(notes)}; type spaces=raw")
+    return search.model_copy(update={"spaces": tuple(kept)}), notes
 
 
 def study_of_rows(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
 import numpy as np
 import yaml
@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError, field_validator
 from vidssl.errors import RecipeError
 from vidssl.fields import Count, Place, Section
 from vidssl.mining.plan import CascadePlan, LastView, plan_from
+from vidssl.mining.space import SpaceKind
 from vidssl.recipe import Mining
 from vidssl.tables.strategies import RIVALS, STRATEGIES
 
@@ -41,8 +42,8 @@ __all__ = [
 METRICS: Final = ("precision_at_k", "hit_at_k", "class_mining_recall_median")
 """What points may be ranked by: all of it needs labels. `agreement` needs none and misleads, so it ranks nothing."""
 
-SPACES: Final = ("raw",)
-"""In which rows mining happens."""
+SPACES: Final = get_args(SpaceKind)
+"""In which rows mining happens: raw | white | canonical."""
 
 REFERENCES: Final = ("aux", "random", "oracle")
 """Rows of the table that no recipe asks for: top-k of the aux view, lots (the floor), the class mates (the ceiling)."""
@@ -50,9 +51,9 @@ REFERENCES: Final = ("aux", "random", "oracle")
 S = TypeVar("S", bound="Search")
 
 if TYPE_CHECKING:
-    RivalName = SpaceName = MetricName = str
+    RivalName = MetricName = str
 else:
-    RivalName, SpaceName, MetricName = Literal[RIVALS], Literal[SPACES], Literal[METRICS]
+    RivalName, MetricName = Literal[RIVALS], Literal[METRICS]
 
 
 class Search(Section):
@@ -69,8 +70,10 @@ class Search(Section):
     topk: tuple[Count, ...] | None = Field(
         default=None, min_length=1, max_length=64, description="k, positives per query; null: the recipe's mining.topk"
     )
-    spaces: tuple[SpaceName, ...] = Field(
-        default=SPACES, min_length=1, description=f"rows in which is mined, some of {' | '.join(SPACES)}"
+    spaces: tuple[SpaceKind, ...] = Field(
+        default=SPACES,
+        min_length=1,
+        description=f"spaces in which is mined, some of {' | '.join(SPACES)}; one that the rows do not carry is left out",
     )
     rivals: tuple[RivalName, ...] = Field(
         default=RIVALS,
@@ -131,7 +134,7 @@ class Point:
     stages: int
     pool: int
     topk: int
-    space: str = "raw"
+    space: SpaceKind = "raw"
 
     @property
     def needs_aux(self) -> bool:
@@ -232,7 +235,7 @@ def reference_points(search: Search, n_slots: int, recipe: Mining, views: int, l
     return aux + [Point(name, 1, n_slots, k) for k in ks for name in names]
 
 
-def own_point(recipe: Mining, n_slots: int, space: str) -> Point | None:
+def own_point(recipe: Mining, n_slots: int, space: SpaceKind) -> Point | None:
     """What the run itself mines with, on a bank of this size; None where that cannot be, or needs labels."""
     if recipe.traits.reads_labels:
         return None

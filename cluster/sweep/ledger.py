@@ -24,7 +24,13 @@ __all__ = ["Ledger", "MeasuredOn", "check_ours"]
 _KIND = "sweep"
 
 _COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
-_KINDS = {"str": str, "int": int, "float": float, "float | None": lambda text: float(text) if text else None}
+_KINDS = {
+    "str": str,
+    "SpaceKind": str,
+    "int": int,
+    "float": float,
+    "float | None": lambda text: float(text) if text else None,
+}
 _PARSERS = tuple(_KINDS[str(field.type)] for field in dataclasses.fields(Row))
 
 

@@ -25,7 +25,7 @@ def write_results(ledger: Ledger, study: Study, search: Search, recipe: Recipe) 
         best = ledger.folder / "best.yaml"
         write_whole(best, _best_yaml(ledger.rows, find(ledger.rows, search.metric, k), study))
         files.append(str(best))
-    own = own_point(recipe.mining, study.n_filled, "raw") if recipe.mines else None
+    own = own_point(recipe.mining, study.n_filled, study.space(recipe.mining.space).kind) if recipe.mines else None
     return "\n".join([*table_text(ledger.rows, study, search.metric, k, own), "", *files])
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster.launch import ray_session
 from cluster.mine.measure import Row, measure
-from cluster.mine.study import Study, study_of_bank
+from cluster.mine.study import Study, carried, study_of_bank
 from cluster.mine.table import live_line
 from cluster.mine.words import Point, SweepWords, read_search, reference_points, search_points
 from cluster.sweep.ledger import Ledger, check_ours
@@ -55,6 +55,9 @@ def run_sweep(recipe_or_run: str, words: Sequence[str], out: str | None = None, 
     say = say or _to_stderr
     folder, recipe, search = _target(recipe_or_run, words)
     study = study_of_bank(folder, recipe, search)
+    search, left_out = carried(study, search)
+    for line in left_out:
+        say(line)
     points = search_points(search, study.n_filled, recipe.mining)
     points += reference_points(search, study.n_filled, recipe.mining, 2, study.labelled)
     results = (Path(out).expanduser() if out else folder.path / "sweep").resolve()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from cluster.mine.measure import measure
-from cluster.mine.study import About, Study, study_of_rows
+from cluster.mine.study import About, Study, carried, study_of_rows
 from cluster.mine.table import table_text
 from cluster.mine.words import Point, Search
+from vidssl.errors import RecipeError
 from vidssl.mining.cascade import mine
 from vidssl.mining.exclusions import GroupIndex
+from vidssl.mining.space import fit_space
 from vidssl.recipe import Recipe
 
 N, CLASSES, DIM, K = 90, 6, 16, 4
@@ -120,3 +124,35 @@ def test_of_a_sample_of_queries_the_recall_is_called_a_lower_bound():
     text = "\n".join(table_text(rows["whole"], whole, "precision_at_k", K))
     assert "Class mining recall: share of a class's videos that another video of the class mined" in text
     assert "lower bound" not in text
+
+
+def test_mining_in_a_space_is_mining_in_the_mapped_rows_and_agreement_is_of_the_rows_as_they_are():
+    one = study()
+    mapped = fit_space("white", {"residual": one.main, "rgb": one.aux})
+    rows = {"residual": mapped.apply("residual", one.main), "rgb": mapped.apply("rgb", one.aux)}
+    beside = study_of_rows(rows, one.group, one.label, Search(), Recipe(), About("a bank", N))
+    for point in (Point("cascade", 3, 12, K), Point("sum", 1, N, K)):
+        here, there = measure(one, replace(point, space="white")), measure(beside, point)
+        assert here.recall == there.recall
+        assert here.row.hubness == there.row.hubness
+        ids = mined(beside, point)
+        lower = [min(one.main[q] @ one.main[i], one.aux[q] @ one.aux[i]) for q in range(N) for i in ids[q]]
+        assert here.row.agreement == pytest.approx(np.mean(lower), abs=1e-5)
+
+
+def test_a_space_that_the_rows_do_not_carry_is_left_out_in_a_sentence_or_refused_where_it_is_all_that_was_asked_for():
+    rng = np.random.default_rng(0)
+    few = study_of_rows(
+        {name: unit(rng.normal(size=(12, DIM))) for name in ("residual", "rgb")},
+        np.arange(12),
+        np.arange(12) % 2,
+        Search(),
+        Recipe(),
+        About("a bank", 12),
+    )
+    search, notes = carried(few, Search())
+    assert search.spaces == ("raw",)
+    assert notes[0] == "white rows are left out: 12 rows of width 16 fit no map; it needs more rows than columns"
+    assert notes[1].startswith("canonical rows are left out: 12 rows")
+    with pytest.raises(RecipeError, match=r"spaces=\['white'\]: white rows are left out: .*; type spaces=raw"):
+        carried(few, Search(spaces=("white",)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from cluster.mine.words import (
     METRICS,
+    SPACES,
     MineWords,
     Point,
     Search,
@@ -68,7 +71,7 @@ def test_no_two_points_of_a_grid_mine_the_same_ids_on_random_banks_of_any_size(s
     rng = np.random.default_rng(seed)
     n_slots = 60
     bank = [rng.normal(size=(n_slots, 16)).astype(np.float32) for _ in range(2)]
-    space = Search(stages=(1, 3, 5), pools=(6, 20, 60), topk=(6,), rivals=("single", "sum", "minrank"))
+    space = Search(stages=(1, 3, 5), pools=(6, 20, 60), topk=(6,), spaces=("raw",))
     exclude = GroupIndex(np.arange(n_slots)).exclusions(np.arange(n_slots))
     seen: dict[bytes, Point] = {}
     for point in search_points(space, n_slots, Mining()):
@@ -77,7 +80,7 @@ def test_no_two_points_of_a_grid_mine_the_same_ids_on_random_banks_of_any_size(s
 
 
 def test_a_pool_of_the_whole_bank_is_the_single_rival_and_is_left_out():
-    points = search_points(Search(stages=(3, 5), pools=(50,), topk=(5,), rivals=()), 50, Mining())
+    points = search_points(Search(stages=(3, 5), pools=(50,), topk=(5,), rivals=(), spaces=("raw",)), 50, Mining())
     assert points == [Point("single", 1, 50, 5), Point("sum", 1, 50, 5)]
 
 
@@ -90,8 +93,16 @@ def test_an_even_number_of_stages_is_refused_unless_the_views_alternate():
     assert Point("cascade", 4, 20, 5) in points
 
 
+def test_every_space_has_the_same_points():
+    points = search_points(Search(stages=(3, 5), topk=(1, 5)), 500, Mining())
+    by = {space: [replace(point, space="raw") for point in points if point.space == space] for space in SPACES}
+    assert by["raw"] == by["white"] == by["canonical"]
+
+
 def test_more_trials_extend_fewer_ones():
-    few, more = (search_points(Search(trials=trials, topk=(1, 5)), 500, Mining()) for trials in (12, 20))
+    few, more = (
+        search_points(Search(trials=trials, topk=(1, 5), spaces=("raw",)), 500, Mining()) for trials in (12, 20)
+    )
     assert few == more[:12]
     assert len(more) == 20
 
@@ -139,7 +150,7 @@ def test_what_this_bank_cannot_serve_is_refused(space, sentence):
 
 
 def test_one_view_leaves_plain_top_k_and_no_aux_view_to_stand_beside_it():
-    assert search_points(Search(topk=(3, 5)), 50, Mining(), views=1) == [
+    assert search_points(Search(topk=(3, 5), spaces=("raw",)), 50, Mining(), views=1) == [
         Point("single", 1, 50, 3),
         Point("single", 1, 50, 5),
     ]
@@ -149,7 +160,7 @@ def test_one_view_leaves_plain_top_k_and_no_aux_view_to_stand_beside_it():
 
 def test_the_oracle_is_asked_only_where_labels_are_known():
     names = [point.strategy for point in reference_points(Search(), 50, Mining(), views=2, labelled=False)]
-    assert names == ["aux", "random"]
+    assert names == ["aux", "aux", "aux", "random"]  # in each space, and lots in none
 
 
 def test_what_the_run_itself_mines_with_is_a_point_of_this_bank():

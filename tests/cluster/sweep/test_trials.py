@@ -30,6 +30,7 @@ from vidssl.recipe import load_recipe, recipe_from_file
 from vidssl.saved.run_folder import RunFolder
 
 N, CLASSES, DIM = 140, 10, 32
+RAW = "spaces=raw"
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -155,7 +156,7 @@ def test_large_banks_are_queried_by_a_seeded_sample(run):
 def test_a_sweep_writes_its_rows_picture_recipe_lines_and_text(run, tmp_path, here):
     lines: list[str] = []
     text = trials.run_sweep(
-        str(run), ["stages=[1,3,5]", "pools=[6,12,50]", "topk=[5,10]"], str(tmp_path), say=lines.append
+        str(run), ["stages=[1,3,5]", "pools=[6,12,50]", "topk=[5,10]", RAW], str(tmp_path), say=lines.append
     )
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -188,7 +189,7 @@ def test_a_sweep_writes_its_rows_picture_recipe_lines_and_text(run, tmp_path, he
 
 
 def test_a_sweep_that_was_stopped_does_only_what_is_missing(run, tmp_path, here):
-    words = ["stages=[1,3]", "pools=[10,20]"]
+    words = ["stages=[1,3]", "pools=[10,20]", RAW]
     trials.run_sweep(str(run), words, str(tmp_path), say=lambda line: None)
     path = tmp_path / "sweep.csv"
     whole = path.read_text().splitlines()
@@ -201,9 +202,9 @@ def test_a_sweep_that_was_stopped_does_only_what_is_missing(run, tmp_path, here)
 
 
 def test_rows_of_another_bank_are_set_aside_and_not_mixed_in(run, tmp_path, here):
-    trials.run_sweep(str(run), ["stages=[1]"], str(tmp_path), say=lambda line: None)
+    trials.run_sweep(str(run), ["stages=[1]", RAW], str(tmp_path), say=lambda line: None)
     lines: list[str] = []
-    trials.run_sweep(str(run), ["stages=[1]", "queries=50"], str(tmp_path), say=lines.append)
+    trials.run_sweep(str(run), ["stages=[1]", "queries=50", RAW], str(tmp_path), say=lines.append)
     assert "of another bank or other queries; they are in sweep-" in lines[0]
     assert len(list(tmp_path.glob("sweep-*.csv"))) == 1
     assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 1 + 6
@@ -309,17 +310,17 @@ def test_the_picture_serves_one_and_many_k(run, tmp_path):
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
 def test_ray_tune_gives_the_rows_that_a_plain_loop_gives(run, tmp_path, ray_cluster):
-    words = ["stages=[1,3,5]", "pools=[6,12,30,70]", "topk=[5]"]
+    words = ["stages=[1,3,5]", "pools=[6,12,30,70]", "topk=[5]", "spaces=[raw,white]"]
     lines: list[str] = []
     text = trials.run_sweep(str(run), words, str(tmp_path), say=lines.append)
     study = study_of(run)
     rows = {one.point: one for one in Ledger(tmp_path, study).rows}
     search, mining = (
-        SweepWords(stages=(1, 3, 5), pools=(6, 12, 30, 70), topk=(5,)),
+        SweepWords(stages=(1, 3, 5), pools=(6, 12, 30, 70), topk=(5,), spaces=("raw", "white")),
         recipe_from_file(run / "recipe.yaml").mining,
     )
     points = search_points(search, N, mining) + reference_points(search, N, mining, 2, labelled=True)
-    assert len(rows) == len(points) == 8 + 3 + 3
+    assert len(rows) == len(points) == 2 * (8 + 3 + 1) + 2
     for point in points:
         plain = measure(study, point).row
         assert rows[plain.point].precision_at_k == pytest.approx(plain.precision_at_k, abs=1e-5)
@@ -336,35 +337,35 @@ def test_a_folder_that_holds_other_things_is_refused_and_left_as_it_is(run, tmp_
         with pytest.raises(
             DataError, match="holds files that vidssl did not make, and they are left alone; type --out FOLDER"
         ):
-            trials.run_sweep(str(run), ["stages=[1]"], str(out), say=lambda line: None)
+            trials.run_sweep(str(run), ["stages=[1]", RAW], str(out), say=lambda line: None)
         assert {path.name: path.read_text() for path in out.iterdir()} == {name: content}
     with pytest.raises(DataError, match="is a file and a folder is needed; type --out FOLDER"):
-        trials.run_sweep(str(run), ["stages=[1]"], str(out / name), say=lambda line: None)
+        trials.run_sweep(str(run), ["stages=[1]", RAW], str(out / name), say=lambda line: None)
 
 
 def test_a_table_with_other_columns_is_not_written_over(run, tmp_path, here):
-    trials.run_sweep(str(run), ["stages=[1]"], str(tmp_path), say=lambda line: None)
+    trials.run_sweep(str(run), ["stages=[1]", RAW], str(tmp_path), say=lambda line: None)
     (tmp_path / "sweep.csv").write_text("my,own\n1,2\n")
     with pytest.raises(
         DataError, match=r"sweep.csv has other columns than a sweep writes; move it away, or type --out FOLDER"
     ):
-        trials.run_sweep(str(run), ["stages=[1]"], str(tmp_path), say=lambda line: None)
+        trials.run_sweep(str(run), ["stages=[1]", RAW], str(tmp_path), say=lambda line: None)
     assert (tmp_path / "sweep.csv").read_text() == "my,own\n1,2\n"
 
 
 @pytest.mark.parametrize("torn", ["{", "[]", '{"id": 3}'])
 def test_a_damaged_note_of_a_sweep_is_named(run, tmp_path, here, torn):
-    trials.run_sweep(str(run), ["stages=[1]"], str(tmp_path), say=lambda line: None)
+    trials.run_sweep(str(run), ["stages=[1]", RAW], str(tmp_path), say=lambda line: None)
     (tmp_path / "sweep.json").write_text(torn)
     with pytest.raises(CheckpointError, match=r"sweep.json is .*; remove it and type the same words again"):
-        trials.run_sweep(str(run), ["stages=[1]"], str(tmp_path), say=lambda line: None)
+        trials.run_sweep(str(run), ["stages=[1]", RAW], str(tmp_path), say=lambda line: None)
 
 
 def test_a_sweep_that_was_made_before_folders_were_marked_goes_on(run, tmp_path, here):
-    trials.run_sweep(str(run), ["stages=[1]"], str(tmp_path), say=lambda line: None)
+    trials.run_sweep(str(run), ["stages=[1]", RAW], str(tmp_path), say=lambda line: None)
     (tmp_path / MARK).unlink()
     lines: list[str] = []
-    trials.run_sweep(str(run), ["stages=[1]"], str(tmp_path), say=lines.append)
+    trials.run_sweep(str(run), ["stages=[1]", RAW], str(tmp_path), say=lines.append)
     assert "6 points" in lines[0]
     assert "6 are done already" in lines[0]
 
@@ -378,13 +379,13 @@ def test_rows_that_were_set_aside_come_back_with_their_bank_and_none_is_lost(run
     def of(k):
         return {f"{name}{k}" for name in ("single", "sum", "minrank", "aux", "random", "oracle")}
 
-    trials.run_sweep(str(run), ["stages=[1]", "topk=[5]"], str(tmp_path), say=lambda line: None)
-    trials.run_sweep(str(run), ["stages=[1]", "topk=[6]", "queries=50"], str(tmp_path), say=lambda line: None)
+    trials.run_sweep(str(run), ["stages=[1]", "topk=[5]", RAW], str(tmp_path), say=lambda line: None)
+    trials.run_sweep(str(run), ["stages=[1]", "topk=[6]", "queries=50", RAW], str(tmp_path), say=lambda line: None)
     assert rows() == of(6)
-    trials.run_sweep(str(run), ["stages=[1]", "topk=[7]"], str(tmp_path), say=lambda line: None)
+    trials.run_sweep(str(run), ["stages=[1]", "topk=[7]", RAW], str(tmp_path), say=lambda line: None)
     assert rows() == of(5) | of(7)
     lines: list[str] = []
-    trials.run_sweep(str(run), ["stages=[1]", "topk=[6]", "queries=50"], str(tmp_path), say=lines.append)
+    trials.run_sweep(str(run), ["stages=[1]", "topk=[6]", "queries=50", RAW], str(tmp_path), say=lines.append)
     assert rows() == of(6)
     assert "6 are done already" in lines[-1]
 
@@ -398,7 +399,7 @@ def test_a_sweep_that_is_under_way_is_not_joined_by_another(run, tmp_path, here)
     try:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(BusyError, match=rf"is in use by `vidssl sweep` \(process {other.pid} on "):
-            trials.run_sweep(str(run), ["stages=[1]"], str(tmp_path), say=lambda line: None)
+            trials.run_sweep(str(run), ["stages=[1]", RAW], str(tmp_path), say=lambda line: None)
     finally:
         other.kill()
         other.wait()
