@@ -105,7 +105,7 @@ def draw_classes(
     middle = float(np.median(list(per_class.values())))
     axis.axvline(middle, color=_LEVEL, lw=1.1, ls=(0, _DASHES[0]), label=f"median {middle:.3f}", zorder=4)
     axis.set_yticks(height if named else [], names if named else [])
-    axis.set_xlim(0, 1)
+    axis.set_xlim(0, 1.015)
     axis.set_ylim(-0.7, len(names) - 0.3)
     axis.set_xlabel("share of the class's videos that another video of the class mined", fontsize=9)
     axis.set_title(
@@ -139,7 +139,8 @@ def _panel(axis: Axes, rows: Sequence[Row], metric: str, study: Study) -> None:
         if row.strategy in (*RIVALS, "aux"):
             dashes = 0, _DASHES[(*RIVALS, "aux").index(row.strategy) % len(_DASHES)]
             name = "single (S=1)" if row.strategy == "single" else row.strategy
-            axis.axhline(value_of(row, metric), color=_LEVEL, ls=dashes, lw=1.2, label=name, zorder=2)
+            colour = _FAINT if row.strategy == "aux" else _LEVEL
+            axis.axhline(value_of(row, metric), color=colour, ls=dashes, lw=1.2, label=name, zorder=2)
     if metric == "precision_at_k" and study.labelled:
         axis.axhline(study.chance(), color=_FAINT, lw=1, label="chance", zorder=1)
     if study.labelled:
