@@ -107,7 +107,7 @@ def mine_result(
         classes=len(sizes),
         class_size=int(sorted(sizes)[len(sizes) // 2]) if labelled else None,
         chance=study.chance() if labelled else None,
-        spaces={name: study.space(name).why for name in dict.fromkeys(row.space for row in rows)},
+        spaces={row.space: study.space(row.space).why for row in rows},
         definition=CLASS_MINING_RECALL,
         metric=metric if labelled else None,
         rows=tuple(MinedRow(**vars(one.row), purity=one.purity) for one in measured),

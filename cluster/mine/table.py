@@ -66,7 +66,7 @@ def table_text(rows: Sequence[Row], study: Study, metric: str, k: int, own: Poin
     if not study.labelled:
         return [*_heading(study), *_unranked(rows, own), "", *_why_unranked(), *_note(study)]
     found = find(rows, metric, k)
-    words = ["", f"to paste: {' '.join(recipe_words(found.best, study))}"]
+    words = ["", f"to paste: {' '.join(recipe_words(found.best, study))}", *_simpler(found, study)]
     return [
         *_heading(study),
         *_ranked(rows, found, own),
@@ -127,6 +127,17 @@ def recipe_words(row: Row, study: Study) -> list[str]:
         words[1:1] = [f"mining.stages={row.stages}", f"mining.pool={row.pool}"]
         words.append(f"mining.last_view={study.last_view}")
     return words if row.space == "raw" else [*words, f"mining.space={row.space}"]
+
+
+def _simpler(found: Findings, study: Study) -> list[str]:
+    """Words of the best one-stage rival, where the best point is a cascade that cannot be told apart from it."""
+    if found.best.strategy != "cascade" or not found.rivals or found.metric != METRICS[0]:
+        return []
+    rival = found.rivals[0]
+    noise = 2 * math.hypot(found.best.precision_se or 0.0, rival.precision_se or 0.0)
+    if value_of(found.best, found.metric) - value_of(rival, found.metric) > noise:
+        return []
+    return [f"one stage, and no worse within two standard errors: {' '.join(recipe_words(rival, study))}"]
 
 
 def _first_of_each(ranked: Iterable[Row], what: str) -> tuple[Row, ...]:

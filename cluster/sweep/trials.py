@@ -56,8 +56,6 @@ def run_sweep(recipe_or_run: str, words: Sequence[str], out: str | None = None, 
     folder, recipe, search = _target(recipe_or_run, words)
     study = study_of_bank(folder, recipe, search)
     search, left_out = carried(study, search)
-    for line in left_out:
-        say(line)
     points = search_points(search, study.n_filled, recipe.mining)
     points += reference_points(search, study.n_filled, recipe.mining, 2, study.labelled)
     results = (Path(out).expanduser() if out else folder.path / "sweep").resolve()
@@ -67,6 +65,8 @@ def run_sweep(recipe_or_run: str, words: Sequence[str], out: str | None = None, 
             opened.enter_context(held(results, "sweep", say))
         except StorageError as error:
             raise type(error)(f"{error}; type --out FOLDER") from error
+        for line in left_out:
+            say(line)
         return _searched(points, study, Ledger(results, study), search, recipe, say)
 
 

@@ -156,3 +156,19 @@ def test_a_space_that_the_rows_do_not_carry_is_left_out_in_a_sentence_or_refused
     assert notes[1].startswith("canonical rows are left out: 12 rows")
     with pytest.raises(RecipeError, match=r"spaces=\['white'\]: white rows are left out: .*; type spaces=raw"):
         carried(few, Search(spaces=("white",)))
+
+
+def test_where_one_stage_is_no_worse_its_words_are_given_too():
+    one = study()
+    rows = [measure(one, point).row for point in (Point("cascade", 3, 12, K), Point("single", 1, N, K))]
+    best, rival = (
+        replace(row, precision_at_k=share, precision_se=0.02) for row, share in zip(rows, (0.5, 0.48), strict=True)
+    )
+    said = table_text([best, rival], one, "precision_at_k", K)
+    assert (
+        f"to paste: mining.strategy=cascade mining.stages=3 mining.pool=12 mining.topk={K} mining.last_view=main"
+        in said
+    )
+    assert f"one stage, and no worse within two standard errors: mining.strategy=single mining.topk={K}" in said
+    far = table_text([best, replace(rival, precision_at_k=0.3)], one, "precision_at_k", K)
+    assert not [line for line in far if line.startswith("one stage, and no worse")]
