@@ -336,7 +336,10 @@ def test_simulated_rows_know_their_class_as_well_as_their_condition_says():
         assert np.bincount(label).tolist() == [condition.mates or 24] * (240 // (condition.mates or 24))
         return bank_precision(views, label, group, (5,), 240, 0)
 
-    clear, empty = precision(science_d.Condition(own=0.5)), precision(science_d.Condition(second=0.0, mates=12))
+    clear, empty = (
+        precision(one)
+        for one in (science_d.Condition(shared=0.0, own=0.3), science_d.Condition(second=0.0, shared=0.0, mates=12))
+    )
     assert min(clear[f"k=5 | {arm}, raw"] for arm in ("single", "other")) > 0.9
     assert empty["k=5 | other, raw"] == pytest.approx(empty["k=5 | random"], abs=0.06)
     assert empty["k=5 | random"] == pytest.approx(8 / 236, abs=1e-4)
