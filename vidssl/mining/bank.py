@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -239,25 +239,25 @@ class EmbeddingBank:
         slots = self._checked_slots(ids)
         if unknown := {main, aux} - set(self.views):
             raise BankError(f"the bank holds {', '.join(self.views)}, not {', '.join(sorted(unknown))}")
-        kept, valid = self.mapped.tables(self)
+        kept, names, valid = self._compared(plan, main, aux)
         out = Positives.none(len(slots), plan.k, self.dim, plan.depth)
         with self._lock:
             step, known = self.step, np.flatnonzero(valid[slots])
-            queries = [floats(kept[view][slots[known]]) for view in (main, aux)]
+            queries = [floats(kept[name][slots[known]]) for name in names]
         if not known.size:
             return out
         exclude = self.exclusions(slots[known])
-        tables: Mapping[str, Table] = {view: table(kept[view]) for view in (main, aux)}
+        tables: Mapping[str, Table] = {name: table(kept[name]) for name in names}
         if self.device is not None:
-            tables = self.device.of({view: kept[view] for view in (main, aux)}, self._stamps)
-        space, version = self.mapped.fitted, self.version
-        drawn = None if self._pool is None else self._pool.drawn(tables, valid, version, step, len(known), space)
+            tables = self.device.of({name: kept[name] for name in names}, self.mapped.stamps(kept[names[0]], self._stamps))
+        of, version = kept[names[0]], self.version  # a new space brings a new table
+        drawn = None if self._pool is None else self._pool.drawn(tables, valid, version, step, len(known), of)
         if drawn is not None:
             tables, exclude, valid = drawn.tables, drawn.within(exclude), None
         found = mine(
             queries,
-            [tables[main], tables[aux]],
-            plan,
+            [tables[name] for name in names],
+            replace(plan, strategy="single") if plan.traits.joins else plan,
             exclude=exclude,
             valid=valid,
             backend=backend,
@@ -268,6 +268,16 @@ class EmbeddingBank:
         out.vectors[known] = self.vectors(ids, aux)
         out.mined_at[known[found.count > 0]] = step
         return out
+
+    def _compared(
+        self, plan: CascadePlan, main: str, aux: str
+    ) -> tuple[Mapping[str, NDArray], tuple[str, ...], NDArray[np.bool_]]:
+        """Tables that queries are compared with, names of those in their order, and which slots hold a row."""
+        if plan.traits.joins:
+            joined, valid = self.mapped.joint(self)
+            return {"joint": joined}, ("joint",), valid
+        tables, valid = self.mapped.tables(self)
+        return tables, (main, aux), valid
 
     def table(self, view: str) -> Table:
         """[N, D] rows of one view as an engine reads them, not copied."""

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidssl.mining.rows import stored
-from vidssl.mining.space import FIT_ROWS, AskedSpace, Space, fit_space, refit_due
+from vidssl.mining.space import FIT_ROWS, AskedSpace, Space, fit_space, raw_space, refit_due
 
 __all__ = ["NEVER", "Fitted", "Kept", "MappedRows"]
 
@@ -79,6 +79,8 @@ class MappedRows:
         self.refit_steps, self.seed = refit_steps, seed
         self.fitted: Fitted | None = None
         self._tables: dict[str, NDArray] = {}
+        self._joined: NDArray | None = None
+        self._joins = False
         self._stamps: NDArray[np.int64] | None = None
         self._lock = threading.Lock()
         self._news = ""
@@ -112,6 +114,35 @@ class MappedRows:
             there = self._map(bank, self.fitted.space)
             return self._tables, there
 
+    def joint(self, bank: Kept) -> tuple[NDArray, NDArray[np.bool_]]:
+        """Rows of all views side by side, and which slots hold one.
+
+        A row's product with another one is the sum of the views' scores. The tables of the views are columns of this
+        one, so it costs no memory beside them; in the raw space it is a table of its own.
+
+        Returns:
+            [N, V·R] as the bank keeps rows, and bool [N].
+        """
+        with self._lock:
+            if not self._joins:
+                self._joins, self._tables, self._stamps = True, {}, None
+            if self.kind != "raw" and self._due(bank):
+                self._fit(bank)
+            there = self._map(bank, raw_space() if self.fitted is None else self.fitted.space)
+            assert self._joined is not None  # for the type checker: made with the tables
+            return self._joined, there
+
+    def stamps(self, kept: NDArray, of_bank: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers of write that the rows of a table are of: an image may be older than the bank's own row.
+
+        Args:
+            kept: A table that was handed out.
+            of_bank: The bank's numbers.
+        """
+        of_images = self._stamps
+        mapped = any(np.shares_memory(kept, table) for table in self._tables.values())
+        return of_images if mapped and of_images is not None else of_bank
+
     def describe(self) -> str:
         """The present space in words."""
         return self.kind if self.fitted is None else self.fitted.space.describe()
@@ -139,9 +170,7 @@ class MappedRows:
 
     def _map(self, bank: Kept, space: Space) -> NDArray[np.bool_]:
         if self._stamps is None:
-            columns = space.columns
-            assert columns is not None  # for the type checker: raw was served before
-            self._tables = {view: np.zeros((bank.n_slots, columns), kept.dtype) for view, kept in bank.views.items()}
+            self._tables, self._joined = self._empty(bank, space.columns)
             self._stamps = np.zeros(bank.n_slots, np.int64)
         there = bank.version >= 0
         now = bank.stamps.copy()  # before the rows: what is written meanwhile has a higher number next time
@@ -152,3 +181,11 @@ class MappedRows:
                 kept[slots] = stored(space.apply(view, bank.vectors(slots, view)), bank.dtype)
             self._stamps[slots] = now[slots]
         return there & (self._stamps > 0)  # a slot that is being filled at this moment has no image yet
+
+    def _empty(self, bank: Kept, columns: int | None) -> tuple[dict[str, NDArray], NDArray | None]:
+        kept = next(iter(bank.views.values()))
+        wide = kept.shape[1] if columns is None else columns
+        if not self._joins:
+            return {view: np.zeros((bank.n_slots, wide), kept.dtype) for view in bank.views}, None
+        joined = np.zeros((bank.n_slots, wide * len(bank.views)), kept.dtype)
+        return {view: joined[:, place * wide :][:, :wide] for place, view in enumerate(bank.views)}, joined

@@ -64,7 +64,7 @@ class SlotPool:
     def __init__(self, size: int, kind: PoolKind = "random", seed: int = 0, every_rows: int = EVERY_ROWS) -> None:
         self.size, self.kind, self.seed, self.every_rows = size, kind, seed, every_rows
         self._drawn: Drawn | None = None
-        self._served, self._space = 0, None
+        self._served, self._of = 0, None
         self._lock = threading.Lock()
 
     def drawn(
@@ -74,7 +74,7 @@ class SlotPool:
         version: NDArray[np.int64],
         step: int,
         rows: int,
-        space: object = None,
+        of: object = None,
     ) -> Drawn | None:
         """The pool that serves the next `rows` queries; None where it would hold every filled slot.
 
@@ -84,11 +84,11 @@ class SlotPool:
             version: int64 [N], step of each row's write.
             step: The bank's newest step.
             rows: Queries of this batch.
-            space: Of the tables; another one than last time's is drawn for anew.
+            of: What the tables are of; another one than last time's is drawn for anew.
         """
         with self._lock:
-            if self._drawn is None or self._served >= self.every_rows or space is not self._space:
-                self._space = space
+            if self._drawn is None or self._served >= self.every_rows or of is not self._of:
+                self._of = of
                 filled = np.flatnonzero(valid)
                 if len(filled) <= self.size:
                     return None

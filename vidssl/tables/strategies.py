@@ -22,6 +22,8 @@ class StrategyTraits:
         says: What it is, in a few words.
         staged: Whether it narrows the bank stage by stage; the others select once.
         fuses: Whether it makes one score of both views'; then the aux view is read, and every score of it.
+        joins: Whether that score is the product of both rows laid side by side: a bank then keeps and searches one table
+            of them, and any engine that finds neighbours will do.
         reads_labels: Whether it needs to know classes: an upper bound, which the bank never runs.
     """
 
@@ -29,6 +31,7 @@ class StrategyTraits:
     says: str
     staged: bool = False
     fuses: bool = False
+    joins: bool = False
     reads_labels: bool = False
 
 
@@ -37,6 +40,9 @@ STRATEGIES: Final[Mapping[str, StrategyTraits]] = MappingProxyType(
         "cascade": StrategyTraits("vidssl.mining.strategy:Strategy", "view by view, stage by stage", staged=True),
         "single": StrategyTraits("vidssl.mining.strategy:Strategy", "main view"),
         "sum": StrategyTraits("vidssl.mining.score_sum:ScoreSum", "of both scores", fuses=True),
+        "joint": StrategyTraits(
+            "vidssl.mining.score_sum:ScoreSum", "the sum, by one table of both rows", fuses=True, joins=True
+        ),
         "minrank": StrategyTraits("vidssl.mining.minrank:MinRank", "the worse of the two ranks", fuses=True),
         "oracle": StrategyTraits(
             "vidssl.mining.strategy:Strategy", "labels: an upper bound, never a result", reads_labels=True
@@ -46,6 +52,6 @@ STRATEGIES: Final[Mapping[str, StrategyTraits]] = MappingProxyType(
 """By the word that `mining.strategy` takes."""
 
 RIVALS: Final[tuple[str, ...]] = tuple(
-    name for name, traits in STRATEGIES.items() if not (traits.staged or traits.reads_labels)
+    name for name, traits in STRATEGIES.items() if not (traits.staged or traits.reads_labels or traits.joins)
 )
-"""What the cascade is measured beside: whatever mines in one step and needs no labels."""
+"""What the cascade is measured beside: whatever mines in one step, needs no labels and is not another one done faster."""

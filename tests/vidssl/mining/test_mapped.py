@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import zarr
 
-from tests.vidssl.mining.space_worlds import two_views
+from tests.vidssl.mining.space_worlds import two_views, unit
 from vidssl.batch import Embeddings
 from vidssl.errors import BankError
 from vidssl.mining.bank import EmbeddingBank
@@ -179,3 +179,32 @@ def test_a_pool_is_drawn_anew_when_the_space_is_another():
         exclude=[np.flatnonzero(slots == slot) for slot in range(5)],
     )
     np.testing.assert_array_equal(found, slots[again.ids])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["raw", "white", "canonical"])
+def test_one_table_of_both_rows_mines_what_their_sum_mines(kind, dtype):
+    bank, views = full(kind, dtype=dtype)
+    rng = np.random.default_rng(0)
+    for step in (4, 15):  # rows that change, and a new space
+        moved = {view: unit(rows + 0.02 * rng.standard_normal(rows.shape)) for view, rows in views.items()}
+        bank.push(rows_of(np.arange(step, N, 3), step, moved))
+        by_sum, by_one = (
+            bank.mine(np.arange(N), CascadePlan(N, 1, k=4, strategy=strategy), *VIEWS) for strategy in ("sum", "joint")
+        )
+        assert (by_sum.ids == by_one.ids).mean() > 0.99  # but for sums that float32 makes equal
+        np.testing.assert_array_equal(by_one.vectors, bank.vectors(by_one.ids, "rgb"))
+    (joined, _), (tables, _) = bank.mapped.joint(bank), bank.mapped.tables(bank)
+    np.testing.assert_array_equal(joined, np.concatenate([tables[view] for view in VIEWS], 1))
+    assert kind == "raw" or all(np.shares_memory(joined, rows) for rows in tables.values())
+
+
+def test_on_an_integer_grid_the_joint_table_equals_the_oracles_sum_ties_included():
+    rng = np.random.default_rng(3)
+    rows = {view: rng.integers(-1, 2, (N, 6)).astype(np.float32) for view in VIEWS}
+    bank = EmbeddingBank(N, 6, VIEWS)
+    bank.fill(rows, np.zeros(N, np.int64), 0)
+    plan = CascadePlan(N, 1, k=6, strategy="joint")
+    exclude = bank.exclusions(np.arange(N))
+    slow = mine(list(rows.values()), list(rows.values()), plan, exclude=exclude, backend="oracle")
+    np.testing.assert_array_equal(bank.mine(np.arange(N), plan, *VIEWS).ids, slow.ids)
