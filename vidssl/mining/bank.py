@@ -249,7 +249,9 @@ class EmbeddingBank:
         exclude = self.exclusions(slots[known])
         tables: Mapping[str, Table] = {name: table(kept[name]) for name in names}
         if self.device is not None:
-            tables = self.device.of({name: kept[name] for name in names}, self.mapped.stamps(kept[names[0]], self._stamps))
+            tables = self.device.of(
+                {name: kept[name] for name in names}, self.mapped.stamps(kept[names[0]], self._stamps)
+            )
         of, version = kept[names[0]], self.version  # a new space brings a new table
         drawn = None if self._pool is None else self._pool.drawn(tables, valid, version, step, len(known), of)
         if drawn is not None:
