@@ -246,12 +246,7 @@ class EmbeddingBank:
             queries = [floats(kept[name][slots[known]]) for name in names]
         if not known.size:
             return out
-        exclude = self.exclusions(slots[known])
-        tables: Mapping[str, Table] = {name: table(kept[name]) for name in names}
-        if self.device is not None:
-            tables = self.device.of(
-                {name: kept[name] for name in names}, self.mapped.stamps(kept[names[0]], self._stamps)
-            )
+        tables, exclude = self._readable({name: kept[name] for name in names}), self.exclusions(slots[known])
         of, version = kept[names[0]], self.version  # a new space brings a new table
         drawn = None if self._pool is None else self._pool.drawn(tables, valid, version, step, len(known), of)
         if drawn is not None:
@@ -280,6 +275,12 @@ class EmbeddingBank:
             return {"joint": joined}, ("joint",), valid
         tables, valid = self.mapped.tables(self)
         return tables, (main, aux), valid
+
+    def _readable(self, kept: dict[str, NDArray]) -> Mapping[str, Table]:
+        """Tables as the engine reads them, where it reads them."""
+        if self.device is None:
+            return {name: table(rows) for name, rows in kept.items()}
+        return self.device.of(kept, self.mapped.stamps(next(iter(kept.values())), self._stamps))
 
     def table(self, view: str) -> Table:
         """[N, D] rows of one view as an engine reads them, not copied."""

@@ -140,7 +140,7 @@ class MappedRows:
             of_bank: The bank's numbers.
         """
         of_images = self._stamps
-        mapped = any(np.shares_memory(kept, table) for table in self._tables.values())
+        mapped = any(kept is table for table in (self._joined, *self._tables.values()))
         return of_images if mapped and of_images is not None else of_bank
 
     def describe(self) -> str:
