@@ -1,4 +1,4 @@
-"""Which device do the workers get? Asked on a real Ray that believes in as many GPUs as the test says."""
+"""Which device do the workers get, and what is left for miners? Asked on a real Ray that believes in as many GPUs as the test says."""
 
 from __future__ import annotations
 
@@ -8,22 +8,36 @@ import sys
 
 ASK = """
 import json, logging, ray
-from cluster.launch import resolve_device
-from vidssl.recipe import Trainer
+from cluster.launch import check_resources, resolve_device
+from vidssl.errors import DeviceError
+from vidssl.recipe import Mining, Trainer
 ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, logging_level=logging.ERROR,
          object_store_memory=10**8, _node_ip_address="127.0.0.1")
 answers = []
 for workers, device in ((3, "auto"), (2, "auto"), (3, "cpu"), (1, "cuda")):
     said = []
     answers.append([resolve_device(Trainer(workers=workers, device=device), said.append), said])
-print(json.dumps(answers))
+refused = []
+for words in ({"miners": 3}, {"miners": 1, "gpus_per_miner": 0.5}, {"miners": 1, "miner_node": "miners"}, {"miners": 1}):
+    try:
+        check_resources(Trainer(workers=1), False, Mining(**words))
+        check_resources(Trainer(workers=1), True, Mining(**words))
+        refused.append("")
+    except DeviceError as error:
+        refused.append(str(error))
+print(json.dumps([*answers, refused]))
 """
 
 
 def test_fewer_gpus_than_workers_is_said_and_enough_are_taken():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", ASK], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    few, enough, meant, asked = json.loads(done.stdout.splitlines()[-1])
+    few, enough, meant, asked, refused = json.loads(done.stdout.splitlines()[-1])
+    cores, gpus, node, fine = refused
+    assert cores == "mining.miners=3 with 1 core(s) each needs 3 cores and the workers leave 1; type mining.miners=1"
+    assert gpus == ""  # one GPU is left by the worker, or two
+    assert node.startswith("mining.miner_node=miners is no resource of this cluster, which has CPU")
+    assert fine == ""
     assert few == [
         False,
         [
