@@ -100,8 +100,8 @@ def load_table(workers: int, batch: int, slots: int, seconds: float, pushes: int
         with loaded_bank(load) as (ranks, pid):
             mined = found["can_mine_per_s"] = capacity(ranks, seconds / 2)
             print(f"{workers} workers of {batch} rows, N={slots}: the bank can mine {mined:,.0f} rows/s")
-            for name, share, passes in (("half", 0.5, 1), ("four_times", 4, 1)):
-                found[name] = phase(ranks, pid, seconds, workers * batch / (share * mined), passes)
+            for name, share, times in (("half", 0.5, None), ("four_times", 4, 4.0)):
+                found[name] = phase(ranks, pid, seconds, workers * batch / (share * mined), 1.25, times)
                 print(f"{name:11}", json.dumps(found[name]), flush=True)
         for clients in (1, 8, 64, 256):
             with loaded_bank(Load(clients, 8, 16384)) as (ranks, pid):

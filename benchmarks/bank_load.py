@@ -135,6 +135,12 @@ class Took:
         if asked is not None:
             self.ages.append(step - asked.found.mined_at[there])
 
+    def add(self, other: Took) -> None:
+        """What was served next."""
+        self.rows, self.missing = self.rows + other.rows, self.missing + other.missing
+        self.pushes += other.pushes
+        self.ages += other.ages
+
     def figures(self) -> dict[str, Any]:
         """Fallback of all and of the worst and best rank, ages."""
         ages, by_rank = np.concatenate([NONE, *self.ages]), self.missing / np.maximum(self.rows, 1)
@@ -173,14 +179,28 @@ def loaded_bank(load: Load) -> Iterator[tuple[Workers, int]]:
         ray.kill(actor)
 
 
-def phase(workers: Workers, pid: int, seconds: float, step_s: float, passes: float = 0.0) -> dict[str, Any]:
-    """Train at one step per `step_s`: first for so many passes of the miner over the rows, then `seconds` that count."""
+def phase(
+    workers: Workers, pid: int, seconds: float, step_s: float, passes: float = 0.0, times: float | None = None
+) -> dict[str, Any]:
+    """Train at one step per `step_s`: first for so many passes of the miner over the rows, then `seconds` that count.
+
+    Args:
+        workers: Who trains.
+        pid: Of the bank.
+        seconds: That count.
+        step_s: Of a step, or of the first ones.
+        passes: Before that.
+        times: Ask for so many times what was mined in the seconds before, whatever else the machine does: 4 stays 4.
+    """
     stats = lambda: _stats(workers)  # noqa: E731
-    first = stats()
-    while (stats()["mined_rows"] - first["mined_rows"]) < passes * workers.load.n_slots:
-        workers.run(0.5, step_s)
-    before, cpu, began = stats(), cpu_s(pid), time.monotonic()
-    took = workers.run(seconds, step_s)
+    first = now = stats()
+    while (now["mined_rows"] - first["mined_rows"]) < passes * workers.load.n_slots:
+        workers.run(1.0, step_s)
+        now, step_s = _paced(workers, now, step_s, times)
+    before, cpu, began, took = stats(), cpu_s(pid), time.monotonic(), Took(workers.load.world)
+    while (left := began + seconds - time.monotonic()) > 0:
+        took.add(workers.run(min(left, 2.0), step_s))
+        now, step_s = _paced(workers, now, step_s, times)
     workers.settle()
     after, cpu, took_s = stats(), cpu_s(pid) - cpu, time.monotonic() - began
     since = {name: after[name] - before[name] for name in ("mined_rows", "kept_rows", "needed_rows", "mine_cpu_s")}
@@ -196,6 +216,17 @@ def phase(workers: Workers, pid: int, seconds: float, step_s: float, passes: flo
         "bank_mb": memory_mb(pid),
     }
     return found | took.figures()
+
+
+def _paced(
+    workers: Workers, before: dict[str, float], step_s: float, times: float | None
+) -> tuple[dict[str, float], float]:
+    now = _stats(workers)
+    mined, seconds = (now[name] - before[name] for name in ("mined_rows", "seconds"))
+    if times is None or mined <= 0:
+        return now, step_s
+    wanted = workers.load.world * workers.load.batch * seconds / (times * mined)
+    return now, 0.5 * (step_s + wanted)
 
 
 def capacity(workers: Workers, seconds: float) -> float:

@@ -124,5 +124,7 @@ class Pace:
 
     def bound(self, step: int) -> int:
         """Largest age in steps that is used at `step`."""
-        once = self._pass or (step - self._began if self._began >= 0 else 0)
+        so_far = step - self._began if self._began >= 0 else 0
+        # Miners may have become slower since their last pass; dead ones do not make everything young enough for ever.
+        once = max(self._pass, min(so_far, 4 * self._pass) if self._pass else so_far)
         return self._epoch if once <= 1.1 * self._epoch else once + self._epoch

@@ -74,6 +74,8 @@ def test_positives_may_be_an_epoch_old_or_as_old_as_the_miners_need_to_come_roun
         slow.mined(2, step, 80)
     assert keeping_up.bound(100) == 10
     assert slow.bound(100) == pytest.approx(4 * 10 + 10, abs=2)
+    assert slow.bound(slow._began + 100) == 100 + 10  # slower than the last time round
+    assert slow.bound(slow._began + 9000) == pytest.approx(4 * 40 + 10, abs=8)  # or dead
     first = Pace(10)
     assert first.bound(5) == 10
     first.mined(2, 0, 80)
