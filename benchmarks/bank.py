@@ -99,13 +99,16 @@ def load_table(workers: int, batch: int, slots: int, seconds: float, pushes: int
     with ray_session(os.cpu_count() or 1):
         with loaded_bank(load) as (ranks, pid):
             mined = found["can_mine_per_s"] = capacity(ranks, seconds / 2)
-            print(f"{workers} workers of {batch} rows, N={slots}: the bank can mine {mined:,.0f} rows/s")
+            print(f"{workers} workers of {batch} rows, N={slots}: the bank can mine {mined:,.0f} rows/s", flush=True)
             for name, share, times in (("half", 0.5, None), ("four_times", 4, 4.0)):
                 found[name] = phase(ranks, pid, seconds, workers * batch / (share * mined), 1.25, times)
                 print(f"{name:11}", json.dumps(found[name]), flush=True)
         for clients in (1, 8, 64, 256):
             with loaded_bank(Load(clients, 8, 16384)) as (ranks, pid):
-                found[f"clients_{clients}"] = phase(ranks, pid, seconds / 2, clients / 100)
+                took = phase(ranks, pid, seconds / 2, clients / 100)
+                found[f"clients_{clients}"] = {
+                    name: took[name] for name in ("cpu_ms_per_push", "steps_per_s", "bank_mb")
+                }
                 print(f"{clients:4} clients", json.dumps(found[f"clients_{clients}"]), flush=True)
         with loaded_bank(Load(8, 32, 4096)) as (ranks, pid):
             found["memory"] = memory_of_pushes(ranks, pid, pushes)
