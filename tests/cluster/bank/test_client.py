@@ -17,6 +17,7 @@ from cluster.bank.server import BankServer
 from cluster.bank.spec import Push, Wanted
 from tests.cluster.bank.bank_parts import BATCH, N, all_rows, assert_same, batch_ids, rows, spec, until
 from vidssl.errors import StorageError
+from vidssl.mining.cascade import mine
 
 
 @pytest.fixture
@@ -330,6 +331,28 @@ def test_what_the_bank_has_to_say_is_passed_on_once(connect, monkeypatch):
     until(lambda: float(client._stats.get("step", -1)) == 2)
     assert len(said) == 1
     assert said[0].startswith("the bank left out 1 rows of rank 0")
+
+
+def test_a_bank_mines_in_its_space_and_rank_0_says_once_which_it_is(connect, monkeypatch):
+    monkeypatch.setattr("cluster.bank.client.STATS_S", 0.01)
+    said, others = [], []
+    client = connect(client_options={"say": said.append}, space="white")
+    other = connect(server=server_of(client), rank=1, client_options={"say": others.append}, space="white")
+    fill(client)
+    step_through(client, range(1, 3), unhurried=True)
+    until(lambda: said)
+    step_through(client, range(3, 5), unhurried=True)
+    other.push(rows(4, 1), batch_ids(7, 1), 7)
+    until(lambda: other._stats.get("space"))
+    assert said[0].startswith("mining space from step ")
+    assert said[0].endswith(": white (48 rows of width 8)")
+    assert len(said) == 1
+    assert others == []
+    bank = server_of(client)._desk.bank
+    images = [bank.mapped.fitted.space.apply(view, bank.vectors(np.arange(N), view)) for view in ("residual", "rgb")]
+    own = [[slot] for slot in batch_ids(5)]
+    expected = mine([image[batch_ids(5)] for image in images], images, spec().plan, exclude=own).ids
+    np.testing.assert_array_equal(bank.mine(batch_ids(5), spec().plan, "residual", "rgb").ids, expected)
 
 
 def test_what_a_resumed_run_has_to_know_of_its_bank_is_said(connect, tmp_path):
