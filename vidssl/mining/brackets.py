@@ -9,7 +9,6 @@ exact counts (`vidssl.mining.stream`), so a wrong one costs time and never a res
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +23,7 @@ __all__ = ["Brackets", "guess"]
 
 SAMPLE = (4096, 16_384)
 """Fewest and most slots of a sample; between them one slot in 16."""
-SURE = 5.0
+SURE = 4.0
 """Standard deviations of a sampled rank on either side."""
 SMALL = 1 / 16
 """Share of the bank from which on survivors are handled one query at a time."""
@@ -76,7 +75,7 @@ def guess(task: Task) -> Brackets:
         kept = size * len(slots) / task.filled
         variance = kept * max(1 - kept / rank, 0) + (kept / rank) ** 2 * variance
         margin, rank = SURE * math.sqrt(variance) + 2, kept
-        over, middle, under = _cuts(here if alive is None else np.where(alive, here, -np.inf), kept, margin)
+        over, under = _cuts(here if alive is None else np.where(alive, here, -np.inf), kept, margin)
         low.append(under)
         high.append(over)
         share += 2 * margin / len(slots)
@@ -85,7 +84,7 @@ def guess(task: Task) -> Brackets:
         if enough or np.isposinf(over).all():
             share += size / task.filled
             break
-        reach = here >= middle[:, None]
+        reach = here >= (over / 2 + under / 2)[:, None]  # in so narrow a bracket the cut lies in the middle
         alive = reach if alive is None else alive & reach
     return Brackets(np.stack(low), np.stack(high), min(share, 1.0))
 
@@ -117,13 +116,11 @@ def _excluded(task: Task, slots: Ids) -> tuple[NDArray[np.int64], NDArray[np.int
     return np.repeat(task.exclude.row_of_slot(), count), np.repeat(first, count) + within
 
 
-def _cuts(score_BM: Scores, rank: float, margin: float) -> Sequence[Scores]:
-    """float32 [B] each: the score that surely fewer reach, the likely cut, and the score that surely more reach."""
+def _cuts(score_BM: Scores, rank: float, margin: float) -> tuple[Scores, Scores]:
+    """float32 [B] each: the score that surely fewer reach, and the score that surely more reach."""
     rows, width = score_BM.shape
-    over, under = sorted((math.floor(rank - margin), math.ceil(rank + margin)))
-    likely = min(max(round(rank), 1), width)
+    over, under = math.floor(rank - margin), math.ceil(rank + margin)
     return (
-        cut(score_BM, min(over, width)) if over >= 1 else np.full(rows, np.inf, np.float32),
-        cut(score_BM, likely),
-        np.maximum(cut(score_BM, max(under, 1)), LOWEST) if under <= width else np.full(rows, LOWEST, np.float32),
+        cut(score_BM, over) if over >= 1 else np.full(rows, np.inf, np.float32),
+        np.maximum(cut(score_BM, under), LOWEST) if under <= width else np.full(rows, LOWEST, np.float32),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,10 +12,12 @@ from vidssl.errors import BankError
 from vidssl.mining.exclusions import Exclusions
 from vidssl.mining.task import Array, Scores
 
-__all__ = ["CHUNK", "check_finite", "forbid", "gathered", "is_half", "raised", "score"]
+__all__ = ["CHUNK", "check_finite", "forbid", "gathered", "is_half", "product", "raised", "score", "scratch"]
 
 CHUNK = 16384
 """Bank rows of one product where they must be raised from half precision: 8 MB, which stay in the cache."""
+SCRATCH = 16 << 20
+"""Most bytes of a matrix of scores whose memory a thread keeps for the next one."""
 
 
 def is_half(view: Array) -> bool:
@@ -41,19 +45,49 @@ def gathered(view: Array, slots: NDArray[np.int64]) -> Scores:
     return view[torch.from_numpy(slots)].float().numpy()
 
 
-def score(query_BD: Scores, view_ND: Array, exclude: Exclusions, valid_N: NDArray[np.bool_] | None) -> Scores:
-    """float32 scores [B, N] with -inf in forbidden columns.
+def product(query_BD: Scores, rows_wD: Scores, out_Bw: Scores) -> None:
+    """Inner products of queries and rows; torch's, unless an array is read-only, which torch does not take."""
+    if query_BD.flags.writeable and rows_wD.flags.writeable:
+        torch.mm(torch.from_numpy(query_BD), torch.from_numpy(rows_wD).T, out=torch.from_numpy(out_Bw))
+    else:
+        np.matmul(query_BD, rows_wD.T, out=out_Bw)
+
+
+_kept = threading.local()
+
+
+def scratch(number: int, rows: int, width: int) -> Scores:
+    """Uninitialised float32 [rows, width] that is this thread's until it asks for the same number again.
+
+    Memory that goes back to the system comes back page by page, which costs as much as a product of a small bank.
+    """
+    if 4 * rows * width > SCRATCH:
+        return np.empty((rows, width), np.float32)
+    buffers = _kept.__dict__.setdefault("buffers", {})
+    if number not in buffers or buffers[number].size < rows * width:
+        buffers[number] = np.empty(rows * width, np.float32)
+    return buffers[number][: rows * width].reshape(rows, width)
+
+
+def score(
+    query_BD: Scores,
+    view_ND: Array,
+    exclude: Exclusions,
+    valid_N: NDArray[np.bool_] | None,
+    out: Scores | None = None,
+) -> Scores:
+    """float32 scores [B, N] with -inf in forbidden columns, in `out` if it is given.
 
     Raises:
         BankError: a filled row of the bank is not finite.
     """
-    out = np.empty((len(query_BD), len(view_ND)), np.float32)
+    out = np.empty((len(query_BD), len(view_ND)), np.float32) if out is None else out
     if is_half(view_ND):
         wide = np.empty((min(CHUNK, len(view_ND)), view_ND.shape[1]), np.float32)
         for a in range(0, len(view_ND), CHUNK):  # raising the whole bank at once would double its memory
-            np.matmul(query_BD, raised(view_ND, a, a + CHUNK, wide).T, out=out[:, a : a + CHUNK])
+            product(query_BD, raised(view_ND, a, a + CHUNK, wide), out[:, a : a + CHUNK])
     else:
-        np.matmul(query_BD, raised(view_ND, 0, len(view_ND)).T, out=out)
+        product(query_BD, raised(view_ND, 0, len(view_ND)), out)
     check_finite(out[:1], valid_N)
     forbid(out, None if valid_N is None else np.flatnonzero(~valid_N), exclude.row_of_slot(), exclude.slots)
     return out

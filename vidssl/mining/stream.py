@@ -11,18 +11,17 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vidssl.mining.brackets import Brackets, guess
-from vidssl.mining.scores import check_finite, forbid, gathered, is_half, raised
-from vidssl.mining.select import top
+from vidssl.mining.scores import check_finite, forbid, gathered, is_half, product, raised
+from vidssl.mining.select import counted, top
 from vidssl.mining.strategy import strategy_of
 from vidssl.mining.task import Ids, Scores, Task
-from vidssl.mining.whole import parts
+from vidssl.mining.whole import in_threads, parts
 
 __all__ = ["mine_streaming"]
 
@@ -59,18 +58,17 @@ def mine_streaming(task: Task) -> tuple[Ids, Scores, NDArray[np.bool_]]:
     ids = np.full((task.rows, task.sizes[-1]), -1, np.int64)
     scores, missed = np.full(ids.shape, -np.inf, np.float32), np.zeros(task.rows, bool)
     per_query = brackets.share * task.n_slots * (4 + 4 * len(task.bank)) * 1.5
-    with ThreadPoolExecutor(task.threads) as pool:
-        for start, part in parts(task, per_query):
-            here = brackets.part(start, start + part.rows)
-            settle = _Settle(part, here, _in_order(pool, _Scan(part, here)))
-            for row, answer in enumerate(pool.map(settle.row, range(part.rows)), start):
-                missed[row] = answer is None
-                if answer is not None:
-                    ids[row], scores[row] = answer
+    for start, part in parts(task, per_query):
+        here = brackets.part(start, start + part.rows)
+        settle = _Settle(part, here, _in_order(_Scan(part, here)))
+        for row, answer in enumerate(in_threads(task.threads, settle.row, range(part.rows)), start):
+            missed[row] = answer is None
+            if answer is not None:
+                ids[row], scores[row] = answer
     return ids, scores, missed
 
 
-def _in_order(pool: ThreadPoolExecutor, scan: _Scan) -> list[_Piece]:
+def _in_order(scan: _Scan) -> list[_Piece]:
     """Each thread takes the next block until none is left."""
     starts, lock = iter(range(0, scan.task.n_slots, scan.width)), threading.Lock()
 
@@ -86,7 +84,7 @@ def _in_order(pool: ThreadPoolExecutor, scan: _Scan) -> list[_Piece]:
         buffers = _Buffers(scan)
         return [(start, scan.block(start, buffers)) for start in take()]
 
-    done = itertools.chain.from_iterable(pool.map(work, range(scan.task.threads)))
+    done = itertools.chain.from_iterable(in_threads(scan.task.threads, work, range(scan.task.threads)))
     return [piece for _, piece in sorted(done, key=lambda one: one[0])]
 
 
@@ -96,7 +94,7 @@ class _Scan:
     def __init__(self, task: Task, brackets: Brackets) -> None:
         self.task, self.brackets = task, brackets
         self.views = range(len(task.bank)) if task.plan.traits.fuses else sorted(set(task.plan.views[: brackets.depth]))
-        self.width = min(task.n_slots, max(LEAST, CELLS // task.rows))
+        self.width = min(task.n_slots, max(LEAST, CELLS // task.rows // 1024 * 1024))
         by_slot = np.argsort(task.exclude.slots, kind="stable")
         self._slots, self._rows = task.exclude.slots[by_slot], task.exclude.row_of_slot()[by_slot]
 
@@ -117,7 +115,7 @@ class _Scan:
     def _score(self, view: int, start: int, stop: int, buffers: _Buffers) -> Scores:
         out = buffers.scores(view, stop - start)
         rows = raised(self.task.bank[view], start, stop, buffers.wide)
-        np.matmul(self.task.wide[view], rows.T, out=out)
+        product(self.task.wide[view], rows, out)
         valid = None if self.task.valid is None else self.task.valid[start:stop]
         check_finite(out[:1], valid)
         a, b = np.searchsorted(self._slots, [start, stop])
@@ -137,7 +135,7 @@ class _Scan:
             if stage:
                 reach &= above[1 - stage % 2]
                 sure &= above[1 - stage % 2]
-            counts[stage] = [np.count_nonzero(row) for row in sure]
+            counts[stage] = counted(sure)
             np.logical_xor(reach, sure, out=reach)  # in the bracket: what is above it reaches it too
             if stage:
                 kept |= reach
@@ -186,7 +184,9 @@ class _Settle:
         alive = self._through_brackets(row, scores)
         if alive is None:
             return None
-        return self._rest(row, slots[alive].astype(np.int64), {view: score[alive] for view, score in scores.items()})
+        return self._rest(
+            row, slots.take(alive).astype(np.int64), {view: score.take(alive) for view, score in scores.items()}
+        )
 
     def _through_brackets(self, row: int, scores: dict[int, Scores]) -> Ids | None:
         alive, sure = np.arange(len(scores[0])), np.ones(len(scores[0]), bool)
@@ -196,13 +196,13 @@ class _Settle:
             above = score > high
             sure &= above
             gone = self.certain[stage, row] - np.count_nonzero(sure)  # they live now, and die at a later stage
-            here, above = score[alive], above[alive]
-            inside = np.flatnonzero((here >= low) & ~above)
+            here, above = (score, above) if stage == 0 else (score.take(alive), above.take(alive))
+            inside = np.flatnonzero(np.logical_xor(here >= low, above))
             need = self.task.sizes[stage] - gone - np.count_nonzero(above)
             if not 0 <= need <= len(inside):
                 return None
-            above[inside[top(here[inside], need)]] = True
-            alive = alive[above]
+            above[inside[top(here.take(inside), need)]] = True
+            alive = alive.take(np.flatnonzero(above))  # three times faster than a mask as an index
         return alive
 
     def _rest(self, row: int, slots: Ids, scores: dict[int, Scores]) -> tuple[Ids, Scores]:
@@ -211,7 +211,7 @@ class _Settle:
             if view not in scores:  # what is left is so little that gathering its rows beats a product with all
                 scores[view] = gathered(self.task.bank[view], slots) @ self.task.wide[view][row]
             kept = top(scores[view], size)
-            slots, scores = slots[kept], {other: score[kept] for other, score in scores.items()}
+            slots, scores = slots.take(kept), {other: score.take(kept) for other, score in scores.items()}
         last = scores[stages[-1][0]]
         order = np.argsort(-last, kind="stable")
         return slots[order], last[order]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
+import torch
 
-from vidssl.mining.scores import score
+from vidssl.mining.scores import score, scratch
 from vidssl.mining.select import select
 from vidssl.mining.strategy import strategy_of
 from vidssl.mining.task import Selection, Task
 
-__all__ = ["join", "mine_whole", "parts"]
+__all__ = ["in_threads", "join", "mine_whole", "parts"]
+
+Result = TypeVar("Result")
 
 CELLS = 1 << 20
 """Scores of one view that are selected at once: 4 MB, so that later stages find them in the cache."""
@@ -45,8 +49,34 @@ def join(found: list[Selection]) -> Selection:
     return np.concatenate(ids), np.concatenate(scores), [np.concatenate(stage) for stage in zip(*traced, strict=True)]
 
 
+def in_threads(threads: int, work: Callable[[int], Result], numbers: range) -> list[Result]:
+    """What `work` makes of each number, in their order; each thread computes its products alone.
+
+    Libraries that split one product over threads make them wait for each other at its end, on a busy machine for longer
+    than the product takes. torch keeps its number of threads for each thread, which is why products are torch's.
+    """
+    if len(numbers) == 1 < threads:
+        return [work(number) for number in numbers]
+    before = torch.get_num_threads()
+
+    def alone(number: int) -> Result:
+        torch.set_num_threads(1)
+        return work(number)
+
+    try:
+        if threads == 1:
+            return [alone(number) for number in numbers]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(alone, numbers))
+    finally:
+        torch.set_num_threads(before)
+
+
 def _block(task: Task) -> Selection:
-    scores = [score(query, view, task.exclude, task.valid) for query, view in zip(task.wide, task.bank, strict=True)]
+    scores = []
+    for number, (query, view) in enumerate(zip(task.wide, task.bank, strict=True)):
+        out = scratch(number, task.rows, task.n_slots)
+        scores.append(score(query, view, task.exclude, task.valid, out))
     scores = strategy_of(task.plan.strategy).fuse(scores)
     height = max(1, CELLS // task.n_slots)
 
@@ -54,8 +84,4 @@ def _block(task: Task) -> Selection:
         here = [view[start : start + height] for view in scores]
         return select(here, task.plan.views, task.sizes, task.trace)
 
-    starts = range(0, task.rows, height)
-    if task.threads == 1 or len(starts) == 1:
-        return join([some(start) for start in starts])
-    with ThreadPoolExecutor(task.threads) as pool:
-        return join(list(pool.map(some, starts)))
+    return join(in_threads(task.threads, some, range(0, task.rows, height)))
