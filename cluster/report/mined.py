@@ -9,7 +9,7 @@ from pathlib import Path
 from cluster.mine.measure import Row
 from cluster.mine.result import RESULT, MineResult
 from cluster.mine.table import best_first
-from cluster.mine.words import Point
+from cluster.mine.words import REFERENCES, Point
 from cluster.page.parts import Section, bare, card, class_bars, table
 from vidssl.records import read_record
 
@@ -32,7 +32,8 @@ def mined_part(home: Path, run: str) -> Section | None:
     found = read_record(MineResult, path, f"type vidssl mine {run}")
     lead = (
         "What other ways of mining find in the same rows, offline: the best point of each strategy and space, by "
-        f"{escape(found.metric or 'nothing: there are no labels')}. Nothing was trained with them."
+        f"{escape(found.metric.replace('_', ' ') if found.metric else 'nothing: there are no labels')}. Nothing was trained "
+        "with them; aux, random and oracle are no recipe's: the aux view alone, lots, and the class mates."
     )
     return Section("Ways of mining", lead, _body(found))
 
@@ -59,6 +60,7 @@ def _table(found: MineResult) -> str:
     at = found.best.topk if found.best else min(row.topk for row in found.rows)
     here = [row for row in found.rows if row.topk == at]
     ranked = best_first(here, found.metric) if found.metric else here
+    ranked = sorted(ranked, key=lambda row: row.strategy in REFERENCES)  # no recipe can ask for those: they stand last
     own = found.own.point if found.own else None
     rows = [
         [

@@ -15,6 +15,7 @@ from cluster.embed import embed_run
 from cluster.report.write import write_report
 from pipelines.dataset.manifest import load_manifest
 from tests.cluster.test_words_fuzz import make_run
+from tests.conformance.rebuilt import checkpoint, load
 from vidssl.encoder import build_encoder
 from vidssl.errors import CheckpointError
 from vidssl.marks import mark_of
@@ -128,6 +129,35 @@ def test_an_imported_checkpoint_is_measured_alone_and_beside_one_of_the_other_st
     aux = next(row for row in both["rows"] if row["strategy"] == "aux")
     assert aux["precision_at_k"] == next(row for row in alone["rows"] if row["strategy"] == "single")["precision_at_k"]
     assert any(row["strategy"] == "cascade" for row in both["rows"])
+
+
+def test_a_run_that_mined_inline_and_keeps_no_bank_is_embedded_without_being_asked(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "bank")
+    code, _, err = says(capsys, "mine", tmp_path / "run", *SMALL, "mining.where=inline", "rows=bank")
+    assert code == 2
+    assert "has no bank snapshot" in err
+    code, out, err = says(capsys, "mine", tmp_path / "run", *SMALL, "mining.where=inline")
+    assert code == 0
+    assert "embedding 30 training videos: residual, rgb" in err
+    assert "← this run's" in out
+
+
+@pytest.mark.slow
+def test_a_published_checkpoint_of_iic_is_mined_in_both_views_of_its_one_network(packed, tmp_path, capsys):
+    said, _ = load("encoder_iic_r3d")
+    torch.save(checkpoint(said), tmp_path / "published.pth.tar")
+    small = ["clips.size=48", "clips.frames=8"]
+    words = ["import", tmp_path / "published.pth.tar", "--from", "iic", "--out", tmp_path / "card", *small]
+    assert says(capsys, *words)[0] == 0
+    looked = [f"data={packed}", "trainer.device=cpu", "evaluation.windows=1", *SMALL]
+    code, out, _ = says(capsys, "mine", tmp_path / "card", *looked)
+    assert code == 0
+    assert "main residual, aux rgb" in out
+    assert "white rows are left out: 30 rows of width 512 fit no map" in out
+    found = kept(tmp_path / "card" / "mine")
+    assert {row["space"] for row in found["rows"]} == {"raw"}
+    assert (found["own"], found["protocol"]["method"]) == (None, "iic")
 
 
 def test_a_seeded_sample_of_the_videos_is_embedded_where_that_is_asked_for(run, tmp_path, capsys):
