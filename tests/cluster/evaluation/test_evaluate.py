@@ -189,6 +189,21 @@ def test_the_funnel_starts_with_the_allowed_bank_and_ends_with_k(results):
     assert stages[-1].purity == pytest.approx(mined["cascade"].precision, abs=1e-6)
 
 
+def test_class_mining_recall_is_kept_by_class_and_counts_only_videos_that_could_be_mined(results, packed):
+    mined = results["mining"].results
+    for one in mined.values():
+        assert one.per_class.keys() == set(packed.classes)
+        assert one.coverage_median == pytest.approx(np.median(list(one.per_class.values())), abs=1e-6)
+        assert one.coverage_least == min(one.per_class.values())
+    # two training videos of each class, of two sources: each is the other's mate, and test videos have no row
+    assert set(mined["oracle"].per_class.values()) == {1.0}
+    said = "\n".join(results_table({"mining": results["mining"]}).splitlines())
+    assert (
+        "class mining recall: share of a class's videos that another video of the class mined, median over classes"
+        in said
+    )
+
+
 def test_infonce_has_no_mining_to_measure_and_says_so(packed, tmp_path):
     folder = make_run(tmp_path / "plain", packed, name="infonce", warmup_steps=0)
     results = evaluate_run(folder.path, ["baseline=off"])
