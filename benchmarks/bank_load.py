@@ -76,12 +76,11 @@ class Workers:
             assert ray.get(self._actor.serve.remote(push))[0] == "ok"
 
     def run(self, seconds: float, step_s: float) -> Took:
-        """Train for so long at one step per `step_s`; what is behind does not wait."""
-        took, end, due = Took(self.load.world), time.monotonic() + seconds, time.monotonic()
-        while time.monotonic() < end:
+        """Train for so long, `step_s` from the beginning of a step to that of the next, as a step takes its time."""
+        took, end = Took(self.load.world), time.monotonic() + seconds
+        while (began := time.monotonic()) < end:
             self.one_step(took)
-            due += step_s
-            time.sleep(max(0.0, due - time.monotonic()))
+            time.sleep(max(0.5 * step_s, began + step_s - time.monotonic()))  # who was late does not catch up
         return took
 
     def one_step(self, took: Took) -> None:

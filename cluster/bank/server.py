@@ -314,6 +314,7 @@ class BankServer:
             raise
         desk.pace.mined(kept, desk.bank.step, desk.bank.filled)
         with self._lock:
+            self._counts["mined_rows"] += len(ids)
             self._counts["kept_rows"] += kept
             self._counts["mined_late_rows"] += len(ids) if parts[0].rank == LATE else 0
         return (time.perf_counter() - began) / len(ids)
@@ -330,6 +331,8 @@ class BankServer:
             ids = push.wanted.ids[push.wanted.at == at]
             if len(ids):
                 steps.publish(push.rank, at, self._mine(miner, desk.bank, ids))
+                with self._lock:
+                    self._counts["mined_rows"] += len(ids)
         steps.done()
 
     def _write(self, bank: EmbeddingBank, rows: Embeddings) -> None:
@@ -357,7 +360,6 @@ class BankServer:
         seconds = time.perf_counter() - began
         with self._lock:
             self._counts["mined_batches"] += 1
-            self._counts["mined_rows"] += len(ids)
             self._counts["mine_us"] += int(1e6 * seconds)
             self._counts["mine_cpu_us"] += int(1e6 * mined.cpu_s)
         return mined.found
