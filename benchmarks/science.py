@@ -86,7 +86,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _draw(entries: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     from benchmarks.science_picture import draw, draw_worlds
 
-    worlds = {name: entry for name, entry in entries.items() if name in WORLDS["e"] and "summary" in entry}
+    worlds = {name: entry for name, entry in entries.items() if name in WORLDS["e"] and entry["seeds"]}
     for name, entry in entries.items():
         if entry["seeds"] and name not in WORLDS["e"]:
             print(f"picture: {draw(name, entry, folder)}")

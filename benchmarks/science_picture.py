@@ -35,7 +35,6 @@ HIDDEN = {"b": r"loss$", "d": r"^(?!.* N=600 k=5$)"}
 DOT, MARKED, BAR = "#7d8fa3", "#c4501b", "#1b2733"
 ACROSS = 2
 CLAIMED = ("cascade", "repeat", "rgb, stage 2 cross", "stage 2 cross")
-BOTH = "both streams: "
 PAIRED, PAIRS = "differences in each seed", 6
 
 Values = dict[str, list[float]]
@@ -70,9 +69,13 @@ def draw_worlds(entries: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
     """Write `folder/science-e.svg`: of each world, every arm's mean R@1 of both streams less the published cascade's."""
     tables: dict[str, Values] = {}
     for name, entry in entries.items():
-        pairs = entry["summary"]["differences"].items()
-        both = {what.removeprefix(BOTH): row["values"] for what, row in pairs if what.startswith(BOTH)}
-        tables[f"{WORLDS[name]}, {len(entry['seeds'])} seeds"] = both
+        arms, seeds = panels(entry)["both streams: R@1"], len(entry["seeds"])
+        rival = arms.pop("cascade, raw")
+        tables[f"{WORLDS[name]}, {seeds} seed{'s' * (seeds > 1)}"] = {
+            arm: [one - other for one, other in zip(values, rival, strict=True)]
+            for arm, values in arms.items()
+            if arm != "before"
+        }
     title = "R@1 after a phase, mean of both streams, less the published cascade's\ndots: seeds; bar: mean"
     return _page("e", tables, title, folder, marked=("single, canonical",), paired=True)
 
