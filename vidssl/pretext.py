@@ -127,7 +127,7 @@ class Mining(Section):
     )
     space: Literal["raw", "white", "canonical", "auto"] = Field(
         default="raw",
-        description="where scores are taken: raw (rows as they are, as published) | white (every direction of a view counts alike) | canonical (the directions that both views share) | auto (by rows and by what is shared; says why)",
+        description="where scores are taken: raw (rows as they are, as published) | white (every direction of a view counts alike) | canonical (the directions that both views share) | auto (canonical where enough rows share enough, else raw; says why)",
     )
     refit_steps: Steps | None = Field(
         default=None,

@@ -167,15 +167,20 @@ def test_auto_goes_by_rows(count, kind):
     assert space.why.startswith("auto: ")
 
 
-@pytest.mark.parametrize(("count", "kind"), [(100, "raw"), (1000, "white")])
-def test_auto_whitens_many_rows_of_views_that_share_nothing(count, kind):
-    views, _ = two_views(count)
-    alone = [views, {"rgb": views["rgb"]}]
-    views["rgb"] = views["rgb"][np.random.default_rng(1).permutation(count)]
-    for one in alone:
-        space = fit_space("auto", one)
-        assert space.kind == kind
-        assert ("white from 128 rows on" in space.why) == (kind == "raw")
+def test_auto_stays_raw_where_nothing_is_shared_and_where_there_is_one_view():
+    views, _ = two_views(1000)
+    views["rgb"] = views["rgb"][np.random.default_rng(1).permutation(1000)]
+    spaces = fit_space("auto", views), fit_space("auto", {"rgb": views["rgb"]})
+    assert [space.kind for space in spaces] == ["raw", "raw"]
+    assert "fewer than 5 carry no space" in spaces[0].why
+    assert spaces[1].why == "auto: one view, rgb, shares nothing with another"
+
+
+def test_auto_wants_one_direction_more_than_who_asks_for_canonical():
+    views, _ = two_views(2000, of_class=4, shared=2.0)
+    asked, auto = fit_space("canonical", views), fit_space("auto", views)
+    assert (asked.columns, auto.columns) == (4, None)
+    assert auto.why.startswith("auto: 4 shared directions above chance")
 
 
 def test_one_view_is_whitened_where_shared_directions_are_asked_for():
