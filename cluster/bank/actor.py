@@ -51,9 +51,14 @@ class BankActor:
         return self._server.reset(source, world, start_step)
 
     @ray.method(concurrency_group="ctl", max_task_retries=-1)
-    def save(self, root: str, step: int) -> str:
-        """As `BankServer.save`."""
-        return self._server.save(root, step)
+    def begin_save(self, root: str, step: int, told: bool) -> bool:
+        """As `BankServer.begin_save`."""
+        return self._server.begin_save(root, step, told)
+
+    @ray.method(concurrency_group="ctl", max_task_retries=-1)
+    def saved(self, step: int) -> str | None:
+        """As `BankServer.saved`."""
+        return self._server.saved(step)
 
     @ray.method(concurrency_group="ctl")
     def miners(self) -> list[Any]:

@@ -31,6 +31,7 @@ from vidssl.mining.rows import stored
 
 __all__ = ["BankClient", "BankRestarted"]
 
+SAVE_POLL_S = 0.02
 STATS_S = 2.0
 PAUSE_S = 0.2
 """Pause after the bank could not be reached."""
@@ -179,14 +180,27 @@ class BankClient:
                 f"the bank did not answer within {patience:g} s; look at the run's Ray log and resume it"
             )
 
-    def save(self, root: str, step: int) -> str:
-        """Snapshot of the bank as of `step` steps; returns its path.
+    def save(self, root: str, step: int, wait: bool = True) -> str:
+        """Snapshot of the bank as of `step` steps; returns its path, `root/snap-<step>`.
+
+        Args:
+            root: Folder of the run's snapshots.
+            step: Optimizer steps done.
+            wait: Until it is on disk. Otherwise only for the one before; what goes wrong is said later.
 
         Raises:
-            BankError: a row in it is not finite.
-            StorageError: it cannot be written, or the bank cannot be reached.
+            BankError: a row in it is not finite (only with `wait`).
+            StorageError: it cannot be written (only with `wait`), or the bank cannot be reached.
         """
-        return self._call("save", root, step)
+        path = ""
+        while not path:  # a bank that was restarted meanwhile knows nothing of it
+            while not self._call("begin_save", root, step, not wait):
+                time.sleep(SAVE_POLL_S)
+            if not wait:
+                return f"{root}/snap-{step}"
+            while (path := self._call("saved", step)) is None:
+                time.sleep(SAVE_POLL_S)
+        return path
 
     def stats(self) -> dict[str, float | str]:
         """The bank's own counters, asked for now.

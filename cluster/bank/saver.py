@@ -1,7 +1,7 @@
 """When is the bank brought to disk? At checkpoints, when asked; between them by itself; and how old is what is there?
 
-Nothing here holds up a push: a snapshot is of the moment at which it is begun and written while others push. One writer at
-a time; what goes wrong between checkpoints is said once for each cause, and the run goes on.
+Nothing here holds up a push: a snapshot is of the moment at which it is begun and written while others push. Nor does
+training wait for a large one, but at its end (or where it must repeat bit for bit): what goes wrong later is said.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Saver:
         self._due = 0
         self._slow = ""
         self._writer: threading.Thread | None = None
+        self._checkpoint: threading.Thread | None = None
+        self._results: dict[int, Path | BankError | StorageError | None] = {}
 
     def begins(self, step: int | None) -> None:
         """An attempt begins with rows that are on disk as of so many steps done; None: with none."""
@@ -52,15 +54,38 @@ class Saver:
         """
         return None if self._saved is None else float(max(0, bank_step + 1 - self._saved))
 
-    def at_checkpoint(self, bank: EmbeddingBank, root: str, step: int) -> Path:
-        """Snapshot of this moment as `root/snap-<step>`, on disk when this returns.
+    def begin(self, bank: EmbeddingBank, root: str, step: int, told: bool) -> bool:
+        """Begin a checkpoint's snapshot of this moment, `root/snap-<step>`; false while the one before is being written.
+
+        Args:
+            bank: The bank.
+            root: Folder of the run's snapshots.
+            step: Optimizer steps done.
+            told: Whether the user is told what goes wrong; otherwise it is for who asks for the result.
+        """
+        if self._checkpoint is not None and self._checkpoint.is_alive():
+            return False
+        self._results = {step: None}
+        arguments = (bank.moment(), Path(root), step, told)
+        self._checkpoint = threading.Thread(target=self._write_checkpoint, args=arguments, name="saver", daemon=True)
+        self._checkpoint.start()
+        return True
+
+    def knows(self, step: int) -> bool:
+        """Whether this step's was the last that was begun here."""
+        return step in self._results
+
+    def result(self, step: int) -> Path | None:
+        """The snapshot that was begun for this step; None while it is being written.
 
         Raises:
             BankError: a row is no finite unit row.
             StorageError: it cannot be written.
         """
-        with bank.moment() as moment:
-            return self._write(moment, Path(root), step, self._spec.keep)
+        result = self._results[step]
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def between(self, bank: EmbeddingBank) -> None:
         """Begin a snapshot under `root/live` where one is due (`mining.snapshot_every_steps`)."""
@@ -77,17 +102,33 @@ class Saver:
 
     def close(self, timeout_s: float = 60.0) -> None:
         """Wait for what is being written."""
-        if self._writer is not None:
-            self._writer.join(timeout_s)
+        for writer in (self._writer, self._checkpoint):
+            if writer is not None:
+                writer.join(timeout_s)
 
     def _write_live(self, moment: Moment, folder: Path, step: int) -> None:
         try:
             with moment:
                 self._write(moment, folder, step, 1)
         except (BankError, StorageError) as error:
-            _log.warning("%s", error)
-            since = "there is none yet" if self._saved is None else f"the newest is of step {self._saved}"
-            self._tell(f"{error} ({since}); the run goes on")
+            self._failed(error)
+
+    def _write_checkpoint(self, moment: Moment, root: Path, step: int, told: bool) -> None:
+        try:
+            with moment:
+                self._results[step] = self._write(moment, root, step, self._spec.keep)
+        except (BankError, StorageError) as error:
+            self._results[step] = error
+            if told:
+                self._failed(error)
+        except Exception as error:  # our mistake, and who waits must not wait for ever
+            _log.exception("saving failed")
+            self._results[step] = BankError(f"the bank snapshot of step {step} failed: {type(error).__name__}: {error}")
+
+    def _failed(self, error: BankError | StorageError) -> None:
+        _log.warning("%s", error)
+        since = "there is none yet" if self._saved is None else f"the newest is of step {self._saved}"
+        self._tell(f"{error} ({since}); the run goes on")
 
     def _write(self, moment: Moment, root: Path, step: int, keep: int) -> Path:
         path = save_snapshot(moment, root, step, keep, self._extra())

@@ -167,15 +167,32 @@ class BankServer:
         steps = self._desk.steps
         return steps is None or steps.settle(step, timeout_s)
 
-    def save(self, root: str, step: int) -> str:
-        """Snapshot of this moment as `root/snap-<step>`; returns its path.
+    def begin_save(self, root: str, step: int, told: bool = False) -> bool:
+        """Begin a snapshot of this moment as `root/snap-<step>`; false while the one before is still being written.
+
+        Args:
+            root: Folder of the run's snapshots.
+            step: Optimizer steps done.
+            told: Whether the user is told what goes wrong; otherwise `saved` raises it.
 
         Raises:
-            StorageError: the folder cannot be written, or (deterministic) steps before `step` never arrived.
+            StorageError: deterministic, and steps before `step` never arrived.
         """
         if self._lost or not self.settle(step):
             raise StorageError(f"the bank misses pushes before step {step}, so it cannot be saved as of that step")
-        return str(self._saver.at_checkpoint(self._desk.bank, root, step))
+        return self._saver.begin(self._desk.bank, root, step, told)
+
+    def saved(self, step: int) -> str | None:
+        """Path of the snapshot that was begun last; None while it is being written; "" where none was, of this step.
+
+        Raises:
+            BankError: a row is no finite unit row.
+            StorageError: the folder cannot be written.
+        """
+        if not self._saver.knows(step):
+            return ""
+        path = self._saver.result(step)
+        return None if path is None else str(path)
 
     def stats(self) -> dict[str, float | str]:
         """Counters since the start, how full the bank is, and (with labels) how well it mines."""

@@ -187,7 +187,7 @@ class Worker:
                 self._log(step, batch.epoch)
             stop = self._asked_to_stop(step)
             if (step + 1) % trainer.checkpoint_every_steps == 0 or step + 1 == self.job.total_steps or stop:
-                self._save(step + 1, batch.epoch)
+                self._save(step + 1, batch.epoch, stop or step + 1 == self.job.total_steps)
             if stop:
                 return Summary(step + 1, stopped=True)
         return Summary(self.job.total_steps)
@@ -222,11 +222,11 @@ class Worker:
             return False
         return max_over_ranks(float(self.rank == 0 and self.folder.stop_flag.exists()), self.device) > 0
 
-    def _save(self, done: int, epoch: int) -> None:
+    def _save(self, done: int, epoch: int, last: bool) -> None:
         self.finite.settle()
-        together(lambda meet: self._checkpoint(done, epoch, meet), self.folder, self.device)
+        together(lambda meet: self._checkpoint(done, epoch, meet, last), self.folder, self.device)
 
-    def _checkpoint(self, done: int, epoch: int, meet: Callable[[], None]) -> None:
+    def _checkpoint(self, done: int, epoch: int, meet: Callable[[], None], last: bool) -> None:
         state: dict[str, Any] = {"loader": self.loader.state_dict(), "random": random_state()}
         if self.bank is not None:
             self.bank.drain()
@@ -248,7 +248,8 @@ class Worker:
         if self.bank is not None:  # after the model: where the disk is full now, the weights are safe
             meet()
             if self.rank == 0:
-                self.bank.save(str(self.folder.bank), done)
+                # A large bank takes seconds: it is of this moment, and written while training goes on.
+                self.bank.save(str(self.folder.bank), done, wait=last or self.recipe.trainer.deterministic)
             meet()
         self.meter.skip_interval()
 

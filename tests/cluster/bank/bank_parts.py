@@ -74,3 +74,10 @@ def assert_same(one: Positives | None, other: Positives | None) -> None:
     assert other is not None
     for name in ("ids", "vectors", "mined_at", "survivors"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def saved(server, root: str, step: int) -> str:
+    """A snapshot that was asked for and waited for."""
+    assert server.begin_save(root, step)
+    until(lambda: server.saved(step) is not None)
+    return server.saved(step)

@@ -24,6 +24,7 @@ from tests.cluster.bank.bank_parts import (
     push,
     question,
     rows,
+    saved,
     spec,
     until,
 )
@@ -213,7 +214,7 @@ def test_an_attempt_that_goes_on_keeps_what_was_mined_and_a_fresh_one_does_not(o
     server = open_server(root=str(tmp_path))
     server.serve(Push(0, 7, 9, all_rows(9), Wanted.of(batch_ids(11), 11)))
     assert answered(server, 11) is not None
-    server.save(str(tmp_path), 10)
+    saved(server, str(tmp_path), 10)
     attempt = server.reset(str(tmp_path), 1, 10).attempt
     again = answered(server, 11, attempt=attempt, seconds=0)
     assert again is not None
@@ -226,7 +227,7 @@ def test_a_reset_starts_from_the_snapshot_and_forgets_later_rows(open_server, tm
     server = open_server(root=str(tmp_path), deterministic=True)
     for step in range(3):
         server.serve(push(step))
-    path = server.save(str(tmp_path), 3)
+    path = saved(server, str(tmp_path), 3)
     before = load_snapshot(tmp_path / "snap-3")
     server.serve(push(3))
     server.settle(4)
@@ -241,7 +242,7 @@ def test_a_deterministic_save_waits_for_all_steps_before_it(open_server, tmp_pat
     server = open_server(deterministic=True)
     for step in range(6):
         server.serve(push(step))
-    server.save(str(tmp_path), 6)
+    saved(server, str(tmp_path), 6)
     assert load_snapshot(tmp_path / "snap-6").step == 5
 
 
@@ -249,7 +250,7 @@ def test_a_restarted_bank_has_the_newest_snapshot_and_goes_on_in_its_attempt(ope
     first = open_server(root=str(tmp_path))
     attempt = first.reset(None, 1, 0).attempt
     first.serve(push(0, attempt=attempt))
-    first.save(str(tmp_path), 1)
+    saved(first, str(tmp_path), 1)
     second = open_server(root=str(tmp_path), restarted=True)
     assert second.stats()["note"] == "restored from snap-1"
     assert second.stats()["filled"] == BATCH / N
@@ -276,7 +277,7 @@ def saved_at(server, root, steps):
     for step in range(max(steps)):
         server.serve(push(step, attempt=attempt))
         if step + 1 in steps:
-            server.save(str(root), step + 1)
+            saved(server, str(root), step + 1)
     return attempt
 
 
@@ -340,7 +341,7 @@ def test_a_run_folder_that_cannot_be_written_is_not_the_user_s_mistake(open_serv
     server = open_server()
     server.serve(push(0))
     with pytest.raises(StorageError, match="cannot be written") as caught:
-        server.save(str(tmp_path / "file"), 1)
+        saved(server, str(tmp_path / "file"), 1)
     assert not caught.value.final
 
 
@@ -348,7 +349,7 @@ def test_a_restarted_deterministic_bank_refuses_until_the_attempt_begins_again(o
     server = open_server(root=str(tmp_path), deterministic=True, restarted=True)
     assert server.serve(push(7)) == ("lost", None)
     with pytest.raises(StorageError, match="misses pushes before step 7"):
-        server.save(str(tmp_path), 7)
+        saved(server, str(tmp_path), 7)
     attempt = server.reset(None, 1, 0).attempt
     assert server.serve(push(0, attempt=attempt))[0] == "ok"
 
@@ -383,7 +384,7 @@ def test_how_old_the_newest_snapshot_is_stands_in_the_counters(open_server, tmp_
     server = open_server(root=str(tmp_path), deterministic=True)
     server.serve(push(0))
     assert "snapshot_age_steps" not in server.stats()  # there is none
-    server.save(str(tmp_path), 1)
+    saved(server, str(tmp_path), 1)
     server.serve(push(1))
     server.serve(push(2))
     server.settle(3)
@@ -431,6 +432,6 @@ def test_a_bank_of_one_stream_hands_out_keys_and_survives_a_snapshot(open_server
         assert_same(found, bank.mine(batch_ids(step + 2), spec().plan, "rgb.query", "rgb", backend="oracle"))
         there = found.ids >= 0
         np.testing.assert_array_equal(found.vectors[there], bank.views["rgb"][found.ids[there]])
-    again = load_snapshot(Path(server.save(str(tmp_path), 6)))
+    again = load_snapshot(Path(saved(server, str(tmp_path), 6)))
     for view, table in bank.views.items():
         np.testing.assert_array_equal(again.views[view], table)
