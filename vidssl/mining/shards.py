@@ -155,8 +155,7 @@ class Shard:
             exclude: Slots of the whole bank.
         """
         own, used = self._own(exclude), 2 if plan.needs_aux else 1
-        wide = [view if isinstance(view, np.ndarray) else view.float().numpy() for view in tables[:used]]
-        scores = [score(query, view, own, valid) for query, view in zip(queries[:used], wide, strict=True)]
+        scores = [score(query, view, own, valid) for query, view in zip(queries[:used], tables[:used], strict=True)]
         self._scores = list(strategy_of(plan.strategy).fuse(scores))
         self._keys = [_keys(one) for one in self._scores]
         self._alive = [np.flatnonzero(row != -np.inf) for row in self._scores[0]]
