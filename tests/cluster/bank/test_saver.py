@@ -12,6 +12,7 @@ from cluster.bank.client import BankClient
 from cluster.bank.link import LocalLink
 from cluster.bank.saver import Saver
 from cluster.bank.server import BankServer
+from cluster.bank.tally import Tally
 from tests.cluster.bank.bank_parts import DIM, N, rows, spec
 from vidssl.errors import StorageError
 from vidssl.mining.bank import EmbeddingBank
@@ -43,6 +44,8 @@ def test_the_age_counts_from_what_is_on_disk(tmp_path):
     assert saver.age(4) == 0.0
     saver.begins(None)
     assert saver.age(4) is None
+    assert Tally().read({"snapshot_age_steps": 4.0}, False)["bank/snapshot_age_steps"] == 4.0
+    assert Tally().read({}, False)["bank/snapshot_age_steps"] is None
     assert said == []
 
 

@@ -185,6 +185,20 @@ def test_a_closed_terminal_stops_a_run_with_a_checkpoint_and_the_recipe_is_check
 @pytest.mark.ray
 @pytest.mark.slow
 @RAY_DATA
+def test_a_run_that_need_not_repeat_leaves_the_snapshot_of_every_checkpoint_it_keeps(packed, tmp_path, ray_cluster):
+    """The bank is written while training goes on: none is lost, none is of another moment, and the last is waited for."""
+    words = ("trainer.workers=1", "trainer.steps=12", "trainer.checkpoint_every_steps=3", "trainer.keep=2")
+    outcome = train(plan_run(small(packed, tmp_path, *words, "trainer.deterministic=false")), lambda line: None)
+    assert outcome.steps == 12
+    for step in (9, 12):
+        snapshot = snapshot_at(outcome.folder.bank, step)
+        assert snapshot is not None
+        assert load_snapshot(snapshot).step == step - 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@RAY_DATA
 def test_a_resumed_run_may_begin_with_an_empty_bank(packed, tmp_path, ray_cluster):
     def stop_at(step: int) -> Callable[[str], None]:
         asked: list[int] = []
