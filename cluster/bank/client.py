@@ -23,6 +23,7 @@ from torch import Tensor
 from cluster.bank.asked import Asked, AskedStep
 from cluster.bank.link import BankGone, Link
 from cluster.bank.presence import Presence
+from cluster.bank.saver import saved_by
 from cluster.bank.spec import Answer, BankSpec, Began, Push, Wanted
 from cluster.bank.tally import Tally
 from vidssl.batch import Embeddings, Positives
@@ -31,7 +32,6 @@ from vidssl.mining.rows import stored
 
 __all__ = ["BankClient", "BankRestarted"]
 
-SAVE_POLL_S = 0.02
 STATS_S = 2.0
 PAUSE_S = 0.2
 """Pause after the bank could not be reached."""
@@ -181,26 +181,8 @@ class BankClient:
             )
 
     def save(self, root: str, step: int, wait: bool = True) -> str:
-        """Snapshot of the bank as of `step` steps; returns its path, `root/snap-<step>`.
-
-        Args:
-            root: Folder of the run's snapshots.
-            step: Optimizer steps done.
-            wait: Until it is on disk. Otherwise only for the one before; what goes wrong is said later.
-
-        Raises:
-            BankError: a row in it is not finite (only with `wait`).
-            StorageError: it cannot be written (only with `wait`), or the bank cannot be reached.
-        """
-        path = ""
-        while not path:  # a bank that was restarted meanwhile knows nothing of it
-            while not self._call("begin_save", root, step, not wait):
-                time.sleep(SAVE_POLL_S)
-            if not wait:
-                return f"{root}/snap-{step}"
-            while (path := self._call("saved", step)) is None:
-                time.sleep(SAVE_POLL_S)
-        return path
+        """As `cluster.bank.saver.saved_by`."""
+        return saved_by(self._call, root, step, wait)
 
     def stats(self) -> dict[str, float | str]:
         """The bank's own counters, asked for now.

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from cluster.bank.recovery import LIVE
 from cluster.bank.spec import BankSpec
@@ -18,7 +20,9 @@ from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.moments import Moment
 from vidssl.mining.snapshots import save_snapshot
 
-__all__ = ["Saver"]
+__all__ = ["Saver", "saved_by"]
+
+POLL_S = 0.02
 
 _log = logging.getLogger(__name__)
 
@@ -159,3 +163,27 @@ class Saver:
             "last_view": plan.last_view,
             "strategy": plan.strategy,
         }
+
+
+def saved_by(call: Callable[..., Any], root: str, step: int, wait: bool) -> str:
+    """Have the bank's process save as of `step` steps done; returns the path, `root/snap-<step>`.
+
+    Args:
+        call: Name of a method of `BankServer` and its arguments → its answer.
+        root: Folder of the run's snapshots.
+        step: Optimizer steps done.
+        wait: Until it is on disk. Otherwise only for the one before; what goes wrong is said later.
+
+    Raises:
+        BankError: a row in it is not finite (only with `wait`).
+        StorageError: it cannot be written (only with `wait`), or the bank cannot be reached.
+    """
+    path = ""
+    while not path:  # a bank that was restarted meanwhile knows nothing of it
+        while not call("begin_save", root, step, not wait):
+            time.sleep(POLL_S)
+        if not wait:
+            return f"{root}/snap-{step}"
+        while (path := call("saved", step)) is None:
+            time.sleep(POLL_S)
+    return path
