@@ -112,7 +112,7 @@ class Pace:
 
     def __init__(self, epoch: int) -> None:
         self._epoch, self._rows = epoch, 0
-        self._began, self._pass = -1, 0
+        self._began, self._pass, self._former = -1, 0, 0
 
     def mined(self, rows: int, step: int, known: int) -> None:
         """So many of `known` videos were mined, at this step."""
@@ -120,11 +120,13 @@ class Pace:
             self._began = step
         self._rows += rows
         if self._rows >= max(known, 1):
-            self._pass, self._began, self._rows = max(step - self._began, 1), step, 0
+            self._former, self._pass = self._pass, max(step - self._began, 1)
+            self._began, self._rows = step, 0
 
     def bound(self, step: int) -> int:
         """Largest age in steps that is used at `step`."""
         so_far = step - self._began if self._began >= 0 else 0
         # Miners may have become slower since their last pass; dead ones do not make everything young enough for ever.
-        once = max(self._pass, min(so_far, 4 * self._pass) if self._pass else so_far)
+        # Where they became faster, what is not replaced yet is as old as the pass before.
+        once = max(self._pass, self._former, min(so_far, 4 * self._pass) if self._pass else so_far)
         return self._epoch if once <= 1.1 * self._epoch else once + self._epoch
