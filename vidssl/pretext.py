@@ -151,7 +151,7 @@ class Mining(Section):
         default=None,
         ge=1,
         le=1_000_000_000,
-        description="older positives are not used: the row falls back to its own instance; none: an epoch, or (where the miners need longer for one pass over the rows) that pass and an epoch",
+        description="older positives are not used: the row falls back to its own instance; none: an epoch, or (where the miners need longer for one pass over the rows) that pass and two epochs",
     )
     lookahead: int = Field(default=2, ge=1, le=10_000, description="steps that mining runs ahead of the order")
     backend: Literal["auto", "numpy", "torch", "faiss", "oracle"] = Field(

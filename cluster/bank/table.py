@@ -104,7 +104,8 @@ class Pace:
     """How old may positives be by default: one epoch, or what the miners need to come round where that is longer.
 
     Who mines a quarter of what is needed comes to every video once in four epochs. Positives of that age are what there
-    is: leaving them out would leave three of four rows with none.
+    is: leaving them out would leave three of four rows with none. A row that the pass reaches is mined when it is next asked
+    for, up to two epochs later (the order of every epoch is another), so the bound is a pass and two epochs.
 
     Args:
         epoch: Steps of an epoch.
@@ -129,4 +130,4 @@ class Pace:
         # Miners may have become slower since their last pass; dead ones do not make everything young enough for ever.
         # Where they became faster, what is not replaced yet is as old as the pass before.
         once = max(self._pass, self._former, min(so_far, 4 * self._pass) if self._pass else so_far)
-        return self._epoch if once <= 1.1 * self._epoch else once + self._epoch
+        return self._epoch if once <= 1.1 * self._epoch else once + 2 * self._epoch

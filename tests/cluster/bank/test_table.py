@@ -73,14 +73,14 @@ def test_positives_may_be_an_epoch_old_or_as_old_as_the_miners_need_to_come_roun
         keeping_up.mined(8, step, 80)
         slow.mined(2, step, 80)
     assert keeping_up.bound(100) == 10
-    assert slow.bound(100) == pytest.approx(4 * 10 + 10, abs=2)
-    assert slow.bound(slow._began + 100) == 100 + 10  # slower than the last time round
-    assert slow.bound(slow._began + 9000) == pytest.approx(4 * 40 + 10, abs=8)  # or dead
+    assert slow.bound(100) == pytest.approx(4 * 10 + 20, abs=2)
+    assert slow.bound(slow._began + 100) == 100 + 20  # slower than the last time round
+    assert slow.bound(slow._began + 9000) == pytest.approx(4 * 40 + 20, abs=8)  # or dead
     slow.mined(80, slow._began + 9, 80)  # much faster now: what the slow pass left is replaced by the next one only
-    assert slow.bound(slow._began) == pytest.approx(4 * 10 + 10, abs=2)
+    assert slow.bound(slow._began) == pytest.approx(4 * 10 + 20, abs=2)
     slow.mined(80, slow._began + 9, 80)
     assert slow.bound(slow._began) == 10
     first = Pace(10)
     assert first.bound(5) == 10
     first.mined(2, 0, 80)
-    assert first.bound(25) == 35  # the first time round is not over
+    assert first.bound(25) == 45  # the first time round is not over
