@@ -348,6 +348,8 @@ def test_a_bank_mines_in_its_space_and_rank_0_says_once_which_it_is(connect, mon
     assert said[0].endswith(": white (48 rows of width 8)")
     assert len(said) == 1
     assert others == []
+    other.drain()
+    client.drain()
     bank = server_of(client)._desk.bank
     found = bank.mine(batch_ids(5), spec().plan, "residual", "rgb").ids  # first: it may be time to fit anew
     images = [bank.mapped.fitted.space.apply(view, bank.vectors(np.arange(N), view)) for view in ("residual", "rgb")]
