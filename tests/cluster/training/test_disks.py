@@ -49,6 +49,19 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on_once_there_
     assert [row["step"] for row in folder.read_log()] == list(range(12))
 
 
+@pytest.mark.slow  # a training
+def test_where_the_bank_finds_no_room_the_model_of_that_step_is_on_disk(packed, tmp_path, small_disk, ray_cluster):
+    words = ("trainer.steps=4", "trainer.checkpoint_every_steps=4")
+    plan = plan_run(small(packed, tmp_path, *words))
+    enter(plan, [], "cpu")
+    plan.folder.bank.rmdir()
+    plan.folder.bank.symlink_to(small_disk(0.02))
+    with pytest.raises(DiskFullError, match="snap-4.* is full"):
+        train(plan_run(small(packed, tmp_path, *words)), print)
+    assert latest_step(plan.folder) == 4
+    read_checkpoint(plan.folder, 4, 0)
+
+
 @pytest.mark.slow  # Ray takes half a minute to begin the workers again
 def test_a_disk_that_fails_for_a_moment_costs_one_attempt_and_the_run_ends_well(
     packed, tmp_path, small_disk, ray_cluster
