@@ -56,7 +56,7 @@ def test_where_the_bank_finds_no_room_the_model_of_that_step_is_on_disk(packed, 
     enter(plan, [], "cpu")
     plan.folder.bank.rmdir()
     plan.folder.bank.symlink_to(small_disk(0.02))
-    with pytest.raises(DiskFullError, match="snap-4.* is full"):
+    with pytest.raises(DiskFullError, match=r"snap-4.* is full"):
         train(plan_run(small(packed, tmp_path, *words)), print)
     assert latest_step(plan.folder) == 4
     read_checkpoint(plan.folder, 4, 0)
