@@ -1,12 +1,7 @@
-"""What does mining cost, and does training wait for it?
+"""What does the bank's actor cost, and does training wait for it? Its engines by themselves: `benchmarks.mining`.
 
-    python -m benchmarks.bank                      ms per query by N, stages, ratio and backend (one core)
-    python -m benchmarks.bank --train PACKED       median step with the bank's actor against mining.where=off
-    python -m benchmarks.bank --load               the bank's actor under simulated workers: fallback, age, CPU, memory
-
-Selection times are CPU milliseconds of one core (other processes disturb them little), best of a few, all variants of a
-row in one process: read them as ratios. "gather" is mining as published: features of the survivors gathered at every
-stage, `torch.topk` on them.
+python -m benchmarks.bank --train PACKED       median step with the bank's actor against mining.where=off
+python -m benchmarks.bank --load               the bank's actor under simulated workers: fallback, age, CPU, memory
 """
 
 from __future__ import annotations
@@ -19,20 +14,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
-from vidssl.mining.cascade import Backend, choose_backend, mine
-from vidssl.mining.plan import CascadePlan
+from vidssl.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
-DIM, K = 128, 5
-PLANS = ((7, 0.5), (3, 0.1), (3, None), (1, 0.5))  # None: last pool 32
 ALLOWED = 1.05
 """Largest ratio of median steps, with and without the bank's actor, that counts as "nothing waits for mining"."""
 
@@ -40,11 +31,9 @@ ALLOWED = 1.05
 def main(words: Sequence[str] | None = None) -> int:
     """Run what was asked for, print a table, write JSON; 1 where training waits for mining."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[2048, 16384, 100_000], help="bank slots")
-    parser.add_argument("--batch", type=int, default=64, help="queries at once")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--train", metavar="PACKED", help="packed data to train on, instead of the mining table")
-    parser.add_argument("--load", action="store_true", help="simulated workers, instead of the mining table")
+    parser.add_argument("--batch", type=int, default=64, help="rows of a simulated worker's step")
+    parser.add_argument("--train", metavar="PACKED", help="packed data to train on")
+    parser.add_argument("--load", action="store_true", help="simulated workers")
     parser.add_argument("--workers", type=int, default=8, help="simulated ranks")
     parser.add_argument("--slots", type=int, default=16384, help="videos of the simulated data")
     parser.add_argument("--seconds", type=float, default=20, help="of each phase of the load")
@@ -61,33 +50,10 @@ def main(words: Sequence[str] | None = None) -> int:
         result = training_beside_mining(Path(given.train), given.rounds, given.steps, given.words)
         _write("bank-train", result)
         return 0 if result["ratio"] <= ALLOWED else 1
-    if given.load:
-        _write("bank-load", load_table(given.workers, given.batch, given.slots, given.seconds, given.pushes))
-        return 0
-    torch.set_num_threads(1)
-    _write(
-        "bank-mining", {"batch": given.batch, "dim": DIM, "rows": mining_table(given.sizes, given.batch, given.repeats)}
-    )
+    if not given.load:
+        parser.error("say what is measured: --train PACKED or --load; engines by themselves: python -m benchmarks.mining")
+    _write("bank-load", load_table(given.workers, given.batch, given.slots, given.seconds, given.pushes))
     return 0
-
-
-def mining_table(sizes: Sequence[int], batch: int, repeats: int) -> list[dict[str, Any]]:
-    """Milliseconds per query of every backend that fits, for every size and plan."""
-    rows = []
-    print(f"{'N':>8} {'plan':28} {'auto':6} {'gather':>9} {'numpy':>9} {'torch':>9} {'faiss':>9}   ms per query")
-    for n_slots in sizes:
-        bank, queries = _two_views(n_slots, 0), _two_views(batch, 1)
-        for stages, ratio in PLANS:
-            share = ratio or (32 / n_slots) ** (1 / (stages - 1))
-            row = _time_plan(queries, bank, CascadePlan(n_slots, stages, share, K), repeats)
-            rows.append(row)
-            cells = "".join(
-                f"{row['ms'].get(name, float('nan')):10.4f}" for name in ("gather", "numpy", "torch", "faiss")
-            )
-            print(
-                f"{n_slots:8d} S={stages} r={share:<8.4g} p={row['last_pool']:<10d} {row['auto']:6}{cells}", flush=True
-            )
-    return rows
 
 
 def load_table(workers: int, batch: int, slots: int, seconds: float, pushes: int) -> dict[str, Any]:
@@ -182,59 +148,6 @@ def _bank_columns(rows: Sequence[dict[str, float]]) -> list[str]:
     return sorted({name for row in rows for name in row if name.startswith(("bank", "mining/"))})
 
 
-def _time_plan(queries: list[np.ndarray], bank: list[np.ndarray], plan: CascadePlan, repeats: int) -> dict[str, Any]:
-    rows, n_slots = len(queries[0]), len(bank[0])
-    sizes = plan.sizes(n_slots)
-    exclude = [np.array([row]) for row in range(rows)]
-    ways: dict[str, Callable[[], Any]] = {"gather": lambda: _as_published(queries, bank, plan)}
-    for name in ("numpy", "torch", "faiss"):
-        if name == "faiss" and sizes[0] > n_slots // 20:
-            continue  # it sorts what it returns: seconds
-        backend = cast(Backend, name)
-        ways[name] = lambda backend=backend: mine(queries, bank, plan, exclude=exclude, backend=backend)
-    best = dict.fromkeys(ways, float("inf"))
-    for _ in range(max(repeats + 1, 60_000 // n_slots)):  # what is short is disturbed more, and costs less to repeat
-        for name, way in ways.items():
-            best[name] = min(best[name], _cpu_ms(way) / rows)
-    auto = choose_backend(n_slots, sizes[0] + 1, False)
-    return {
-        "n_slots": n_slots,
-        "stages": plan.stages,
-        "ratio": plan.ratio,
-        "last_pool": plan.last_pool,
-        "auto": auto,
-        "ms": best,
-    }
-
-
-def _as_published(queries: list[np.ndarray], bank: list[np.ndarray], plan: CascadePlan) -> torch.Tensor:
-    """Survivors by gathered features; as in the papers' code, the own slot is masked in the first stage only."""
-    query_t, bank_t = ([torch.from_numpy(view) for view in views] for views in (queries, bank))
-    kept = None
-    for view, size in zip(plan.views, plan.sizes(len(bank[0])), strict=True):
-        if kept is None:
-            score = query_t[view] @ bank_t[view].T
-            score.fill_diagonal_(-torch.inf)
-            kept = score.topk(size, dim=1).indices
-            continue
-        rows = [one @ bank_t[view][slots].T for one, slots in zip(query_t[view], kept, strict=True)]
-        kept = kept.gather(1, torch.stack(rows).topk(size, dim=1).indices)
-    assert kept is not None
-    return kept
-
-
-def _cpu_ms(way: Callable[[], Any]) -> float:
-    before = time.thread_time()
-    way()
-    return 1e3 * (time.thread_time() - before)
-
-
-def _two_views(rows: int, seed: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    views = [rng.standard_normal((rows, DIM), dtype=np.float32) for _ in range(2)]
-    return [view / np.linalg.norm(view, axis=1, keepdims=True) for view in views]
-
-
 def _write(name: str, result: dict[str, Any]) -> None:
     facts = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -242,7 +155,7 @@ def _write(name: str, result: dict[str, Any]) -> None:
         "numpy": np.__version__,
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(facts | result, indent=1) + "\n")
+    write_json(RESULTS / f"{name}.json", facts | result)
 
 
 if __name__ == "__main__":
