@@ -51,7 +51,9 @@ def main(words: Sequence[str] | None = None) -> int:
         _write("bank-train", result)
         return 0 if result["ratio"] <= ALLOWED else 1
     if not given.load:
-        parser.error("say what is measured: --train PACKED or --load; engines by themselves: python -m benchmarks.mining")
+        parser.error(
+            "say what is measured: --train PACKED or --load; engines by themselves: python -m benchmarks.mining"
+        )
     _write("bank-load", load_table(given.workers, given.batch, given.slots, given.seconds, given.pushes))
     return 0
 
