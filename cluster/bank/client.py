@@ -55,9 +55,10 @@ class BankClient:
         depth: Pushes that may wait here.
         in_flight: Pushes that may be unanswered.
         timeout_s: Longest wait for one result (deterministic) and for blocking calls.
-        away_s: Seconds without an answer after which a bank that dropped pushes counts as away.
-        say: Told in a sentence, once each: that the bank is away, that it is back, and what the bank itself has to say.
-            Called from the client's own thread. None: the log of this process.
+        away_s: Seconds without an answer after which a bank that dropped pushes counts as away, and after which an outage
+            is told before it ends.
+        say: Told in a sentence, once each: that the bank was lost and is back, or is away for longer, and what the bank
+            itself has to say. None: the log of this process.
 
     Attributes:
         counts: Totals: pushed, dropped, errors, taken_rows, fallback_rows, stale_rows, other_rows.
@@ -82,12 +83,13 @@ class BankClient:
         self._say: Callable[[str], None] = say or _log.warning
         # A deterministic run does not go on without its bank: the error that ends the attempt says so.
         self._presence = Presence((lambda line: None) if spec.deterministic else self._say, away_s)
-        self._passed_on: dict[str, str] = {}
+        self._passed_on: set[tuple[float, str]] = set()
         self._depth, self._in_flight = depth, in_flight
         self._changed = threading.Condition()
         self._queue: deque[Embeddings] = deque()
         self._asked = Asked(spec)
-        self._flying: dict[Future[Any], Push | None] = {}  # None: the bank's counters
+        self._flying: dict[Future[Any], tuple[int, Push | None]] = {}  # number of the call; None: the bank's counters
+        self._calls = self._newest_answered = 0
         self._done: deque[Future[Any]] = deque()
         self._step, self._last, self._lost, self._closed = -1, -1, "", False
         self._question, self._asked_at, self._ask_s = False, 0.0, ASK_S[0]
@@ -237,7 +239,7 @@ class BankClient:
         return (bool(self._queue) and self._pushes() < self._in_flight) or (self._question and not self._pushes())
 
     def _pushes(self) -> int:
-        return sum(push is not None for push in self._flying.values())
+        return sum(push is not None for _, push in self._flying.values())
 
     def _send(self) -> None:
         with self._changed:
@@ -260,7 +262,8 @@ class BankClient:
 
     def _fly(self, future: Future[Any], push: Push | None) -> None:
         with self._changed:
-            self._flying[future] = push
+            self._calls += 1
+            self._flying[future] = self._calls, push
         future.add_done_callback(self._landed)
 
     def _landed(self, future: Future[Any]) -> None:
@@ -270,14 +273,23 @@ class BankClient:
 
     def _collect(self, future: Future[Any]) -> None:
         with self._changed:
-            known, push = future in self._flying, self._flying.pop(future, None)
+            known, (call, push) = future in self._flying, self._flying.pop(future, (0, None))
             self._changed.notify_all()
         if not known:
             return  # it went down with a bank that is given up already
-        value = self._link.value(future)
-        self._presence.answered()
+        try:
+            value = self._link.value(future)
+        except BankGone:
+            if call > self._newest_answered or self.spec.deterministic:
+                raise
+            self._tally.count("errors")  # a later call was answered: this one went down with the process before
+            return
+        self._newest_answered = max(call, self._newest_answered)
+        if self._presence.answered():
+            self._stats_at = 0.0  # its next answer says what it came back with
         if push is None:
             self._stats = value
+            self._presence.seen(int(value["process"]), str(value["restart"]))
             self._pass_on("trouble", value)
             if self.rank == 0:
                 self._pass_on("space", value)
@@ -310,11 +322,12 @@ class BankClient:
         return self._ask_s if self._unanswered() else STATS_S
 
     def _pass_on(self, about: str, value: dict[str, float | str]) -> None:
-        """A sentence of the bank's process, as often as it is another one."""
-        sentence = str(value.get(about, ""))
-        if sentence and sentence != self._passed_on.get(about):
-            self._passed_on[about] = sentence
-            self._say(sentence)
+        """Sentences of the bank's process, each once: another process may have to say the same again."""
+        for sentence in str(value.get(about, "")).splitlines():
+            key = (float(value["process"]), sentence)
+            if key not in self._passed_on:
+                self._passed_on.add(key)
+                self._say(sentence)
 
     def _gone(self, why: str) -> None:
         self._tally.count("errors")

@@ -39,9 +39,15 @@ class Mined:
 
 
 class Miner(Protocol):
-    """Mines rows of a bank; used by one thread."""
+    """Mines rows of a bank; used by one thread.
+
+    Attributes:
+        name: For sentences.
+        losses: How often its process was lost, however many calls each cost.
+    """
 
     name: str
+    losses: int
 
     def mine(self, bank: EmbeddingBank, ids: Ids) -> Mined:
         """Positives of these videos, from the bank's rows as they are now.
@@ -56,6 +62,7 @@ class OwnMiner:
     """Mines in the bank's process."""
 
     name = "the bank's own miner"
+    losses = 0
 
     def __init__(self, spec: BankSpec) -> None:
         self._spec = spec
@@ -114,8 +121,9 @@ class DistantMiner:
     """
 
     def __init__(self, name: str, call: Callable[[Mark | None, Delta, Ids], Mined | None]) -> None:
-        self.name, self._call = name, call
+        self.name, self.losses, self._call = name, 0, call
         self._mark: Mark | None = None
+        self._away = False
 
     def mine(self, bank: EmbeddingBank, ids: Ids) -> Mined:
         """As `Miner.mine`."""
@@ -126,7 +134,10 @@ class DistantMiner:
                 mined = self._call(self._mark, delta, ids if last else ids[:0])
             except MinerGone:
                 self._mark = None
+                self.losses += not self._away
+                self._away = True
                 raise
+            self._away = False
             self._mark = None if mined is None else delta.mark
             if mined is not None and last:
                 return mined

@@ -28,12 +28,12 @@ class Recovered:
     Attributes:
         bank: Its rows; empty where no snapshot could be used.
         note: Where they are from.
-        trouble: The same for the user, with what had to be passed over.
+        said: The same for the user, with what had to be passed over.
     """
 
     bank: EmbeddingBank
     note: str
-    trouble: str
+    said: str
 
 
 def open_source(
@@ -71,9 +71,9 @@ def recover(root: Path, empty: EmbeddingBank, data_hash: str | None) -> Recovere
     except (BankError, OSError) as error:  # a bank that does not start at all would be worse than an empty one
         said, note = [str(error)], f"started empty: {error}"
     has = f"{bank.filled} of {bank.n_slots} rows" + ("" if bank.filled else ", which come back as videos are seen")
-    trouble = "; ".join([f"the bank's process was lost and started again with {has}", *said])
-    _log.warning("%s", trouble)
-    return Recovered(bank, note, trouble)
+    sentence = "; ".join([f"the bank's process was lost and started again with {has}", *said])
+    _log.warning("%s", sentence)
+    return Recovered(bank, note, sentence)
 
 
 def stored_attempt(root: str) -> int:

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +72,8 @@ class BankServer:
 
     Attributes:
         note: What last happened to its rows, for the log of the process.
-        trouble: What the user has to know, said once for each cause; the clients pass it on.
+        troubles: What the user has to know, a sentence for each cause, the last few; the clients pass each on once.
+        restart: The sentence about a process before this one that was lost; "" where there was none.
     """
 
     def __init__(
@@ -83,7 +84,8 @@ class BankServer:
         restarted: bool = False,
         miners: Sequence[Miner] = (),
     ) -> None:
-        self.spec, self.note, self.trouble = spec, "started empty", ""
+        self.spec, self.note, self.restart = spec, "started empty", ""
+        self.troubles: deque[str] = deque(maxlen=8)
         self._group = group
         self._monitor = None if label is None else MiningMonitor(np.array(label, np.int64))
         self._lock = threading.Lock()
@@ -96,7 +98,7 @@ class BankServer:
             clear_leftovers(Path(spec.root))
         if spec.root and restarted:
             found = recover(Path(spec.root), bank, spec.data_hash)
-            bank, self.note, self.trouble = found.bank, found.note, found.trouble
+            bank, self.note, self.restart = found.bank, found.note, found.said
         self._saver = Saver(spec, self._told)
         self._saver.begins(bank.step + 1 if bank.filled else None)
         self._desk = self._open(bank, spec.world, 0)
@@ -197,7 +199,7 @@ class BankServer:
     def stats(self) -> dict[str, float | str]:
         """Counters since the start, how full the bank is, and (with labels) how well it mines."""
         with self._lock:
-            counts, desk, note = Counter(self._counts), self._desk, self.note
+            counts, desk, note, trouble = Counter(self._counts), self._desk, self.note, "\n".join(self.troubles)
         soon, late = desk.requests.counts()
         quality = self._monitor.read() if self._monitor else {}
         age = self._saver.age(desk.bank.step)
@@ -225,7 +227,9 @@ class BankServer:
             "mine_cpu_s": counts["mine_cpu_us"] / 1e6,
             "mine_ms": counts["mine_us"] / 1e3 / max(counts["mined_batches"], 1),
             "note": note,
-            "trouble": self.trouble,
+            "trouble": trouble,
+            "restart": self.restart,
+            "process": float(os.getpid()),
             "space": desk.bank.mapped.news,
             **quality,
         }
@@ -302,16 +306,18 @@ class BankServer:
                     self._mine_step(miner, desk, desk.steps)
                 self._saver.between(desk.bank)
             except MinerGone as error:
-                gone += 1
-                with self._lock:
-                    self._counts["miners_lost"] += 1
-                    self.trouble = f"{miner.name} was lost ({error}), time {gone}: its rows are mined when it is back, or by the others"
+                if miner.losses > gone:
+                    with self._lock:
+                        self._counts["miners_lost"] += miner.losses - gone
+                    lost = f"{miner.name} was lost ({error}), time {miner.losses}"
+                    self._told(f"{lost}: its rows are mined when it is back, or by the others")
+                gone = miner.losses
                 time.sleep(PAUSE_S)
             except Exception as error:  # a miner that dies would leave workers without anything: it is said instead
                 _log.exception("mining failed")
+                self._told(f"mining failed: {type(error).__name__}: {error}")
                 with self._lock:
                     self._counts["rejected"] += 1
-                    self.note = self.trouble = f"mining failed: {type(error).__name__}: {error}"
                     self._lost = self.spec.deterministic
 
     def _mine_rows(self, miner: Miner, desk: _Desk, row_s: float) -> float:
@@ -362,12 +368,11 @@ class BankServer:
         with self._lock:
             self._counts["written_rows"] += taken.written if taken else 0
             self._counts["rows_out_of_order"] += taken.late if taken else 0
-            if not bad:
-                return
-            if not self._counts["rejected"]:  # once in words, then only counted
-                self.note = self.trouble = f"the bank {why}; more are counted in bank/rejected"
-                _log.warning("%s", self.trouble)
+            first = not self._counts["rejected"]
             self._counts["rejected"] += bad
+        if bad and first:  # once in words, then only counted
+            self._told(f"the bank {why}; more are counted in bank/rejected")
+            _log.warning("%s", self.note)
 
     def _mine(self, miner: Miner, bank: EmbeddingBank, ids: NDArray[np.int64]) -> Positives:
         began = time.perf_counter()
@@ -382,4 +387,8 @@ class BankServer:
         return mined.found
 
     def _told(self, sentence: str) -> None:
-        self.note = self.trouble = sentence
+        line = sentence.replace("\n", " ")
+        with self._lock:
+            self.note = line
+            if line not in self.troubles:
+                self.troubles.append(line)

@@ -89,8 +89,9 @@ def test_a_mirror_of_another_dtype_mines_what_a_bank_of_it_would(dtype, device):
         assert set(found.mined_at) == {step}
 
 
-def test_what_a_dead_miner_was_mining_is_mined_by_its_successor_and_said_in_words():
-    miner = here([], deaths=1)
+@pytest.mark.parametrize("calls", [1, 3])
+def test_what_a_dead_miner_was_mining_is_mined_by_its_successor_and_said_once_in_words(calls):
+    miner = here([], deaths=calls)  # one loss, however many calls find it dead
     server = BankServer(spec(), miners=[miner])
     try:
         server.serve(Push(0, 7, 0, all_rows(), Wanted.of(batch_ids(2), 2)))
@@ -102,6 +103,8 @@ def test_what_a_dead_miner_was_mining_is_mined_by_its_successor_and_said_in_word
         server.serve(push(1))
         found = answered(server, 3)
         assert found is not None
+        assert server.stats()["miners_lost"] == 1
+        assert "time 1:" in str(server.stats()["trouble"])
         wanted = server._desk.bank.mine(batch_ids(3), spec().plan, "residual", "rgb", backend="oracle")
         np.testing.assert_array_equal(found.ids, wanted.ids)
         np.testing.assert_array_equal(found.vectors, wanted.vectors)

@@ -287,10 +287,10 @@ def test_a_restarted_bank_takes_the_older_whole_snapshot_where_the_newest_is_dam
     spoil_rows(tmp_path / "snap-4")
     server = open_server(root=str(tmp_path), restarted=True)
     np.testing.assert_array_equal(server._desk.bank.views["rgb"], older.views["rgb"])
-    trouble = str(server.stats()["trouble"])
-    assert f"the bank's process was lost and started again with {older.filled} of {N} rows" in trouble
-    assert "snap-4 is damaged" in trouble
-    assert "the older bank snapshot snap-2 is taken instead" in trouble
+    restart = str(server.stats()["restart"])
+    assert f"the bank's process was lost and started again with {older.filled} of {N} rows" in restart
+    assert "snap-4 is damaged" in restart
+    assert "the older bank snapshot snap-2 is taken instead" in restart
 
 
 def test_an_attempt_that_goes_on_takes_the_older_whole_snapshot_and_says_so(open_server, tmp_path):

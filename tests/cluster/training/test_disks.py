@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,11 @@ def test_a_disk_that_fails_for_a_moment_costs_one_attempt_and_the_run_ends_well(
     plan.folder.checkpoints.symlink_to(disk)
 
     def remount(how: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+        """Again while a file of a checkpoint is just being written: no disk becomes read-only under one."""
+        deadline = time.monotonic() + 20
+        while subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=False).returncode:
+            assert time.monotonic() < deadline, f"{disk} could not be remounted {how}"
+            time.sleep(0.002)
 
     def listen(line: str) -> None:
         said.append(line)
