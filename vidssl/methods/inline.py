@@ -33,6 +33,8 @@ def mine_in_queue(
 ) -> Tensor:
     """Bool [B, K]: the k best slots that the cascade picks for each row.
 
+    On a GPU nothing leaves it and the host waits for nothing, unless another backend than torch is asked for.
+
     Args:
         queries: [B, D] unit rows of the main and of the aux view.
         queue: A full queue.
@@ -46,11 +48,15 @@ def mine_in_queue(
         step: Of the batch, which decides when the space is fitted anew.
     """
     from vidssl.mining.cascade import mine  # heavy, and a run that mines in the bank never needs it
+    from vidssl.mining.select_torch import mined_on_device
 
     bank = [queue.rows(view) for view in views]
     asking, asked = (queries, bank) if space is None else space(step, len(queries[0]) * world(), queries, bank)
-    result = mine(asking, asked, plan, exclude=_exclusions(forbidden), valid=None, backend=backend)
-    ids = torch.as_tensor(result.ids[:, :k], device=forbidden.device)
+    if bank[0].is_cuda and backend in ("auto", "torch"):
+        ids = mined_on_device(asking, asked, plan, forbidden)[:, :k]
+    else:
+        result = mine(asking, asked, plan, exclude=_exclusions(forbidden), valid=None, backend=backend)
+        ids = torch.as_tensor(result.ids[:, :k], device=forbidden.device)
     mined = forbidden.new_zeros(forbidden.shape[0], queue.size + 1)
     mined.scatter_(1, torch.where(ids >= 0, ids, queue.size), True)  # -1 lands in a column that is cut off
     return mined[:, : queue.size]

@@ -144,12 +144,13 @@ class EmbeddingBank:
             self.step = min(self.step, step - 1)
 
     def changed_since(self, mark: Mark | None, at_most: int = DELTA_ROWS) -> Delta:
-        """Rows written since a mark, for a mirror's `apply`.
+        """Rows written since a mark, and the space to mine in where it is a new one, for a mirror's `apply`.
 
         Args:
             mark: Of the delta that was applied last; None: everything.
             at_most: Most rows of this delta; the oldest writes come first.
         """
+        fitted, fits = self.mapped.renewed(self)
         with self._lock:
             step, writes = self.step, self._writes
         fresh = mark is None or mark.bank != self._name
@@ -162,10 +163,12 @@ class EmbeddingBank:
                 version[part] = self.version[slots[part]]
                 for view, kept in self.views.items():
                     rows[view][part] = kept[slots[part]]
-        return Delta(Mark(self._name, seen), fresh, seen < self._writes, slots, rows, version, step)
+        seen_fit = None if mark is None or fresh else mark.fits
+        news = None if seen_fit == fits else fitted
+        return Delta(Mark(self._name, seen, fits), fresh, seen < self._writes, slots, rows, version, step, news)
 
     def apply(self, delta: Delta) -> None:
-        """Follow another bank: after a delta without `more` both hold the same rows and versions.
+        """Follow another bank: after a delta without `more` both hold the same rows and versions and mine in one space.
 
         Raises:
             BankError: the delta is of a bank with other views, width or dtype (the size is the caller's promise).
@@ -179,6 +182,8 @@ class EmbeddingBank:
                 self._overwrite(filled, zeros, -1)
             self._overwrite(delta.slots, delta.rows, delta.version)
             self.step = delta.step
+        if delta.fresh or delta.fitted is not None:
+            self.mapped.follow(delta.fitted)
 
     def fill(self, views: Mapping[str, NDArray], version: NDArray[np.int64], step: int) -> None:
         """Take over all rows of another bank, whatever its dtype.

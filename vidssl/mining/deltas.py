@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vidssl.mining.mapped import Fitted
+
 __all__ = ["Delta", "Mark", "oldest"]
 
 
@@ -23,10 +25,12 @@ class Mark:
     Attributes:
         bank: Which bank, by a number drawn when it was made: another one is mirrored from its beginning.
         writes: The counter of that bank's writes up to which it was seen.
+        fits: The number of its mining space.
     """
 
     bank: int
     writes: int
+    fits: int
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Delta:
         rows: view → [M, D] as the bank keeps them (see `vidssl.mining.rows`).
         version: int64 [M], step of each row's write.
         step: The bank's newest step.
+        fitted: The space to mine in, where it is another one than the mark's.
     """
 
     mark: Mark
@@ -50,6 +55,7 @@ class Delta:
     rows: Mapping[str, NDArray]
     version: NDArray[np.int64]
     step: int
+    fitted: Fitted | None
 
     @property
     def nbytes(self) -> int:

@@ -72,12 +72,15 @@ class MappedRows:
 
     Attributes:
         fitted: The present space; None before the first mining.
+        fits: How many there have been, the present one included.
     """
 
     def __init__(self, kind: AskedSpace, refit_steps: int | None = None, seed: int = 0) -> None:
         self.kind: AskedSpace = kind
         self.refit_steps, self.seed = refit_steps, seed
         self.fitted: Fitted | None = None
+        self.fits = 0
+        self._follows = False
         self._tables: dict[str, NDArray] = {}
         self._joined: NDArray | None = None
         self._joins = False
@@ -93,8 +96,21 @@ class MappedRows:
     def again(self, fitted: Fitted | None = None) -> MappedRows:
         """The same for another bank (a copy, a snapshot): it maps its own rows, at first with `fitted`."""
         other = MappedRows(self.kind, self.refit_steps, self.seed)
-        other.fitted = fitted
+        other.fitted, other.fits = fitted, int(fitted is not None)
         return other
+
+    def renewed(self, bank: Kept) -> tuple[Fitted | None, int]:
+        """The present space and its number, fitted anew if it is time to: for who mines elsewhere."""
+        with self._lock:
+            if self.kind != "raw" and self._due(bank):
+                self._fit(bank)
+            return self.fitted, self.fits
+
+    def follow(self, fitted: Fitted | None) -> None:
+        """Take over a space that was fitted elsewhere, and fit none here any more: all miners of a bank mine in one space."""
+        with self._lock:
+            self._follows, self.fitted, self.fits = True, fitted, self.fits + 1
+            self._tables, self._stamps = {}, None
 
     def tables(self, bank: Kept) -> tuple[Mapping[str, NDArray], NDArray[np.bool_]]:
         """Rows of the bank in the present space, each as new as the bank's own, and which slots hold one.
@@ -149,7 +165,7 @@ class MappedRows:
 
     def _due(self, bank: Kept) -> bool:
         there = bank.version >= 0
-        if not there.any():
+        if self._follows or not there.any():
             return False
         at = -1 if self.fitted is None else self.fitted.step
         return refit_due(bank.step, at, self.refit_steps, float((bank.version[there] > at).mean()))
@@ -162,7 +178,7 @@ class MappedRows:
         parts = np.array_split(slots, -(-len(slots) // _ROWS_AT_ONCE))  # the bank's lock is held for one at a time
         rows = {view: np.concatenate([bank.vectors(part, view) for part in parts]) for view in bank.views}
         space = fit_space(self.kind, rows, seed=self.seed)
-        self.fitted = Fitted(space, step)
+        self.fitted, self.fits = Fitted(space, step), self.fits + 1
         self._tables, self._stamps = {}, None  # the former tables live as long as a miner reads them
         if former is None or former.space.kind != space.kind:
             self._news = f"mining space from step {step}: {space.describe()}"

@@ -19,7 +19,7 @@ from vidssl.mining.plan import CascadePlan
 from vidssl.mining.strategy import strategy_of
 from vidssl.mining.task import Selection, Task
 
-__all__ = ["mine_on_device"]
+__all__ = ["mine_on_device", "mined_on_device"]
 
 CHUNK = 65_536
 """Bank rows raised from half precision at once: 32 MB."""
@@ -53,6 +53,37 @@ def mine_on_device(task: Task) -> Selection:
             _forbid(score, rows - start, slots, unfilled)
         found.append(_select(scores, task.plan, task.sizes, task.trace))
     return _brought(found, torch.stack([queries_fine, bank_fine]), task)
+
+
+def mined_on_device(
+    queries: Sequence[Tensor], bank: Sequence[Tensor], plan: CascadePlan, forbidden_BN: Tensor
+) -> Tensor:
+    """The same where queries, exclusions and results all stay on the device: the host waits for nothing.
+
+    Nobody looks whether rows are finite: that would be a wait. Who trains on what was mined sees it in the loss.
+
+    Args:
+        queries: [B, D] rows of the main view, then of the aux one.
+        bank: [N, D] rows of the same views, all slots filled.
+        plan: The cascade.
+        forbidden_BN: Bool [B, N], slots that a query may not mine.
+
+    Returns:
+        int64 [B, min(k, N)], best first, -1 where fewer are allowed.
+    """
+    used, (rows, n_slots) = 2 if plan.needs_aux else 1, forbidden_BN.shape
+    sizes = plan.sizes(n_slots)
+    height = max(1, device_budget(bank[0].device) // (n_slots * (4 * used + 32)))
+    found = []
+    for start in range(0, rows, height):
+        scores = [
+            _score(query[start : start + height].float(), view)
+            for query, view in zip(queries[:used], bank[:used], strict=True)
+        ]
+        for score in scores:
+            score.masked_fill_(forbidden_BN[start : start + height], -torch.inf)
+        found.append(_select(scores, plan, sizes, trace=False)[:, : min(sizes[-1], n_slots)])
+    return torch.cat(found)
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:

@@ -27,8 +27,9 @@ def here(mirrors, *, deaths=0):
     return DistantMiner("miner 1", call)
 
 
-def new_mirror(dtype="float32", device="cpu"):
-    return Mirror(spec(), spec().empty_bank(None, dtype), device)
+def new_mirror(dtype="float32", device="cpu", **changes):
+    here = spec(**changes)
+    return Mirror(here, here.empty_bank(None, dtype), device)
 
 
 def assert_as_own(miner, bank):
@@ -46,6 +47,24 @@ def test_a_mirror_that_is_told_what_changed_mines_as_the_bank_does():
         bank.push(rows(step))
     bank.rewind(3)
     assert_as_own(miner, bank)
+
+
+@pytest.mark.parametrize("space", ["white", "canonical"])
+def test_all_miners_of_a_bank_mine_in_the_one_space_that_the_bank_fits_and_tells_of(space):
+    changes = {"space": space, "refit_steps": 3}
+    bank = spec(**changes).empty_bank(None)
+    bank.push(all_rows())
+    mirrors = [new_mirror(**changes) for _ in range(2)]
+    early, late = (DistantMiner(f"miner {number}", one.mine) for number, one in enumerate(mirrors))
+    for step in range(1, 9):
+        early.mine(bank, np.arange(5))  # the bank's own rows may be fitted anew here
+        if step > 4:  # it has seen nothing before; a fit of its own would be of another moment
+            assert_as_own(late, bank)
+        bank.push(rows(step))
+    assert bank.mapped.news.startswith("mining space from step 0: ")
+    assert bank.mapped.fits == 3
+    assert [mirror._bank.mapped.fitted for mirror in mirrors] == [bank.mapped.fitted] * 2
+    np.testing.assert_array_equal(*(miner.mine(bank, np.arange(N)).found.ids for miner in (early, late)))
 
 
 def test_a_large_bank_is_sent_in_parts(monkeypatch):

@@ -9,20 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidssl.batch import Embeddings
+from tests.vidssl.mining.pushes import VIEWS, pushed
 from vidssl.errors import BankError
 from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.rows import DTYPES
 
-N, DIM, VIEWS = 40, 4, ("residual", "rgb")
-
-
-def pushed(rng, slots, step):
-    views = {}
-    for view in VIEWS:
-        rows = rng.standard_normal((len(slots), DIM))
-        views[view] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    return Embeddings(views, np.array(slots, np.int64), step, 0)
+N, DIM = 40, 4
 
 
 def equal(mirror, bank):

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.vidssl.mining.pushes import VIEWS, pushed
 from vidssl.batch import Embeddings
 from vidssl.mining import moments
 from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.rows import DTYPES
 from vidssl.mining.snapshots import load_snapshot, save_snapshot
 
-N, DIM, VIEWS = 50, 4, ("residual", "rgb")
+N, DIM = 50, 4
 
 
 @pytest.fixture(autouse=True)
@@ -25,14 +26,6 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(moments, "BLOCK_ROWS", 8)
     monkeypatch.setattr(moments, "_ROWS_UNDER_LOCK", 3)
     monkeypatch.setattr(moments, "_PAUSE_S", 0)
-
-
-def pushed(rng, slots, step):
-    views = {}
-    for view in VIEWS:
-        rows = rng.standard_normal((len(slots), DIM))
-        views[view] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    return Embeddings(views, np.array(slots, np.int64), step, 0)
 
 
 def copied(bank):
