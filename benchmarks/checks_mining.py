@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.checking import Note, Setting, best_ms
 from vidssl.mining.plan import CascadePlan
 
-__all__ = ["bank_push", "cascade", "knn"]
+__all__ = ["bank_push", "cascade", "inline", "knn"]
 
 DIM = 128
 
@@ -31,6 +31,41 @@ def cascade(setting: Setting, note: Note) -> None:
                 for stages, ratio in ((7, 0.5), (3, 0.1)):
                     figures = _cascade_figures(setting, bank, rows, CascadePlan(n_slots, stages, ratio, k=5), copied)
                     note(f"N={n_slots} {dtype} B={rows} S={stages} r={ratio}", figures)
+
+
+def inline(setting: Setting, note: Note) -> None:
+    """Mining in a queue, as the published recipes do it: equal to the oracle, no wait of the host, ms per batch.
+
+    Raises:
+        RuntimeError: other slots than the oracle's, or (by torch) the host waits for the device.
+    """
+    import torch
+
+    from vidssl.methods.inline import mine_in_queue
+    from vidssl.queue import RingQueue
+
+    rows, views = 8 if setting.small else 64, ("residual", "rgb")
+    for n_slots in (256,) if setting.small else (2048, 16_384):
+        plan, here = CascadePlan(n_slots, 5 if setting.small else 7, 0.5, k=5), RingQueue(views, n_slots, DIM)
+        queries = tuple(torch.as_tensor(_unit(rows, seed)) for seed in (5, 6))
+        forbidden = torch.rand(rows, n_slots) < 0.01
+        expected = mine_in_queue(queries, here, views, forbidden, plan, "oracle", 5)
+        there, moved = here.to(setting.device), tuple(one.to(setting.device) for one in queries)
+        banned = forbidden.to(setting.device)
+
+        def mined(there: Any = there, moved: Any = moved, banned: Any = banned, plan: CascadePlan = plan) -> Any:
+            return mine_in_queue(moved, there, views, banned, plan, "auto", 5)
+
+        ms = best_ms(mined, setting.device)
+        if setting.on_gpu:
+            torch.cuda.set_sync_debug_mode("error")
+        found = mined()
+        if setting.on_gpu:
+            torch.cuda.set_sync_debug_mode("default")
+        differ = int((found.cpu() != expected).any(1).sum())
+        note(f"K={n_slots} B={rows}", {"ms": ms, "rows_that_differ_by_rounding": differ})
+        if differ > rows // 8:
+            raise RuntimeError(f"K={n_slots}: {differ} of {rows} rows picked others than the oracle")
 
 
 def knn(setting: Setting, note: Note) -> None:

@@ -80,6 +80,7 @@ CHECKS = (
         "torch backend equal to the oracle; ms per batch up to 4M slots, by dtype",
         300,
     ),
+    Check("inline", "checks_mining:inline", "mining in the queue without a wait of the host", 90),
     Check("knn", "checks_mining:knn", "faiss.knn_gpu against torch mm + topk", 240),
     Check("bank-push", "checks_mining:bank_push", "embeddings from the device into the bank", 90),
     Check("bank-load", "checks_bank:bank_load", "the bank's actor under simulated workers: mined, fallback, age", 240),
