@@ -32,9 +32,10 @@ def mine_by_faiss(task: Task) -> Selection:
     scores = [np.take_along_axis(first_score, order, axis=1)]
     for query, view in zip(task.wide[1:], task.bank[1:], strict=True):
         here = np.full(pool.shape, -np.inf, np.float32)
-        for row, slots in enumerate(pool):
-            known = slots[slots < task.n_slots]
-            here[row, : len(known)] = gathered(view, known) @ query[row]
+        with np.errstate(invalid="ignore"):  # narrow products may raise the flag for numbers that nobody asked for
+            for row, slots in enumerate(pool):
+                known = slots[slots < task.n_slots]
+                here[row, : len(known)] = gathered(view, known) @ query[row]
         check_finite(here[pool < task.n_slots], None)
         scores.append(here)
     ids, last_score, stages = select(scores, task.plan.views[1:], task.sizes[1:], task.trace)
