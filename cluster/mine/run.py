@@ -32,6 +32,8 @@ Say = Callable[[str], None]
 
 _QUIET_S = 2.0
 """Seconds between two live lines."""
+_LONG_S = 120.0
+"""Seconds from which on it is said beforehand how long all points will take."""
 
 
 def run_mine(home: str, words: Sequence[str], out: str | None = None, say: Say | None = None) -> str:
@@ -97,6 +99,11 @@ def _measured(study: Study, points: Sequence[Point], say: Say) -> list[Measured]
         if point.space not in rows:
             rows[point.space] = study.rows_in(point.space)
         measured.append(measure(study, point, rows[point.space], threads))
+        if number == 3 and (all_s := sum(one.row.seconds for one in measured) / 3 * len(points)) > _LONG_S:
+            say(
+                f"{len(points)} points with {len(study.queries):,} queries each in {study.n_filled:,} rows take about "
+                f"{all_s / 60:.0f} minutes; type queries=N or trials=M for less"
+            )
         if time.monotonic() - last > _QUIET_S:
             last = time.monotonic()
             say(live_line(number, len(points), measured[-1].row))

@@ -69,6 +69,17 @@ def test_the_bank_of_a_run_is_measured_and_the_files_say_what_was_printed(run, p
     assert mark_of(tmp_path / "out").kind == "mine"
 
 
+def test_a_long_search_says_beforehand_how_long_it_takes_and_what_makes_it_shorter(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cluster.mine.run._LONG_S", 0.0)
+    code, _, err = says(capsys, "mine", run, *SMALL, "--out", tmp_path / "out")
+    points = len(kept(tmp_path / "out")["rows"])
+    assert code == 0
+    assert re.fullmatch(
+        rf"{points} points with \d+ queries each in \d+ rows take about \d+ minutes; type queries=N or trials=M for less\n",
+        err,
+    )
+
+
 def test_the_report_of_a_run_shows_what_was_mined_in_it(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     assert says(capsys, "mine", tmp_path / "run", *SMALL)[0] == 0
