@@ -47,10 +47,10 @@ def inline(setting: Setting, note: Note) -> None:
     rows, views = 8 if setting.small else 64, ("residual", "rgb")
     for n_slots in (256,) if setting.small else (2048, 16_384):
         plan, here = CascadePlan(n_slots, 5 if setting.small else 7, 0.5, k=5), RingQueue(views, n_slots, DIM)
-        queries = tuple(torch.as_tensor(_unit(rows, seed)) for seed in (5, 6))
+        queries = torch.as_tensor(_unit(rows, 5)), torch.as_tensor(_unit(rows, 6))
         forbidden = torch.rand(rows, n_slots) < 0.01
         expected = mine_in_queue(queries, here, views, forbidden, plan, "oracle", 5)
-        there, moved = here.to(setting.device), tuple(one.to(setting.device) for one in queries)
+        there, moved = here.to(setting.device), (queries[0].to(setting.device), queries[1].to(setting.device))
         banned = forbidden.to(setting.device)
 
         def mined(there: Any = there, moved: Any = moved, banned: Any = banned, plan: CascadePlan = plan) -> Any:
