@@ -40,8 +40,9 @@ AT_ONCE = (16, 1024)
 """Fewest and most rows of one call of the engine."""
 PAUSE_S = 0.5
 """Pause after a miner could not be reached."""
-AT_ONCE_S = 0.1
-"""About how long a call of the engine may take: what becomes urgent meanwhile waits for it."""
+AT_ONCE_S = 0.03
+"""About how long a call of the engine may take: what becomes urgent meanwhile waits for it, and what it takes longer for
+than a step comes too late for its step."""
 
 
 @dataclass(frozen=True)
