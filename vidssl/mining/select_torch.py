@@ -6,7 +6,7 @@ row was not finite. What goes up (queries, exclusions, filled slots) goes from p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
@@ -39,22 +39,19 @@ def mine_on_device(task: Task) -> Selection:
     queries = [_sent(cast(Tensor, query), device).float() for query in task.queries]
     unfilled = None if task.valid is None else _sent(torch.from_numpy(~task.valid), device)
     pairs = _sent(torch.from_numpy(np.stack([task.exclude.row_of_slot(), task.exclude.slots])), device)
-    per_query = task.n_slots * (4 * len(bank) + 32)  # scores, keys, and the survivors of the first stage
-    height = max(1, (task.budget or device_budget(device)) // per_query)
     found, queries_fine = [], torch.stack([query.isfinite().all() for query in queries]).all()
     bank_fine = torch.ones_like(queries_fine)
-    for start in range(0, task.rows, height):
-        stop = min(start + height, task.rows)
-        rows, slots = pairs[:, task.exclude.indptr[start] : task.exclude.indptr[stop]]
-        scores = [_score(query[start:stop], view) for query, view in zip(queries, bank, strict=True)]
+    for part, scores in _scored(queries, bank, task.budget):
+        rows, slots = pairs[:, task.exclude.indptr[part.start] : task.exclude.indptr[part.stop]]
         for score in scores:
             fine = score[0].isfinite()  # a bad bank row shows in the score of every query
             bank_fine &= (fine if unfilled is None else fine | unfilled).all()
-            _forbid(score, rows - start, slots, unfilled)
+            _forbid(score, rows - part.start, slots, unfilled)
         found.append(_select(scores, task.plan, task.sizes, task.trace))
     return _brought(found, torch.stack([queries_fine, bank_fine]), task)
 
 
+@torch.no_grad()
 def mined_on_device(
     queries: Sequence[Tensor], bank: Sequence[Tensor], plan: CascadePlan, forbidden_BN: Tensor
 ) -> Tensor:
@@ -71,19 +68,23 @@ def mined_on_device(
     Returns:
         int64 [B, min(k, N)], best first, -1 where fewer are allowed.
     """
-    used, (rows, n_slots) = 2 if plan.needs_aux else 1, forbidden_BN.shape
-    sizes = plan.sizes(n_slots)
-    height = max(1, device_budget(bank[0].device) // (n_slots * (4 * used + 32)))
-    found = []
-    for start in range(0, rows, height):
-        scores = [
-            _score(query[start : start + height].float(), view)
-            for query, view in zip(queries[:used], bank[:used], strict=True)
-        ]
+    used, n_slots = 2 if plan.needs_aux else 1, forbidden_BN.shape[1]
+    sizes, found = plan.sizes(n_slots), []
+    for part, scores in _scored([query.float() for query in queries[:used]], bank[:used], 0):
         for score in scores:
-            score.masked_fill_(forbidden_BN[start : start + height], -torch.inf)
+            score.masked_fill_(forbidden_BN[part], -torch.inf)
         found.append(_select(scores, plan, sizes, trace=False)[:, : min(sizes[-1], n_slots)])
     return torch.cat(found)
+
+
+def _scored(queries: Sequence[Tensor], bank: Sequence[Tensor], budget: int) -> Iterator[tuple[slice, list[Tensor]]]:
+    """As many queries at a time as the budget holds, with their scores of each view."""
+    rows, n_slots = len(queries[0]), len(bank[0])
+    per_query = n_slots * (4 * len(bank) + 32)  # scores, keys, and the survivors of the first stage
+    height = max(1, (budget or device_budget(bank[0].device)) // per_query)
+    for start in range(0, rows, height):
+        part = slice(start, min(start + height, rows))
+        yield part, [_score(query[part], view) for query, view in zip(queries, bank, strict=True)]
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:
@@ -93,13 +94,17 @@ def _sent(values: Tensor, device: torch.device) -> Tensor:
 
 
 def _score(query_BD: Tensor, view_ND: Tensor) -> Tensor:
-    """float32 [B, N]; half-precision rows are raised chunk by chunk: half-precision results would merge scores into ties."""
-    if view_ND.dtype == torch.float32:
-        return query_BD @ view_ND.T
-    out = torch.empty((len(query_BD), len(view_ND)), dtype=torch.float32, device=view_ND.device)
-    for a in range(0, len(view_ND), CHUNK):
-        out[:, a : a + CHUNK] = query_BD @ view_ND[a : a + CHUNK].float().T
-    return out
+    """float32 [B, N]; half-precision rows are raised chunk by chunk: half-precision results would merge scores into ties.
+
+    For the same reason a step's autocast, within which inline mining runs, ends here.
+    """
+    with torch.autocast(view_ND.device.type, enabled=False):
+        if view_ND.dtype == torch.float32:
+            return query_BD @ view_ND.T
+        out = torch.empty((len(query_BD), len(view_ND)), dtype=torch.float32, device=view_ND.device)
+        for a in range(0, len(view_ND), CHUNK):
+            out[:, a : a + CHUNK] = query_BD @ view_ND[a : a + CHUNK].float().T
+        return out
 
 
 def _forbid(score: Tensor, rows: Tensor, slots: Tensor, unfilled: Tensor | None) -> None:

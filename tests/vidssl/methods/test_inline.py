@@ -62,3 +62,15 @@ def test_a_row_that_may_mine_nothing_gets_nothing_on_a_gpu_too():
         found = mine_in_queue(asked, queue, VIEWS, gpu.holds(forbidden), plan, "torch", 5).cpu()
     assert found.sum(1).tolist() == [5, 5, 0, 2, 5, 5]
     assert not (found & forbidden).any()
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_mining_within_a_bf16_step_scores_in_float32(backend):
+    queries, queue, forbidden = problem(2)
+    for view in VIEWS:
+        queue.rows(view).copy_(unit_rows(queue.rows(view) + torch.rand(K, 8)))
+    plan = CascadePlan(K, 5, 0.5, 5)
+    expected = mine_in_queue(queries, queue, VIEWS, forbidden, plan, "oracle", 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mine_in_queue(queries, queue, VIEWS, forbidden, plan, backend, 5)
+    assert torch.equal(found, expected)
