@@ -10,6 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster.evaluators import EVALUATORS
+from pipelines.packing.catalog import FORMATS
+from vidssl.tables.backbones import BACKBONES
+from vidssl.tables.methods import METHODS
+from vidssl.tables.strategies import STRATEGIES
+
 ROOT = Path(__file__).parent.parent
 SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -71,7 +77,16 @@ def tree_of_the_readme() -> tuple[list[str], set[str]]:
     return lines, named
 
 
+def modules_that_a_table_names() -> set[str]:
+    """Files of the classes in the five tables: who adds one writes its file, its line there and its test, no more."""
+    tables = (METHODS, BACKBONES, STRATEGIES, EVALUATORS)
+    modules = {traits.place.partition(":")[0] for table in tables for traits in table.values()}
+    modules |= {kind.read.__module__ for kind in FORMATS.values()}
+    return {module.replace(".", "/") + ".py" for module in modules}
+
+
 def test_the_tree_of_the_readme_names_every_module_in_its_folder_and_no_other():
+    """What one of its tables names may be missing: the table is the list of those."""
     there = {
         str(path.relative_to(ROOT))
         for layer in FORBIDDEN
@@ -79,7 +94,8 @@ def test_the_tree_of_the_readme_names_every_module_in_its_folder_and_no_other():
         if path.name not in ("__init__.py", "__main__.py")
     }
     lines, named = tree_of_the_readme()
-    assert {name for name in named if not name.startswith("benchmarks/")} == there
+    assert {name for name in named if not name.startswith("benchmarks/")} <= there
+    assert there - named <= modules_that_a_table_names() <= there
     assert all((ROOT / name).is_file() for name in named)
     assert len(lines) <= 90
 
