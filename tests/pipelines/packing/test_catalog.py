@@ -184,10 +184,10 @@ def test_a_test_share_never_takes_the_last_group_and_misses_by_half_a_group_at_m
 @pytest.mark.parametrize(
     ("format", "options", "kind", "sentence"),
     [
-        ("kinetics", {}, RecipeError, "unknown format 'kinetics'; there are folder, csv, ucf101, hmdb51$"),
+        ("imagenet", {}, RecipeError, f"unknown format 'imagenet'; there are {', '.join(FORMATS)}$"),
         ("ucf-101", {}, RecipeError, r"unknown format 'ucf-101'; .*; did you mean 'ucf101'\?"),
         ("x" * 5000, {}, RecipeError, "unknown format"),
-        ("folder", {"splits": "x"}, RecipeError, "only ucf101 and hmdb51 have split files"),
+        ("folder", {"splits": "x"}, RecipeError, "only ucf101 and hmdb51 .*have split files"),
         ("csv", {}, DataError, "is no file"),
         ("folder", {}, DataError, "holds no videos; format folder looks for CLASS/file"),
     ],
@@ -235,13 +235,14 @@ def test_a_new_format_is_one_line_and_every_message_knows_it(tmp_path, monkeypat
     def read(root, options):
         return read_catalog("folder", root)
 
-    monkeypatch.setitem(FORMATS, "kinetics", Format(read, looks_for="LABEL/id.mp4", has_split_files=True))
+    before = ", ".join(FORMATS)
+    monkeypatch.setitem(FORMATS, "moments", Format(read, looks_for="LABEL/id.mp4", has_split_files=True))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="format folder looks for"):
-        read_catalog("kinetics", tmp_path / "empty")
-    with pytest.raises(RecipeError, match="there are folder, csv, ucf101, hmdb51, kinetics; did you mean 'kinetics'"):
-        read_catalog("kinetic", tmp_path)
-    with pytest.raises(RecipeError, match="only ucf101 and hmdb51 and kinetics have split files"):
+        read_catalog("moments", tmp_path / "empty")
+    with pytest.raises(RecipeError, match=f"there are {before}, moments; did you mean 'moments'"):
+        read_catalog("moment", tmp_path)
+    with pytest.raises(RecipeError, match=r"only ucf101 and .* and moments have split files"):
         read_catalog("folder", tmp_path, PackOptions(splits="x"))
     touch(tmp_path, "a/1.mp4")
-    assert len(read_catalog("kinetics", tmp_path).rows) == 1
+    assert len(read_catalog("moments", tmp_path).rows) == 1

@@ -44,7 +44,8 @@ def views_of(name: str, vicc: str = "single") -> tuple[str, ...]:
 def test_an_unknown_method_is_refused_and_does_not_become_another():
     recipe = Recipe()
     unknown = recipe.model_copy(update={"method": recipe.method.model_copy(update={"name": "copr"})})
-    with pytest.raises(RecipeError, match=r"method\.name=copr is unknown; use one of infonce, .*method\.name=cpr'\?"):
+    known = ", ".join(METHODS)
+    with pytest.raises(RecipeError, match=rf"method\.name=copr is unknown; use one of {known}; .*method\.name=cpr'\?"):
         build_method(unknown)
 
 
