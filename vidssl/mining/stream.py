@@ -126,22 +126,20 @@ class _Scan:
     def _stages(self, of_view: dict[int, Scores], buffers: _Buffers) -> tuple[Ids, NDArray[np.bool_]]:
         low, high = self.brackets.low[:, :, None], self.brackets.high[:, :, None]
         rows, width = next(iter(of_view.values())).shape
-        reach, kept, *above = buffers.masks(width)
+        dropped, kept, *above = buffers.masks(width)
         counts = np.zeros((self.brackets.depth, rows), np.int64)
         for stage in range(self.brackets.depth):
             score, sure = of_view[self.task.plan.views[stage]], above[stage % 2]
-            np.greater_equal(score, low[stage], out=reach)
             np.greater(score, high[stage], out=sure)
-            if stage:
-                reach &= above[1 - stage % 2]
-                sure &= above[1 - stage % 2]
-            counts[stage] = counted(sure)
-            np.logical_xor(reach, sure, out=reach)  # in the bracket: what is above it reaches it too
-            if stage:
-                kept |= reach
+            if stage == 0:
+                np.greater_equal(score, low[stage], out=kept)
             else:
-                kept[:] = reach
-        kept |= above[1 - self.brackets.depth % 2]
+                before = above[1 - stage % 2]
+                np.less(score, low[stage], out=dropped)
+                dropped &= before
+                kept ^= dropped  # they passed every bracket so far, so they are among the kept
+                sure &= before
+            counts[stage] = counted(sure)
         return counts, kept
 
 
@@ -170,39 +168,41 @@ class _Settle:
     def __init__(self, task: Task, brackets: Brackets, pieces: Sequence[_Piece]) -> None:
         self.task, self.brackets, self.pieces = task, brackets, pieces
         self.certain = np.sum([piece.certain for piece in pieces], axis=0)
+        self.bounds = [piece.bounds.tolist() for piece in pieces]
         fuses = task.plan.traits.fuses
         self.views = [0] if fuses else sorted(set(task.plan.views[: brackets.depth]))
 
     def row(self, row: int) -> tuple[Ids, Scores] | None:
         """Best first and their scores; None where a cut lies outside its bracket."""
-        parts = [(piece, slice(piece.bounds[row], piece.bounds[row + 1])) for piece in self.pieces]
-        slots = np.concatenate([piece.slots[part] for piece, part in parts])
+        parts = [(piece, slice(*bounds[row : row + 2])) for piece, bounds in zip(self.pieces, self.bounds, strict=True)]
+        slots = _joined([piece.slots[part] for piece, part in parts])
         scores = {
-            view: np.concatenate([piece.scores[number][part] for piece, part in parts])
+            view: _joined([piece.scores[number][part] for piece, part in parts])
             for number, view in enumerate(self.views)
         }
         alive = self._through_brackets(row, scores)
         if alive is None:
             return None
+        left = np.flatnonzero(alive)
         return self._rest(
-            row, slots.take(alive).astype(np.int64), {view: score.take(alive) for view, score in scores.items()}
+            row, slots.take(left).astype(np.int64), {view: score.take(left) for view, score in scores.items()}
         )
 
-    def _through_brackets(self, row: int, scores: dict[int, Scores]) -> Ids | None:
-        alive, sure = np.arange(len(scores[0])), np.ones(len(scores[0]), bool)
+    def _through_brackets(self, row: int, scores: dict[int, Scores]) -> NDArray[np.bool_] | None:
+        alive = sure = np.ones(len(scores[0]), bool)  # masks: cheaper than positions while there are so many
         for stage in range(self.brackets.depth):
             score = scores[self.task.plan.views[stage]]
-            low, high = self.brackets.low[stage, row], self.brackets.high[stage, row]
-            above = score > high
-            sure &= above
+            above = score > self.brackets.high[stage, row]
+            sure = sure & above
             gone = self.certain[stage, row] - np.count_nonzero(sure)  # they live now, and die at a later stage
-            here, above = (score, above) if stage == 0 else (score.take(alive), above.take(alive))
-            inside = np.flatnonzero(np.logical_xor(here >= low, above))
+            reach = alive & (score >= self.brackets.low[stage, row])
+            above &= reach
+            inside = np.flatnonzero(reach ^ above)
             need = self.task.sizes[stage] - gone - np.count_nonzero(above)
             if not 0 <= need <= len(inside):
                 return None
-            above[inside[top(here.take(inside), need)]] = True
-            alive = alive.take(np.flatnonzero(above))  # three times faster than a mask as an index
+            above[inside.take(top(score.take(inside), need))] = True
+            alive = above
         return alive
 
     def _rest(self, row: int, slots: Ids, scores: dict[int, Scores]) -> tuple[Ids, Scores]:
@@ -215,3 +215,8 @@ class _Settle:
         last = scores[stages[-1][0]]
         order = np.argsort(-last, kind="stable")
         return slots[order], last[order]
+
+
+def _joined(parts: Sequence[NDArray]) -> NDArray:
+    """One array of many small ones. `concatenate` lets another thread in, and waits for it, at each of them."""
+    return np.frombuffer(b"".join(parts), parts[0].dtype)
