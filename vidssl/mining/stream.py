@@ -25,8 +25,10 @@ from vidssl.mining.whole import in_threads, parts
 
 __all__ = ["mine_streaming"]
 
-CELLS = 1 << 19
-"""Scores of one view and block: 2 MB, so that all that is done to them is done in the cache."""
+CELLS = 1 << 20
+"""Scores of one view and block: 4 MB, which stay in the cache that the cores share."""
+FEW = 1 << 16
+"""Scores of one view that pass all stages together: 256 kB, which stay in the cache of one core meanwhile."""
 LEAST = 4096
 """Fewest bank rows of a block."""
 
@@ -124,23 +126,30 @@ class _Scan:
         return out
 
     def _stages(self, of_view: dict[int, Scores], buffers: _Buffers) -> tuple[Ids, NDArray[np.bool_]]:
-        low, high = self.brackets.low[:, :, None], self.brackets.high[:, :, None]
         rows, width = next(iter(of_view.values())).shape
-        dropped, kept, *above = buffers.masks(width)
-        counts = np.zeros((self.brackets.depth, rows), np.int64)
+        counts, kept = np.zeros((self.brackets.depth, rows), np.int64), buffers.kept(width)
+        height = max(1, FEW // width)
+        for start in range(0, rows, height):
+            some = slice(start, start + height)
+            self._stages_of(some, {view: score[some] for view, score in of_view.items()}, buffers, counts, kept[some])
+        return counts, kept
+
+    def _stages_of(
+        self, some: slice, of_view: dict[int, Scores], buffers: _Buffers, counts: Ids, kept: NDArray[np.bool_]
+    ) -> None:
+        dropped, *above = buffers.masks(*kept.shape)
         for stage in range(self.brackets.depth):
-            score, sure = of_view[self.task.plan.views[stage]], above[stage % 2]
-            np.greater(score, high[stage], out=sure)
+            score, sure, before = of_view[self.task.plan.views[stage]], above[stage % 2], above[1 - stage % 2]
+            low, high = self.brackets.low[stage, some, None], self.brackets.high[stage, some, None]
+            np.greater(score, high, out=sure)
             if stage == 0:
-                np.greater_equal(score, low[stage], out=kept)
+                np.greater_equal(score, low, out=kept)
             else:
-                before = above[1 - stage % 2]
-                np.less(score, low[stage], out=dropped)
+                np.less(score, low, out=dropped)
                 dropped &= before
                 kept ^= dropped  # they passed every bracket so far, so they are among the kept
                 sure &= before
-            counts[stage] = counted(sure)
-        return counts, kept
+            counts[stage, some] = counted(sure)
 
 
 class _Buffers:
@@ -149,7 +158,7 @@ class _Buffers:
     def __init__(self, scan: _Scan) -> None:
         self._rows, cells = scan.task.rows, scan.task.rows * scan.width
         self._scores = {view: np.empty(cells, np.float32) for view in scan.views}
-        self._masks = [np.empty(cells, bool) for _ in range(4)]
+        self._kept, self._masks = np.empty(cells, bool), np.empty((3, max(FEW, scan.width)), bool)
         dim, half = scan.task.bank[0].shape[1], any(is_half(view) for view in scan.task.bank)
         self.wide = np.empty((scan.width, dim), np.float32) if half else None
 
@@ -157,9 +166,13 @@ class _Buffers:
         """float32 [B, width]."""
         return self._scores[view][: self._rows * width].reshape(self._rows, width)
 
-    def masks(self, width: int) -> list[NDArray[np.bool_]]:
-        """Four of bool [B, width]."""
-        return [mask[: self._rows * width].reshape(self._rows, width) for mask in self._masks]
+    def kept(self, width: int) -> NDArray[np.bool_]:
+        """Of bool [B, width]."""
+        return self._kept[: self._rows * width].reshape(self._rows, width)
+
+    def masks(self, rows: int, width: int) -> NDArray[np.bool_]:
+        """Three of bool [rows, width]."""
+        return self._masks[:, : rows * width].reshape(3, rows, width)
 
 
 class _Settle:
@@ -219,4 +232,4 @@ class _Settle:
 
 def _joined(parts: Sequence[NDArray]) -> NDArray:
     """One array of many small ones. `concatenate` lets another thread in, and waits for it, at each of them."""
-    return np.frombuffer(b"".join(parts), parts[0].dtype)
+    return np.frombuffer(b"".join([part.data for part in parts]), parts[0].dtype)
