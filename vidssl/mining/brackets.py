@@ -8,16 +8,18 @@ exact counts (`vidssl.mining.stream`), so a wrong one costs time and never a res
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidssl.mining.scores import check_finite, forbid, gathered
-from vidssl.mining.select import cut
+from vidssl.mining.scores import check_finite, forbid, gathered, product
+from vidssl.mining.select import best_of
 from vidssl.mining.strategy import strategy_of
 from vidssl.mining.task import Ids, Scores, Task
+from vidssl.mining.whole import in_threads
 
 __all__ = ["Brackets", "guess"]
 
@@ -64,6 +66,14 @@ def guess(task: Task) -> Brackets:
         BankError: a sampled row of the bank is not finite.
     """
     slots = _sample(task)
+    cuts = np.linspace(0, task.rows, min(task.threads, task.rows) + 1).astype(int).tolist()
+    tasks = [task.part(start, stop) for start, stop in itertools.pairwise(cuts)]
+    found = in_threads(task.threads, lambda number: _guess(tasks[number], slots), range(len(tasks)))
+    low, high = (np.concatenate([getattr(one, name) for one in found], axis=1) for name in ("low", "high"))
+    return Brackets(low, high, found[0].share)  # depth and share follow from the sizes alone
+
+
+def _guess(task: Task, slots: Ids) -> Brackets:
     views, fuses = task.plan.views, task.plan.traits.fuses
     scores: list[Scores | None] = _fused(task, slots) if fuses else [None, None]
     low, high, share = [], [], 0.0
@@ -72,10 +82,11 @@ def guess(task: Task) -> Brackets:
         here = scores[view]
         if here is None:
             here = scores[view] = _scores(task, slots, view)
+        here = here if alive is None else here.reshape(-1).take(alive)
         kept = size * len(slots) / task.filled
         variance = kept * max(1 - kept / rank, 0) + (kept / rank) ** 2 * variance
         margin, rank = SURE * math.sqrt(variance) + 2, kept
-        over, under = _cuts(here if alive is None else np.where(alive, here, -np.inf), kept, margin)
+        over, under = _cuts(here, kept, margin)
         low.append(under)
         high.append(over)
         share += 2 * margin / len(slots)
@@ -84,8 +95,8 @@ def guess(task: Task) -> Brackets:
         if enough or np.isposinf(over).all():
             share += size / task.filled
             break
-        reach = here >= (over / 2 + under / 2)[:, None]  # in so narrow a bracket the cut lies in the middle
-        alive = reach if alive is None else alive & reach
+        best = best_of(here, min(max(1, round(kept)), here.shape[1]))
+        alive = best if alive is None else alive.reshape(-1).take(best)
     return Brackets(np.stack(low), np.stack(high), min(share, 1.0))
 
 
@@ -96,7 +107,8 @@ def _sample(task: Task) -> Ids:
 
 
 def _scores(task: Task, slots: Ids, view: int) -> Scores:
-    out = task.wide[view] @ gathered(task.bank[view], slots).T
+    out = np.empty((task.rows, len(slots)), np.float32)
+    product(task.wide[view], gathered(task.bank[view], slots), out)
     check_finite(out[:1], None)
     rows, columns = _excluded(task, slots)
     forbid(out, None, rows, columns)
@@ -120,7 +132,9 @@ def _cuts(score_BM: Scores, rank: float, margin: float) -> tuple[Scores, Scores]
     """float32 [B] each: the score that surely fewer reach, and the score that surely more reach."""
     rows, width = score_BM.shape
     over, under = math.floor(rank - margin), math.ceil(rank + margin)
+    places = [width - place for place in (over, under) if 1 <= place <= width]
+    found = np.partition(score_BM, places, axis=1) if places else score_BM
     return (
-        cut(score_BM, over) if over >= 1 else np.full(rows, np.inf, np.float32),
-        np.maximum(cut(score_BM, under), LOWEST) if under <= width else np.full(rows, LOWEST, np.float32),
+        found[:, -over] if over >= 1 else np.full(rows, np.inf, np.float32),
+        np.maximum(found[:, -under], LOWEST) if under <= width else np.full(rows, LOWEST, np.float32),
     )

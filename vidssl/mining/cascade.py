@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from vidssl.errors import BankError
-from vidssl.mining.budget import host_budget
+from vidssl.mining.budget import LEAST, host_budget
 from vidssl.mining.choice import Backend, choose_backend
 from vidssl.mining.exclusions import Exclusions
 from vidssl.mining.oracle import mine_slowly
@@ -31,6 +31,8 @@ from vidssl.mining.whole import mine_whole
 
 __all__ = ["Array", "Backend", "MineResult", "choose_backend", "mine"]
 
+WIDEST = 64
+"""Bytes that a score takes at most in any engine with all that is made of it."""
 STREAM_FROM = 65_536
 """Filled slots from which on the bank is streamed: below, whole rows of scores stay in the cache anyway."""
 
@@ -104,13 +106,19 @@ def mine(
             valid=None if n_filled == n_slots else filled,
             filled=n_filled,
             threads=threads or torch.get_num_threads(),
-            budget=budget_bytes or (0 if _on_gpu(bank) else host_budget()),
+            budget=budget_bytes or _budget(rows * n_slots, _on_gpu(bank)),
             trace=trace,
         )
         if backend == "auto":
             first = task.sizes[0] + excluded.widest
             backend = choose_backend(n_slots, first, _on_gpu(bank), is_half(bank[0]), task.threads)
         return _result(_run(task, backend), task)
+
+
+def _budget(cells: int, on_gpu: bool) -> int:
+    if on_gpu:
+        return 0
+    return LEAST if cells * WIDEST <= LEAST else host_budget()  # what is always granted need not be asked for
 
 
 def _run(task: Task, backend: Backend) -> Selection:

@@ -13,13 +13,7 @@ from numpy.typing import NDArray
 
 from vidssl.mining.task import Ids, Scores, Selection
 
-__all__ = ["best_first", "counted", "cut", "select", "top"]
-
-DIRECT, WORTH = 768, 16_384
-"""Width of a row, and scores in all, from which on a cut is searched instead of partitioned for."""
-SAMPLED, SORTED, PROBES = 512, 512, 6
-"""Scores of a row that are sorted to know where to look; how few between two of them are few enough to be sorted, and
-after how many looks what is left is taken as it is. Up to 512 numpy sorts in registers, six times faster per score."""
+__all__ = ["best_first", "best_of", "counted", "select", "top"]
 
 
 def select(scores_VBN: Sequence[Scores], views: tuple[int, ...], sizes: tuple[int, ...], trace: bool) -> Selection:
@@ -32,7 +26,7 @@ def select(scores_VBN: Sequence[Scores], views: tuple[int, ...], sizes: tuple[in
     traced: list[Ids] = []
     for stage, (view, size) in enumerate(zip(views, sizes, strict=True)):
         here = flat[view].take(places) if stage else scores_VBN[view]
-        kept = _kept(here, min(size, here.shape[1]))
+        kept = best_of(here, min(size, here.shape[1]))
         places = places.reshape(-1).take(kept) if stage else kept
         if trace:
             traced.append(best_first(places - begins, here.reshape(-1).take(kept))[0])
@@ -57,67 +51,17 @@ def counted(mask_Bw: NDArray[np.bool_]) -> Ids:
 
 def top(score_m: Scores, size: int) -> Ids:
     """Positions of the `size` best of one row, ascending; the first of equals at the threshold stay."""
-    return _kept(score_m[None], min(size, len(score_m)))[0]
+    return best_of(score_m[None], min(size, len(score_m)))[0]
 
 
-def cut(score_Bm: Scores, size: int) -> Scores:
-    """float32 [B]: the size-th largest score of each row.
-
-    A partition moves every score several times; here they are only compared. A sorted sample says where to look, the
-    number of scores that reach some of its values says between which two the cut lies, and what lies there is sorted.
-    """
-    rows, width = score_Bm.shape
-    if width < DIRECT or score_Bm.size < WORTH:
-        return _partitioned(score_Bm, size)
-    low, high, above, inside = _between(score_Bm, size)
-    most = int(inside.max())
-    if most > width // 2:  # equal scores everywhere
-        return _partitioned(score_Bm, size)
-    near = np.flatnonzero(np.logical_xor(score_Bm >= low, score_Bm >= high))
-    table = np.full((rows, most), -np.inf, np.float32)
-    begins = np.cumsum(inside) - inside
-    places = np.arange(len(near)) + np.repeat(np.arange(rows) * most - begins, inside)
-    table.reshape(-1)[places] = score_Bm.reshape(-1).take(near)
-    return np.sort(table, axis=1)[np.arange(rows), most - (size - above)]
-
-
-def _partitioned(score_Bm: Scores, size: int) -> Scores:
-    return np.partition(score_Bm, score_Bm.shape[1] - size, axis=1)[:, -size]
-
-
-def _between(score_Bm: Scores, size: int) -> tuple[Scores, Scores, Ids, Ids]:
-    """[B, 1] two sampled values around each row's cut, [B] how many scores reach the upper one, and lie between."""
-    rows, width = score_Bm.shape
-    every, sample = np.arange(rows), np.sort(score_Bm[:, :: width // SAMPLED], axis=1)
-    low, reach_low = np.zeros(rows, np.int64), np.full(rows, width)  # places in the sample; nothing is known yet
-    high, reach_high = np.full(rows, sample.shape[1] + 1), np.zeros(rows, np.int64)
-    edged = np.pad(sample, ((0, 0), (1, 1)), constant_values=((0, 0), (-np.inf, np.inf)))
-    for probes in range(PROBES):
-        if (reach_low - reach_high).max() <= SORTED and probes:
-            break
-        likely = low + (high - low) * ((reach_low - size) / np.maximum(reach_low - reach_high, 1))
-        below, above = likely - low, high - likely
-        aside = np.where(below < above, 2 + np.sqrt(below), -2 - np.sqrt(above)) if probes else 0
-        probe = np.minimum(np.maximum(np.rint(likely + aside).astype(np.int64), low), high)
-        reach = _reach(score_Bm, edged[every, probe])
-        enough = reach >= size
-        low, reach_low = np.where(enough, probe, low), np.where(enough, reach, reach_low)
-        high, reach_high = np.where(enough, high, probe), np.where(enough, reach_high, reach)
-    return edged[every, low][:, None], edged[every, high][:, None], reach_high, reach_low - reach_high
-
-
-def _reach(score_Bm: Scores, value_B: Scores) -> Ids:
-    return counted(score_Bm >= value_B[:, None])
-
-
-def _kept(score_Bm: Scores, size: int) -> Ids:
+def best_of(score_Bm: Scores, size: int) -> Ids:
     """int64 [B, size]: positions in the flattened matrix of what each row keeps, ascending."""
     rows, width = score_Bm.shape
     if size == 0:
         return np.zeros((rows, 0), np.int64)
     if size == width:
         return np.arange(rows * width).reshape(rows, width)
-    threshold = cut(score_Bm, size)[:, None]
+    threshold = np.partition(score_Bm, width - size, axis=1)[:, width - size, None]
     kept = np.flatnonzero(score_Bm >= threshold)
     if len(kept) > rows * size:
         kept = _without_surplus(kept, score_Bm, threshold, size)

@@ -25,8 +25,10 @@ from vidssl.mining.whole import in_threads, parts
 
 __all__ = ["mine_streaming"]
 
-CELLS = 1 << 19
-"""Scores of one view and block: 2 MB, so that all that is done to them is done in the cache."""
+CELLS = 1 << 20
+"""Scores of one view and block: 4 MB, which stay in the cache that the cores share."""
+FEW = 1 << 16
+"""Scores of one view that pass all stages together: 256 kB, which stay in the cache of one core meanwhile."""
 LEAST = 4096
 """Fewest bank rows of a block."""
 
@@ -124,25 +126,30 @@ class _Scan:
         return out
 
     def _stages(self, of_view: dict[int, Scores], buffers: _Buffers) -> tuple[Ids, NDArray[np.bool_]]:
-        low, high = self.brackets.low[:, :, None], self.brackets.high[:, :, None]
         rows, width = next(iter(of_view.values())).shape
-        reach, kept, *above = buffers.masks(width)
-        counts = np.zeros((self.brackets.depth, rows), np.int64)
-        for stage in range(self.brackets.depth):
-            score, sure = of_view[self.task.plan.views[stage]], above[stage % 2]
-            np.greater_equal(score, low[stage], out=reach)
-            np.greater(score, high[stage], out=sure)
-            if stage:
-                reach &= above[1 - stage % 2]
-                sure &= above[1 - stage % 2]
-            counts[stage] = counted(sure)
-            np.logical_xor(reach, sure, out=reach)  # in the bracket: what is above it reaches it too
-            if stage:
-                kept |= reach
-            else:
-                kept[:] = reach
-        kept |= above[1 - self.brackets.depth % 2]
+        counts, kept = np.zeros((self.brackets.depth, rows), np.int64), buffers.kept(width)
+        height = max(1, FEW // width)
+        for start in range(0, rows, height):
+            some = slice(start, start + height)
+            self._stages_of(some, {view: score[some] for view, score in of_view.items()}, buffers, counts, kept[some])
         return counts, kept
+
+    def _stages_of(
+        self, some: slice, of_view: dict[int, Scores], buffers: _Buffers, counts: Ids, kept: NDArray[np.bool_]
+    ) -> None:
+        dropped, *above = buffers.masks(*kept.shape)
+        for stage in range(self.brackets.depth):
+            score, sure, before = of_view[self.task.plan.views[stage]], above[stage % 2], above[1 - stage % 2]
+            low, high = self.brackets.low[stage, some, None], self.brackets.high[stage, some, None]
+            np.greater(score, high, out=sure)
+            if stage == 0:
+                np.greater_equal(score, low, out=kept)
+            else:
+                np.less(score, low, out=dropped)
+                dropped &= before
+                kept ^= dropped  # they passed every bracket so far, so they are among the kept
+                sure &= before
+            counts[stage, some] = counted(sure)
 
 
 class _Buffers:
@@ -151,7 +158,7 @@ class _Buffers:
     def __init__(self, scan: _Scan) -> None:
         self._rows, cells = scan.task.rows, scan.task.rows * scan.width
         self._scores = {view: np.empty(cells, np.float32) for view in scan.views}
-        self._masks = [np.empty(cells, bool) for _ in range(4)]
+        self._kept, self._masks = np.empty(cells, bool), np.empty((3, max(FEW, scan.width)), bool)
         dim, half = scan.task.bank[0].shape[1], any(is_half(view) for view in scan.task.bank)
         self.wide = np.empty((scan.width, dim), np.float32) if half else None
 
@@ -159,9 +166,13 @@ class _Buffers:
         """float32 [B, width]."""
         return self._scores[view][: self._rows * width].reshape(self._rows, width)
 
-    def masks(self, width: int) -> list[NDArray[np.bool_]]:
-        """Four of bool [B, width]."""
-        return [mask[: self._rows * width].reshape(self._rows, width) for mask in self._masks]
+    def kept(self, width: int) -> NDArray[np.bool_]:
+        """Of bool [B, width]."""
+        return self._kept[: self._rows * width].reshape(self._rows, width)
+
+    def masks(self, rows: int, width: int) -> NDArray[np.bool_]:
+        """Three of bool [rows, width]."""
+        return self._masks[:, : rows * width].reshape(3, rows, width)
 
 
 class _Settle:
@@ -170,39 +181,41 @@ class _Settle:
     def __init__(self, task: Task, brackets: Brackets, pieces: Sequence[_Piece]) -> None:
         self.task, self.brackets, self.pieces = task, brackets, pieces
         self.certain = np.sum([piece.certain for piece in pieces], axis=0)
+        self.bounds = [piece.bounds.tolist() for piece in pieces]
         fuses = task.plan.traits.fuses
         self.views = [0] if fuses else sorted(set(task.plan.views[: brackets.depth]))
 
     def row(self, row: int) -> tuple[Ids, Scores] | None:
         """Best first and their scores; None where a cut lies outside its bracket."""
-        parts = [(piece, slice(piece.bounds[row], piece.bounds[row + 1])) for piece in self.pieces]
-        slots = np.concatenate([piece.slots[part] for piece, part in parts])
+        parts = [(piece, slice(*bounds[row : row + 2])) for piece, bounds in zip(self.pieces, self.bounds, strict=True)]
+        slots = _joined([piece.slots[part] for piece, part in parts])
         scores = {
-            view: np.concatenate([piece.scores[number][part] for piece, part in parts])
+            view: _joined([piece.scores[number][part] for piece, part in parts])
             for number, view in enumerate(self.views)
         }
         alive = self._through_brackets(row, scores)
         if alive is None:
             return None
+        left = np.flatnonzero(alive)
         return self._rest(
-            row, slots.take(alive).astype(np.int64), {view: score.take(alive) for view, score in scores.items()}
+            row, slots.take(left).astype(np.int64), {view: score.take(left) for view, score in scores.items()}
         )
 
-    def _through_brackets(self, row: int, scores: dict[int, Scores]) -> Ids | None:
-        alive, sure = np.arange(len(scores[0])), np.ones(len(scores[0]), bool)
+    def _through_brackets(self, row: int, scores: dict[int, Scores]) -> NDArray[np.bool_] | None:
+        alive = sure = np.ones(len(scores[0]), bool)  # masks: cheaper than positions while there are so many
         for stage in range(self.brackets.depth):
             score = scores[self.task.plan.views[stage]]
-            low, high = self.brackets.low[stage, row], self.brackets.high[stage, row]
-            above = score > high
-            sure &= above
+            above = score > self.brackets.high[stage, row]
+            sure = sure & above
             gone = self.certain[stage, row] - np.count_nonzero(sure)  # they live now, and die at a later stage
-            here, above = (score, above) if stage == 0 else (score.take(alive), above.take(alive))
-            inside = np.flatnonzero(np.logical_xor(here >= low, above))
+            reach = alive & (score >= self.brackets.low[stage, row])
+            above &= reach
+            inside = np.flatnonzero(reach ^ above)
             need = self.task.sizes[stage] - gone - np.count_nonzero(above)
             if not 0 <= need <= len(inside):
                 return None
-            above[inside[top(here.take(inside), need)]] = True
-            alive = alive.take(np.flatnonzero(above))  # three times faster than a mask as an index
+            above[inside.take(top(score.take(inside), need))] = True
+            alive = above
         return alive
 
     def _rest(self, row: int, slots: Ids, scores: dict[int, Scores]) -> tuple[Ids, Scores]:
@@ -215,3 +228,8 @@ class _Settle:
         last = scores[stages[-1][0]]
         order = np.argsort(-last, kind="stable")
         return slots[order], last[order]
+
+
+def _joined(parts: Sequence[NDArray]) -> NDArray:
+    """One array of many small ones. `concatenate` lets another thread in, and waits for it, at each of them."""
+    return np.frombuffer(b"".join([part.data for part in parts]), parts[0].dtype)

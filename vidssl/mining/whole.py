@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vidssl.mining.scores import score, scratch
 from vidssl.mining.select import select
@@ -30,7 +31,8 @@ def mine_whole(task: Task) -> Selection:
         BankError: a bank row is not finite.
     """
     fused = 40 if task.plan.traits.fuses else 0  # ranks are made of int64
-    return join([_block(part) for _, part in parts(task, task.n_slots * (4 * len(task.bank) + 8 + fused))])
+    copied = 0 if task.valid is None else 2 * len(task.bank)
+    return join([_block(part) for _, part in parts(task, task.n_slots * (4 * len(task.bank) + copied + 8 + fused))])
 
 
 def parts(task: Task, bytes_per_query: float) -> Iterator[tuple[int, Task]]:
@@ -77,6 +79,9 @@ def _block(task: Task) -> Selection:
     for number, (query, view) in enumerate(zip(task.wide, task.bank, strict=True)):
         out = scratch(number, task.rows, task.n_slots)
         scores.append(score(query, view, task.exclude, task.valid, out))
+    columns = _filled(task)
+    if columns is not None:
+        scores = [view.take(columns, axis=1) for view in scores]
     scores = strategy_of(task.plan.strategy).fuse(scores)
     height = max(1, CELLS // task.n_slots)
 
@@ -84,4 +89,18 @@ def _block(task: Task) -> Selection:
         here = [view[start : start + height] for view in scores]
         return select(here, task.plan.views, task.sizes, task.trace)
 
-    return join(in_threads(task.threads, some, range(0, task.rows, height)))
+    found = join(in_threads(task.threads, some, range(0, task.rows, height)))
+    return found if columns is None else _slots_of(found, columns)
+
+
+def _filled(task: Task) -> NDArray[np.int64] | None:
+    """The filled slots of a bank that is half empty: where most scores are equal, a partition takes ten times as long."""
+    if task.valid is None or not task.sizes[-1] <= task.filled <= task.n_slots // 2:
+        return None
+    return np.flatnonzero(task.valid)
+
+
+def _slots_of(found: Selection, columns: NDArray[np.int64]) -> Selection:
+    ids, scores, traced = found
+    named = np.append(columns, -1)  # a place of -1 stays -1
+    return named[ids], scores, [named[stage] for stage in traced]
