@@ -48,7 +48,9 @@ def newest_whole(
     return newest_loaded(roots, say, lambda path, tell: load_snapshot(path, expect, data_hash, tell), upto)
 
 
-def newest_loaded(roots: Sequence[Path], say: Say, load: Load[Bank], upto: int | None = None) -> tuple[Path, Bank] | None:
+def newest_loaded(
+    roots: Sequence[Path], say: Say, load: Load[Bank], upto: int | None = None
+) -> tuple[Path, Bank] | None:
     """The newest snapshot that is whole and fits; None when there is none at all.
 
     Args:

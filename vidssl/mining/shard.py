@@ -78,21 +78,21 @@ class Shard:
             brackets: Of the whole bank.
             threads: Of the scan.
         """
-        filled, rows = int(np.count_nonzero(part.valid)), len(queries[0])
+        filled = int(np.count_nonzero(part.valid))
         valid = None if filled == self.size else part.valid
         sizes = plan.sizes(filled)  # not looked at: only the brackets are
         task = Task(queries, part.tables, plan, sizes, self._own(exclude), valid, filled, threads, 0)
         read = [0] if plan.traits.fuses else brackets.views(plan)
         other = [] if plan.traits.fuses else [view for view in range(len(queries)) if view not in read]
-        assert len(other) <= 1 and rows  # for the reader: a plan reads two views at most
         return [self._whole(task, piece, other) for piece in scan(task, brackets)]
 
     def _whole(self, task: Task, piece: Piece, other: Sequence[int]) -> Piece:
         """With the scores of views that no stage of the brackets reads, and slots of the whole bank."""
         scores = list(piece.scores)
         for view in other:  # what is left is so little that gathering its rows beats a product with all
+            slots = piece.slots.astype(np.int64)
             rows = [
-                gathered(task.bank[view], piece.slots[a:b]) @ query
+                gathered(task.bank[view], slots[a:b]) @ query
                 for a, b, query in zip(piece.bounds, piece.bounds[1:], task.wide[view], strict=False)
             ]
             scores.insert(view, np.concatenate(rows))

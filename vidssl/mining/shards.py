@@ -219,7 +219,7 @@ def _blocks(task: Task, budget: int, slots: float) -> list[tuple[slice, Task]]:
 
 
 def _scanned(shards: Shards, task: Task, brackets: Brackets) -> tuple[Ids, Scores, NDArray[np.bool_]]:
-    pieces = shards.scan(task.queries, task.plan, task.exclude, brackets)
+    pieces = shards.scan(task.wide, task.plan, task.exclude, brackets)
     views = [0] if task.plan.traits.fuses else list(range(len(task.queries)))
     ids, scores, missed = settled(task, brackets, pieces, views)
     return ids, scores, missed | (task.allowed < task.sizes[0]) & (brackets.depth > 0)
@@ -227,7 +227,7 @@ def _scanned(shards: Shards, task: Task, brackets: Brackets) -> tuple[Ids, Score
 
 def _searched(shards: Shards, task: Task) -> tuple[Ids, Scores]:
     plan, left = task.plan, task.allowed
-    shards.begin(task.queries, plan, task.exclude)
+    shards.begin(task.wide, plan, task.exclude)
     for view, size in zip(plan.views[:-1], task.sizes[:-1], strict=True):
         if (left > size).any():
             _narrow(shards, view, np.where(left > size, size, 0))

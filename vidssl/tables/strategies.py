@@ -45,7 +45,9 @@ STRATEGIES: Final[Mapping[str, StrategyTraits]] = MappingProxyType(
         "joint": StrategyTraits(
             "vidssl.mining.score_sum:ScoreSum", "the sum, by one table of both rows", fuses=True, joins=True
         ),
-        "minrank": StrategyTraits("vidssl.mining.minrank:MinRank", "the worse of the two ranks", fuses=True, ranks=True),
+        "minrank": StrategyTraits(
+            "vidssl.mining.minrank:MinRank", "the worse of the two ranks", fuses=True, ranks=True
+        ),
         "oracle": StrategyTraits(
             "vidssl.mining.strategy:Strategy", "labels: an upper bound, never a result", reads_labels=True
         ),
