@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from cluster.bank.miner import settle_threads, start_miners, thread_variables
 from cluster.bank.server import BankServer
 from cluster.bank.shard_actor import start_actors
-from cluster.bank.shards import ShardPlace
+from cluster.bank.shard_place import ShardPlace
 from cluster.bank.spec import Answer, BankSpec, Began, Push, Verdict
 from vidssl.errors import StorageError
 

@@ -14,20 +14,19 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.bank.desk import Desk
 from cluster.bank.lockstep import Lockstep
 from cluster.bank.mirror import Miner, MinerGone, OwnMiner
 from cluster.bank.recovery import clear_leftovers, open_source, recover, store_attempt, stored_attempt
-from cluster.bank.requests import LATE, Requests
+from cluster.bank.requests import LATE
 from cluster.bank.rows import BankRows, OwnProcess, Place, Say
 from cluster.bank.saver import Saver
 from cluster.bank.spec import Answer, BankSpec, Began, Push, Verdict, Wanted
-from cluster.bank.table import Pace, PositiveTable
 from vidssl.batch import Embeddings, Positives
 from vidssl.errors import BankError, StorageError
 from vidssl.mining.metrics import MiningMonitor
@@ -56,22 +55,6 @@ _COUNTERS = [
     "lost",
     "rejected",
 ]
-
-
-@dataclass(frozen=True)
-class _Desk:
-    """What one attempt works on; a new attempt gets its own, and what is still mined for the old one ends there."""
-
-    bank: BankRows
-    table: PositiveTable
-    requests: Requests
-    pace: Pace
-    steps: Lockstep | None
-
-    def close(self) -> None:
-        self.requests.close()
-        if self.steps is not None:
-            self.steps.close()
 
 
 class BankServer:
@@ -118,7 +101,7 @@ class BankServer:
             bank = self._place.empty(wait=False)
         self._saver = Saver(spec, self._told)
         self._saver.begins(bank.step + 1 if bank.filled else None)
-        self._desk = self._open(bank, spec.world, 0)
+        self._desk = Desk.open(spec, bank, spec.world, 0)
         self._closed = False
         crew = [OwnMiner(spec)] if spec.deterministic or not miners else miners
         self._threads = [threading.Thread(target=self._run, args=(one,), name=one.name, daemon=True) for one in crew]
@@ -141,7 +124,7 @@ class BankServer:
         said: list[str] = []
         bank = open_source(source, start_step, self._place, said.append)
         bank.rewind(start_step)  # a snapshot of a later step may be asked for; its rows are not newer than what comes
-        desk = self._open(bank, world, start_step)
+        desk = Desk.open(self.spec, bank, world, start_step)
         self._saver.begins(bank.step + 1 if bank.filled else None)
         with self._lock:
             if source is not None:  # what this process mined before is as good as the rows that it goes on with
@@ -252,12 +235,6 @@ class BankServer:
             thread.join(10)
         self._saver.close()
 
-    def _open(self, bank: BankRows, world: int, start: int) -> _Desk:
-        spec = self.spec
-        table = PositiveTable(spec.n_slots, spec.plan.k, spec.plan.depth)
-        steps = Lockstep(world, start, spec.lookahead) if spec.deterministic else None
-        return _Desk(bank, table, Requests(spec.n_slots), Pace(spec.epoch_steps), steps)
-
     def _refusal(self, push: Push) -> Verdict | None:
         if self._lost:
             return "lost"
@@ -278,7 +255,7 @@ class BankServer:
             np.concatenate([place for place, _ in ready]), Positives.joined([found for _, found in ready])
         )
 
-    def _answer(self, desk: _Desk, wanted: Wanted) -> Answer | None:
+    def _answer(self, desk: Desk, wanted: Wanted) -> Answer | None:
         found = desk.table.newer(wanted.ids, wanted.have, wanted.at - self._oldest(desk))
         if not len(found.place):
             return None
@@ -288,11 +265,11 @@ class BankServer:
             return None
         return Answer(found.place, Positives(found.ids, vectors, found.mined_at, found.survivors))
 
-    def _oldest(self, desk: _Desk) -> int:
+    def _oldest(self, desk: Desk) -> int:
         given = self.spec.max_staleness_steps
         return desk.pace.bound(desk.bank.step) if given is None else given
 
-    def _note(self, desk: _Desk, push: Push) -> None:
+    def _note(self, desk: Desk, push: Push) -> None:
         for step in push.wanted.steps:
             if not desk.requests.is_new(push.rank, step):
                 continue
@@ -315,8 +292,10 @@ class BankServer:
                     self._mine_step(miner, desk, desk.steps)
                 self._saver.between(desk.bank)
             except MinerGone as error:
+                if desk is not self._desk:
+                    continue  # a new attempt began meanwhile, with rows of its own
                 with self._lock:
-                    self._lost |= desk.steps is not None and desk is self._desk
+                    self._lost |= desk.steps is not None
                 if miner.losses > gone:
                     with self._lock:
                         self._counts["miners_lost"] += miner.losses - gone
@@ -331,7 +310,7 @@ class BankServer:
                     self._counts["rejected"] += 1
                     self._lost = self.spec.deterministic
 
-    def _mine_rows(self, miner: Miner, desk: _Desk, row_s: float) -> float:
+    def _mine_rows(self, miner: Miner, desk: Desk, row_s: float) -> float:
         """Seconds of a row, where one was mined."""
         parts = desk.requests.take(int(np.clip(AT_ONCE_S / row_s, *AT_ONCE)))
         # What was mined since it was asked for (another rank asked too) need not be mined again.
@@ -353,7 +332,7 @@ class BankServer:
             self._counts["mined_late_rows"] += len(ids) if parts[0].rank == LATE else 0
         return (time.perf_counter() - began) / len(ids)
 
-    def _mine_step(self, miner: Miner, desk: _Desk, steps: Lockstep) -> None:
+    def _mine_step(self, miner: Miner, desk: Desk, steps: Lockstep) -> None:
         pushes = steps.take()
         if not pushes:
             return

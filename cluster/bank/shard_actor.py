@@ -130,9 +130,15 @@ class ShardActor:
         return Opened(bank.version.copy(), said)
 
     @ray.method(concurrency_group="ctl")
-    def only(self, numbers: Sequence[int]) -> None:
-        """Forget all other banks."""
-        self._banks = {number: bank for number, bank in self._banks.items() if number in numbers}
+    def forget(self, numbers: Sequence[int]) -> None:
+        """These banks are over."""
+        for number in numbers:
+            self._banks.pop(number, None)
+
+    @ray.method(concurrency_group="ctl")
+    def held(self) -> list[int]:
+        """Numbers of the banks that it holds."""
+        return list(self._banks)
 
     @ray.method(concurrency_group="io")
     def push(self, number: int, rows: Embeddings) -> None:

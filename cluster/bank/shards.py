@@ -8,17 +8,15 @@ the space: so a push is looked at and answered here, and sent on without waiting
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
-from ray.exceptions import RayError, RayTaskError
 
-from cluster.bank.rows import BankRows, Say
+from cluster.bank.rows import Say
 from cluster.bank.shard_actor import Asked, Opened
 from cluster.bank.shard_asks import RayShards, ShardedMoment
 from cluster.bank.shard_watch import ShardGone, ShardWatch
@@ -33,14 +31,12 @@ from vidssl.mining.moments import Facts
 from vidssl.mining.plan import CascadePlan
 from vidssl.mining.rows import stored
 from vidssl.mining.shards import OPEN_UP_TO, mine_sharded
-from vidssl.mining.snapshots import fitting_info, other_dtype, space_of
 
-__all__ = ["ShardPlace", "ShardedBank"]
+__all__ = ["ShardedBank"]
 
-START_S = 120.0
 WRITTEN_S = 120.0
-VECTORS_S = 5.0
-"""A worker waits for what it is handed out; a shard that takes longer is not asked again by it, but not taken for lost."""
+AT_HAND_S = (1.0, 2.0)
+"""How long who hands out rows waits for a shard, and for how long it does not ask again one that took longer."""
 UNANSWERED = 256
 """Pushes to one shard that may be on their way; one that has so many does not answer."""
 SAMPLE_ROUNDS = 64
@@ -92,7 +88,7 @@ class ShardedBank:
         self._flying: list[set[int]] = [set() for _ in actors]
         self._told = [0] * len(self.watch.actors)
         self._sample: tuple[object, Sample] | None = None
-        self._served = 0
+        self._served, self._slow_until = 0, 0.0
 
     @property
     def filled(self) -> int:
@@ -197,16 +193,25 @@ class ShardedBank:
             exclude = self._groups.exclusions(self.group[slots[known]])
             found = mine_sharded(shards, queries, asked.compared, exclude, self._sampled(asked))
         out.ids[known], out.survivors[known] = found.ids, found.survivors
-        out.vectors[known] = self.vectors(found.ids, aux)
+        out.vectors[known] = self._fetched(found.ids, aux)
         out.mined_at[known[found.count > 0]] = step
         return out
 
     def vectors(self, ids: Ids, view: str) -> NDArray[np.float32]:
-        """As `EmbeddingBank.vectors`.
+        """As `EmbeddingBank.vectors`, for who cannot wait long.
 
         Raises:
-            ShardGone: a shard is away or slow.
+            ShardGone: a shard is away, or slow just now.
         """
+        if time.monotonic() < self._slow_until:
+            raise ShardGone("a shard of the bank is slow")
+        try:
+            return self._fetched(ids, view, AT_HAND_S[0], True)
+        except ShardGone:
+            self._slow_until = time.monotonic() + AT_HAND_S[1]
+            raise
+
+    def _fetched(self, ids: Ids, view: str, timeout_s: float = WRITTEN_S, patient: bool = False) -> NDArray[np.float32]:
         flat = np.asarray(ids, np.int64).reshape(-1)
         rows = np.zeros((len(flat), self.dim), np.float32)
         there = np.flatnonzero(flat >= 0)
@@ -216,7 +221,7 @@ class ShardedBank:
             shard: self.watch.actors[shard].vectors.remote(self._number, flat[there[place]] - self._cuts[shard], view)
             for shard, place in owners.items()
         }
-        for place, found in zip(owners.values(), self.watch.answers(calls, VECTORS_S, True), strict=True):
+        for place, found in zip(owners.values(), self.watch.answers(calls, timeout_s, patient), strict=True):
             rows[there[place]] = found
         return rows.reshape(*np.shape(ids), self.dim)
 
@@ -268,7 +273,7 @@ class ShardedBank:
 
     def _in_one_space(self) -> None:
         """Fit the space anew where it is time to, and tell the shards that do not know it."""
-        fitted, fits = self.mapped.renewed(self)
+        fitted, fits = self.mapped.renewed(_Patient(self))
         if calls := {
             shard: self.watch.actors[shard].follow.remote(self._number, fitted)
             for shard, told in enumerate(self._told)
@@ -315,72 +320,12 @@ class ShardedBank:
         return {int(shard): np.flatnonzero(owner == shard) for shard in np.unique(owner)}
 
 
-class ShardPlace:
-    """Makes banks in the same shards, one for each attempt.
+class _Patient:
+    """The bank for who fits a space on its rows, and waits for them."""
 
-    Args:
-        actors: Handles of `ShardActor`, in the order of their slots.
-        cuts: First slot of each, and N.
-        spec: The run's bank.
-        group: int64 [N] or None.
-        say: Told about shards that were lost.
-    """
+    def __init__(self, bank: ShardedBank) -> None:
+        self.views, self.version, self.step, self._bank = bank.views, bank.version, bank.step, bank
 
-    def __init__(
-        self, actors: Sequence[Any], cuts: Sequence[int], spec: BankSpec, group: NDArray[np.int64] | None, say: Say
-    ) -> None:
-        self._actors, self._cuts, self._spec, self._group, self._say = actors, cuts, spec, group, say
-        self._numbers = 0
-        self._present: list[ShardedBank] = []
-
-    def empty(self, wait: bool = True) -> BankRows:
-        """See `cluster.bank.rows.Place`."""
-        bank = self._bank()
-        if wait:
-            bank.begun(self._opened(bank, None), -1)
-        else:
-            bank.watch.expect(None)
-        return bank
-
-    def load(self, path: Path, say: Say) -> BankRows:
-        """See `cluster.bank.rows.Place`."""
-        bank = self._bank()
-        info, _ = fitting_info(path, bank, self._spec.data_hash)
-        bank.begun(self._opened(bank, str(path)), info.bank_step)
-        bank.mapped = space_of(path, info, bank)
-        if other := other_dtype(path, info, bank.dtype):
-            say(other)
-        return bank
-
-    def only(self, bank: BankRows) -> None:
-        """See `cluster.bank.rows.Place`."""
-        for other in self._present:
-            if other is not bank:
-                other.watch.close()
-        self._present = [other for other in self._present if other is bank]
-        for actor in self._actors:
-            actor.only.remote([other.watch.number for other in self._present])
-
-    def _bank(self) -> ShardedBank:
-        self._numbers += 1
-        bank = ShardedBank(self._actors, self._cuts, self._spec, self._group, self._numbers, self._say)
-        self._present.append(bank)
-        return bank
-
-    def _opened(self, bank: ShardedBank, source: str | None) -> list[Opened]:
-        try:
-            return ray.get([actor.open.remote(bank.watch.number, source) for actor in self._actors], timeout=START_S)
-        except RayTaskError as error:
-            self._forget(bank)
-            raise error.cause if isinstance(error.cause, Exception) else error from None
-        except (RayError, TimeoutError) as error:
-            self._forget(bank)
-            raise StorageError(
-                f"the bank's {len(self._actors)} shards did not start within {START_S:g} s ({type(error).__name__}); "
-                "look at the run's Ray log"
-            ) from error
-
-    def _forget(self, bank: ShardedBank) -> None:
-        self._present.remove(bank)
-        for actor in self._actors:
-            actor.only.remote([other.watch.number for other in self._present])
+    def vectors(self, ids: Ids, view: str) -> NDArray[np.float32]:
+        """As `EmbeddingBank.vectors`."""
+        return self._bank._fetched(ids, view)
