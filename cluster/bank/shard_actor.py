@@ -103,6 +103,7 @@ class ShardActor:
         settle_threads(max(1, spec.cpus_per_shard))
         self._spec, self._first, self._size = spec, first, size
         self._banks: dict[int, EmbeddingBank] = {}
+        self._over: set[int] = set()
         self._moments: dict[int, Moment] = {}
         self._made = 0
         self._shard = Shard(first, size)
@@ -126,12 +127,14 @@ class ShardActor:
         if self._spec.space != "raw":
             bank.mapped = MappedRows(self._spec.space)
             bank.mapped.follow(None)  # it is fitted on all shards' rows, elsewhere
-        self._banks[number] = bank
+        if number not in self._over:
+            self._banks[number] = bank
         return Opened(bank.version.copy(), said)
 
     @ray.method(concurrency_group="ctl")
     def forget(self, numbers: Sequence[int]) -> None:
-        """These banks are over."""
+        """These banks are over, and are not begun any more."""
+        self._over.update(numbers)
         for number in numbers:
             self._banks.pop(number, None)
 

@@ -154,7 +154,7 @@ class ShardWatch:
 
     def _look(self, shard: int, absence: _Absence, calls: dict[int, Any]) -> None:
         away_s = time.monotonic() - absence.since
-        if away_s > LONG_S and not absence.told:
+        if away_s > LONG_S and absence.source == RECOVER and not absence.told:
             absence.told = True
             self._say(
                 f"{self._name(shard)} is away ({absence.why}): training goes on, nothing is mined until it is back, and "
