@@ -123,7 +123,12 @@ class BankServer:
         """
         said: list[str] = []
         bank = open_source(source, start_step, self._place, said.append)
-        bank.rewind(start_step)  # a snapshot of a later step may be asked for; its rows are not newer than what comes
+        try:
+            bank.rewind(
+                start_step
+            )  # a snapshot of a later step may be asked for; its rows are not newer than what comes
+        except MinerGone as error:
+            raise StorageError(f"the bank cannot begin: {error}; look at the run's Ray log and resume it") from error
         desk = Desk.open(self.spec, bank, world, start_step)
         self._saver.begins(bank.step + 1 if bank.filled else None)
         with self._lock:
@@ -154,7 +159,10 @@ class BankServer:
             desk = self._desk
             if self._unsure and push.rows is not None:
                 # What a restarted bank found may be of a later step: of before this attempt was started.
-                desk.bank.rewind(push.step)
+                try:
+                    desk.bank.rewind(push.step)
+                except MinerGone:  # its shards are not there yet, so there is nothing that these rows could be added to
+                    return "ok", None
                 self._unsure = False
         if desk.steps is not None:
             return self._serve_in_order(desk.steps, push)

@@ -253,8 +253,10 @@ class ShardedBank:
         return self._sent
 
     def _answered(self, shard: int, call: int, error: BaseException | None) -> None:
-        if error is not None:
-            self.watch.failed(shard, error)
+        with self._changed:
+            known = call in self._flying[shard]  # what a former process took down with it is known already
+        if error is not None and known and not isinstance(self.watch.failed(shard, error), ShardGone):
+            self.watch.lost(shard, f"{type(error).__name__}: {error}")
         with self._changed:
             self._flying[shard].discard(call)
             self._changed.notify_all()
@@ -285,7 +287,7 @@ class ShardedBank:
 
     def _sampled(self, asked: Asked) -> Sample | None:
         """Some rows as they are compared, to guess from; drawn anew now and then."""
-        about = (self.mapped.fits, asked.plan, self._filled // max(self._filled // 8, 1), self._served // SAMPLE_ROUNDS)
+        about = (self.mapped.fits, asked.plan, self._filled.bit_length(), self._served // SAMPLE_ROUNDS)
         self._served += 1
         if self._filled <= OPEN_UP_TO:
             return None

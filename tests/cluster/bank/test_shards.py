@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import ray
 
+from cluster.bank.client import BankClient
+from cluster.bank.link import RayLink
 from cluster.bank.server import BankServer
 from cluster.bank.spec import Push, Wanted
 from tests.cluster.bank.bank_parts import (
@@ -208,6 +210,7 @@ def test_a_deterministic_bank_in_shards_hands_out_the_same_and_goes_on_from_its_
         many.close()
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_killed_comes_back_with_its_snapshot_and_training_goes_on(ray_cluster, tmp_path):
     from cluster.bank.shard_actor import start_actors
     from cluster.bank.shard_place import ShardPlace
@@ -256,6 +259,7 @@ def test_a_shard_that_is_killed_comes_back_with_its_snapshot_and_training_goes_o
         server.close()
 
 
+@pytest.mark.slow
 def test_a_deterministic_run_ends_its_attempt_when_a_shard_is_lost(ray_cluster):
     from cluster.bank.shard_actor import start_actors
     from cluster.bank.shard_place import ShardPlace
@@ -275,3 +279,39 @@ def test_a_deterministic_run_ends_its_attempt_when_a_shard_is_lost(ray_cluster):
         assert answered(server, 2, attempt=began.attempt) is not None
     finally:
         server.close()
+
+
+@pytest.mark.slow
+def test_a_bank_that_is_killed_takes_its_shards_along_and_comes_back_with_new_ones_and_their_rows(
+    ray_cluster, tmp_path
+):
+    from cluster.bank.actor import start_bank
+
+    here = spec(root=str(tmp_path), shards=2, cpus_per_shard=0)
+    handle, said = start_bank(here, GROUP), []
+    client = BankClient(RayLink(handle), here, 0, say=said.append)
+
+    def trained(step, ready, seconds=180):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            client.push(rows(step), batch_ids(step + 3), step + 3)
+            found, step = client.take(step + 1, batch_ids(step + 1)), step + 1
+            if ready() and (found.ids >= 0).any():
+                return step
+            time.sleep(0.1)
+        raise AssertionError(f"positives never came: {said}")
+
+    try:
+        client.reset(None, 1, 0)
+        client.push(all_rows(), batch_ids(3), 3)
+        step = trained(1, lambda: True)
+        client.save(str(tmp_path), step)
+        before = [ray.get(one.process_id.remote()) for one in ray.get(handle.shards.remote())]
+        os.kill(ray.get(handle.process_id.remote(), timeout=60), signal.SIGKILL)
+        trained(step, lambda: bool(said))
+        assert said[0].startswith(f"the bank's process was lost and started again with {N} of {N} rows; it was away")
+        after = [ray.get(one.process_id.remote()) for one in ray.get(handle.shards.remote())]
+        assert not set(before) & set(after)
+    finally:
+        client.close()
+        ray.kill(handle)
