@@ -221,8 +221,7 @@ def _blocks(task: Task, budget: int, slots: float) -> list[tuple[slice, Task]]:
 def _scanned(shards: Shards, task: Task, brackets: Brackets) -> tuple[Ids, Scores, NDArray[np.bool_]]:
     pieces = shards.scan(task.wide, task.plan, task.exclude, brackets)
     views = [0] if task.plan.traits.fuses else list(range(len(task.queries)))
-    ids, scores, missed = settled(task, brackets, pieces, views)
-    return ids, scores, missed | (task.allowed < task.sizes[0]) & (brackets.depth > 0)
+    return settled(task, brackets, pieces, views)
 
 
 def _searched(shards: Shards, task: Task) -> tuple[Ids, Scores]:
