@@ -99,6 +99,21 @@ def check_resources(trainer: Trainer, use_gpu: bool, mining: Mining | None = Non
         )
     if mining is not None and mining.miners:
         _check_miners(mining, have, cores - need, gpus - (trainer.workers if use_gpu else 0))
+    if mining is not None and mining.shards > 1:
+        _check_shards(mining, have, cores - need)
+
+
+def _check_shards(mining: Mining, have: Mapping[str, float], cores: int) -> None:
+    """`cores` is what the workers leave."""
+    if mining.shards * mining.cpus_per_shard > cores:
+        fit = cores // mining.cpus_per_shard
+        fewer = f"mining.shards={fit}, or " if fit > 1 else ""
+        raise DeviceError(
+            f"mining.shards={mining.shards} with {mining.cpus_per_shard} core(s) each needs "
+            f"{mining.shards * mining.cpus_per_shard} cores and the workers leave {cores}; type {fewer}mining.cpus_per_shard=0, "
+            "with which they share the workers' cores"
+        )
+    _check_node("shard_node", mining.shard_node, have)
 
 
 def _check_miners(mining: Mining, have: Mapping[str, float], cores: int, gpus: int) -> None:
@@ -114,9 +129,13 @@ def _check_miners(mining: Mining, have: Mapping[str, float], cores: int, gpus: i
             f"mining.miners={mining.miners} with mining.gpus_per_miner={mining.gpus_per_miner:g} needs "
             f"{mining.miners * mining.gpus_per_miner:g} GPUs and the workers leave {gpus}; type mining.gpus_per_miner=0"
         )
-    if mining.miner_node and mining.miner_node not in have:
+    _check_node("miner_node", mining.miner_node, have)
+
+
+def _check_node(key: str, node: str | None, have: Mapping[str, float]) -> None:
+    if node and node not in have:
         raise DeviceError(
-            f"mining.miner_node={mining.miner_node} is no resource of this cluster, which has {', '.join(sorted(have))}; "
+            f"mining.{key}={node} is no resource of this cluster, which has {', '.join(sorted(have))}; "
             "start nodes with it (ray start --resources), or leave the key out"
         )
 

@@ -186,6 +186,18 @@ class Mining(Section):
     miner_node: str | None = Field(
         default=None, max_length=200, description="Ray resource of the nodes that miners run on; null: any node"
     )
+    shards: int = Field(
+        default=1,
+        ge=1,
+        le=10_000,
+        description="processes that hold the bank's rows, a range of the videos each, on the nodes of the cluster; 1: the bank's own process does",
+    )
+    cpus_per_shard: int = Field(
+        default=1, ge=0, le=1024, description="cores of one shard, which mines on them; 0: none are booked"
+    )
+    shard_node: str | None = Field(
+        default=None, max_length=200, description="Ray resource of the nodes that shards run on; null: any node"
+    )
     snapshot_every_steps: int = Field(
         default=0, ge=0, le=1_000_000_000, description="extra bank snapshots beside those of checkpoints; 0: none"
     )
@@ -220,6 +232,42 @@ class Mining(Section):
             raise ValueError(
                 f"mining.pool_slots={self.pool_slots} draws from a bank, and mining.where=inline has a queue; "
                 "type mining.where=actor, or a smaller method.queue"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_mine_by_themselves(self) -> Mining:
+        if self.shards == 1:
+            if self.shard_node is not None:
+                raise ValueError(
+                    f"mining.shard_node={self.shard_node} is about shards, and mining.shards=1 has none; type mining.shards=2"
+                )
+            return self
+        sharded = f"mining.shards={self.shards}"
+        if self.where != "actor":
+            raise ValueError(
+                f"{sharded} are of a bank, and mining.where={self.where} has none; type mining.where=actor"
+            )
+        if self.traits.ranks:
+            others = " or ".join(name for name, one in STRATEGIES.items() if not (one.ranks or one.reads_labels))
+            raise ValueError(
+                f"mining.strategy={self.strategy} ranks the whole bank, and {sharded} hold a part each; "
+                f"type mining.shards=1, or mining.strategy={others}"
+            )
+        if self.miners:
+            raise ValueError(
+                f"mining.miners={self.miners} hold a copy of the whole bank each, and {sharded} hold a part each and mine it "
+                "themselves; leave one of them out"
+            )
+        if self.pool_slots is not None:
+            raise ValueError(
+                f"mining.pool_slots={self.pool_slots} are gathered in one process, and {sharded} compare with all slots; "
+                "leave one of them out"
+            )
+        if self.backend not in ("auto", "numpy"):
+            raise ValueError(
+                f"mining.backend={self.backend} is for a bank in one process, and {sharded} mine with numpy; "
+                "type mining.backend=auto"
             )
         return self
 

@@ -8,6 +8,7 @@ by itself with the newest whole snapshot; construction never fails, because that
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from ray.exceptions import RayError
 
 from cluster.bank.miner import settle_threads, start_miners, thread_variables
 from cluster.bank.server import BankServer
+from cluster.bank.shard_actor import start_actors
+from cluster.bank.shard_place import ShardPlace
 from cluster.bank.spec import Answer, BankSpec, Began, Push, Verdict
 from vidssl.errors import StorageError
 
@@ -32,8 +35,13 @@ class BankActor:
         with warnings.catch_warnings(action="ignore"):  # Ray's own use of what it deprecates
             restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         settle_threads(spec.threads)
-        self._miners, miners = start_miners(spec, group)  # kept: they end with their handles
-        self._server = BankServer(spec, group, label, restarted, miners)
+        self._shards: list[Any] = []
+        self._miners, miners = start_miners(spec, group)  # both kept: they end with their handles
+        place = None
+        if spec.shards > 1:
+            self._shards, cuts = start_actors(spec)
+            place = partial(ShardPlace, self._shards, cuts, spec, group)
+        self._server = BankServer(spec, group, label, restarted, miners, place)
 
     @ray.method(concurrency_group="io")
     def serve(self, push: Push) -> tuple[Verdict, Answer | None]:
@@ -65,6 +73,11 @@ class BankActor:
         """Handles of its miners."""
         return list(self._miners)
 
+    @ray.method(concurrency_group="ctl")
+    def shards(self) -> list[Any]:
+        """Handles of its shards."""
+        return list(self._shards)
+
     @ray.method(concurrency_group="ctl", max_task_retries=-1)
     def process_id(self) -> int:
         """As `BankServer.process_id`."""
@@ -93,7 +106,10 @@ def start_bank(
         "num_cpus": 0,
         "max_restarts": -1,
         "max_task_retries": 0,  # a push that failed is old by then; the client counts it and goes on
-        "concurrency_groups": {"io": 2, "ctl": 2},
+        "concurrency_groups": {
+            "io": 2 if spec.shards == 1 else 8,
+            "ctl": 2,
+        },  # with shards it waits for rows to hand out
         "runtime_env": {"env_vars": thread_variables(spec.threads)},
     }
     handle = ray.remote(**options)(BankActor).remote(spec, group, label)

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.bank.rows import BankRows
 from cluster.bank.spec import BankSpec
 from vidssl.batch import Positives
 from vidssl.mining.bank import DELTA_ROWS, EmbeddingBank
@@ -49,7 +50,7 @@ class Miner(Protocol):
     name: str
     losses: int
 
-    def mine(self, bank: EmbeddingBank, ids: Ids) -> Mined:
+    def mine(self, bank: BankRows, ids: Ids) -> Mined:
         """Positives of these videos, from the bank's rows as they are now.
 
         Raises:
@@ -67,7 +68,7 @@ class OwnMiner:
     def __init__(self, spec: BankSpec) -> None:
         self._spec = spec
 
-    def mine(self, bank: EmbeddingBank, ids: Ids) -> Mined:
+    def mine(self, bank: BankRows, ids: Ids) -> Mined:
         """As `Miner.mine`."""
         spec, began = self._spec, time.thread_time()
         found = bank.mine(ids, spec.plan, spec.main, spec.aux, backend=spec.backend, threads=spec.threads)
@@ -125,8 +126,9 @@ class DistantMiner:
         self._mark: Mark | None = None
         self._away = False
 
-    def mine(self, bank: EmbeddingBank, ids: Ids) -> Mined:
+    def mine(self, bank: BankRows, ids: Ids) -> Mined:
         """As `Miner.mine`."""
+        assert isinstance(bank, EmbeddingBank)  # shards mine by themselves: a recipe that asks for both is refused
         while True:
             delta = bank.changed_since(self._mark)
             last = len(delta.slots) < DELTA_ROWS

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidssl.errors import BankError
+from cluster.bank.rows import BankRows, Place, Say
+from vidssl.errors import BankError, StorageError
 from vidssl.files import storage_error, write_whole
-from vidssl.mining.bank import EmbeddingBank
-from vidssl.mining.reopen import choose, newest_whole
-from vidssl.mining.snapshots import is_snapshot, load_snapshot, sweep
+from vidssl.mining.reopen import chosen, newest_loaded
+from vidssl.mining.snapshots import is_snapshot, sweep
 
 __all__ = ["LIVE", "Recovered", "clear_leftovers", "open_source", "recover", "store_attempt", "stored_attempt"]
 
@@ -31,24 +30,23 @@ class Recovered:
         said: The same for the user, with what had to be passed over.
     """
 
-    bank: EmbeddingBank
+    bank: BankRows
     note: str
     said: str
 
 
-def open_source(
-    source: str | None, step: int, empty: EmbeddingBank, data_hash: str | None, say: Callable[[str], None]
-) -> EmbeddingBank:
+def open_source(source: str | None, step: int, place: Place, say: Say) -> BankRows:
     """The bank of an attempt that begins at `step`; see `BankServer.reset`.
 
     Raises:
         BankError: a snapshot that is damaged or does not fit.
+        StorageError: the processes that hold the rows do not answer.
     """
     if source is None:
-        return empty
+        return place.empty()
     if is_snapshot(Path(source)):
-        return load_snapshot(Path(source), empty, data_hash, say)
-    return choose(Path(source), step, say, empty, data_hash)
+        return place.load(Path(source), say)
+    return chosen(Path(source), step, say, place.load) or place.empty()
 
 
 def clear_leftovers(root: Path) -> None:
@@ -60,16 +58,16 @@ def clear_leftovers(root: Path) -> None:
         _log.warning("leftovers in %s stay: %s", root, error)
 
 
-def recover(root: Path, empty: EmbeddingBank, data_hash: str | None) -> Recovered:
+def recover(root: Path, place: Place) -> Recovered:
     """The newest whole snapshot of a run, whoever wrote it; never raises."""
     said: list[str] = []
-    bank, note = empty, "started empty"
+    found, note = None, "started empty"
     try:
-        found = newest_whole([root, root / LIVE], said.append, expect=empty, data_hash=data_hash)
-        if found is not None:
-            bank, note = found[1], f"restored from {found[0].name}"
-    except (BankError, OSError) as error:  # a bank that does not start at all would be worse than an empty one
+        found = newest_loaded([root, root / LIVE], said.append, place.load)
+        note = "started empty" if found is None else f"restored from {found[0].name}"
+    except (BankError, StorageError, OSError) as error:  # not to start at all would be worse than an empty bank
         said, note = [str(error)], f"started empty: {error}"
+    bank = place.empty(wait=False) if found is None else found[1]
     has = f"{bank.filled} of {bank.n_slots} rows" + ("" if bank.filled else ", which come back as videos are seen")
     sentence = "; ".join([f"the bank's process was lost and started again with {has}", *said])
     _log.warning("%s", sentence)

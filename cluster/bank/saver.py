@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.bank.recovery import LIVE
+from cluster.bank.rows import BankRows, PartedMoment
 from cluster.bank.spec import BankSpec
 from vidssl.errors import BankError, StorageError
-from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.moments import Moment
 from vidssl.mining.snapshots import save_snapshot
 
@@ -58,7 +58,7 @@ class Saver:
         """
         return None if self._saved is None else float(max(0, bank_step + 1 - self._saved))
 
-    def begin(self, bank: EmbeddingBank, root: str, step: int, told: bool) -> bool:
+    def begin(self, bank: BankRows, root: str, step: int, told: bool) -> bool:
         """Begin a checkpoint's snapshot of this moment, `root/snap-<step>`; false while the one before is being written.
 
         Args:
@@ -70,7 +70,14 @@ class Saver:
         if self._checkpoint is not None and self._checkpoint.is_alive():
             return False
         self._results = {step: None}
-        arguments = (bank.moment(), Path(root), step, told)
+        try:
+            moment = bank.moment()
+        except StorageError as error:
+            self._results[step] = error
+            if told:
+                self._failed(error)
+            return True
+        arguments = (moment, Path(root), step, told)
         self._checkpoint = threading.Thread(target=self._write_checkpoint, args=arguments, name="saver", daemon=True)
         self._checkpoint.start()
         return True
@@ -91,7 +98,7 @@ class Saver:
             raise result
         return result
 
-    def between(self, bank: EmbeddingBank) -> None:
+    def between(self, bank: BankRows) -> None:
         """Begin a snapshot under `root/live` where one is due (`mining.snapshot_every_steps`)."""
         every, done = self._spec.snapshot_every_steps, bank.step + 1
         if not every or not self._spec.root or done // every <= self._due:
@@ -100,7 +107,11 @@ class Saver:
             self._say_slow(self._due * every, done, every)
             return
         self._due = done // every
-        moment, folder = bank.moment(), Path(self._spec.root) / LIVE
+        try:
+            moment, folder = bank.moment(), Path(self._spec.root) / LIVE
+        except StorageError as error:
+            self._failed(error)
+            return
         self._writer = threading.Thread(target=self._write_live, args=(moment, folder, done), name="saver", daemon=True)
         self._writer.start()
 
@@ -110,14 +121,14 @@ class Saver:
             if writer is not None:
                 writer.join(timeout_s)
 
-    def _write_live(self, moment: Moment, folder: Path, step: int) -> None:
+    def _write_live(self, moment: Moment | PartedMoment, folder: Path, step: int) -> None:
         try:
             with moment:
                 self._write(moment, folder, step, 1)
         except (BankError, StorageError) as error:
             self._failed(error)
 
-    def _write_checkpoint(self, moment: Moment, root: Path, step: int, told: bool) -> None:
+    def _write_checkpoint(self, moment: Moment | PartedMoment, root: Path, step: int, told: bool) -> None:
         try:
             with moment:
                 self._results[step] = self._write(moment, root, step, self._spec.keep)
@@ -134,7 +145,7 @@ class Saver:
         since = "there is none yet" if self._saved is None else f"the newest is of step {self._saved}"
         self._tell(f"{error} ({since}); the run goes on")
 
-    def _write(self, moment: Moment, root: Path, step: int, keep: int) -> Path:
+    def _write(self, moment: Moment | PartedMoment, root: Path, step: int, keep: int) -> Path:
         path = save_snapshot(moment, root, step, keep, self._extra())
         self._saved = step if self._saved is None else max(self._saved, step)
         _log.info("%s: %.0f MB beside the bank, %d rows set aside", path, moment.most_bytes / 1e6, moment.kept_rows)

@@ -13,23 +13,22 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.bank.desk import Desk
 from cluster.bank.lockstep import Lockstep
 from cluster.bank.mirror import Miner, MinerGone, OwnMiner
 from cluster.bank.recovery import clear_leftovers, open_source, recover, store_attempt, stored_attempt
-from cluster.bank.requests import LATE, Requests
+from cluster.bank.requests import LATE
+from cluster.bank.rows import BankRows, OwnProcess, Place, Say
 from cluster.bank.saver import Saver
 from cluster.bank.spec import Answer, BankSpec, Began, Push, Verdict, Wanted
-from cluster.bank.table import Pace, PositiveTable
 from vidssl.batch import Embeddings, Positives
 from vidssl.errors import BankError, StorageError
-from vidssl.mining.bank import EmbeddingBank
 from vidssl.mining.metrics import MiningMonitor
 
 __all__ = ["BankServer"]
@@ -44,21 +43,18 @@ AT_ONCE_S = 0.03
 """About how long a call of the engine may take: what becomes urgent meanwhile waits for it, and what it takes longer for
 than a step comes too late for its step."""
 
-
-@dataclass(frozen=True)
-class _Desk:
-    """What one attempt works on; a new attempt gets its own, and what is still mined for the old one ends there."""
-
-    bank: EmbeddingBank
-    table: PositiveTable
-    requests: Requests
-    pace: Pace
-    steps: Lockstep | None
-
-    def close(self) -> None:
-        self.requests.close()
-        if self.steps is not None:
-            self.steps.close()
+_COUNTERS = [
+    "written_rows",
+    "needed_rows",
+    "unseen_rows",
+    "mined_rows",
+    "kept_rows",
+    "miners_lost",
+    "mined_late_rows",
+    "late",
+    "lost",
+    "rejected",
+]
 
 
 class BankServer:
@@ -70,6 +66,7 @@ class BankServer:
         label: int64 [N] or None, read by the monitor only.
         restarted: This process replaces one that died; its rows come from the newest whole snapshot.
         miners: Who mines, a thread each. None, or a deterministic run: this process.
+        place: Where its rows lie, given whom to tell what the user has to know; None: in this process.
 
     Attributes:
         note: What last happened to its rows, for the log of the process.
@@ -84,25 +81,27 @@ class BankServer:
         label: NDArray[np.int64] | None = None,
         restarted: bool = False,
         miners: Sequence[Miner] = (),
+        place: Callable[[Say], Place] | None = None,
     ) -> None:
         self.spec, self.note, self.restart = spec, "started empty", ""
         self.troubles: deque[str] = deque(maxlen=8)
-        self._group = group
+        self._place = OwnProcess(spec, group) if place is None else place(self._told)
         self._monitor = None if label is None else MiningMonitor(np.array(label, np.int64))
         self._lock = threading.Lock()
         self._attempt = stored_attempt(spec.root)
         self._lost = restarted and spec.deterministic
         self._unsure = restarted and not spec.deterministic
         self._counts: Counter[str] = Counter()
-        bank = self.spec.empty_bank(self._group)
         if spec.root:
             clear_leftovers(Path(spec.root))
         if spec.root and restarted:
-            found = recover(Path(spec.root), bank, spec.data_hash)
+            found = recover(Path(spec.root), self._place)
             bank, self.note, self.restart = found.bank, found.note, found.said
+        else:
+            bank = self._place.empty(wait=False)
         self._saver = Saver(spec, self._told)
         self._saver.begins(bank.step + 1 if bank.filled else None)
-        self._desk = self._open(bank, spec.world, 0)
+        self._desk = Desk.open(spec, bank, spec.world, 0)
         self._closed = False
         crew = [OwnMiner(spec)] if spec.deterministic or not miners else miners
         self._threads = [threading.Thread(target=self._run, args=(one,), name=one.name, daemon=True) for one in crew]
@@ -120,12 +119,17 @@ class BankServer:
 
         Raises:
             BankError: the snapshot is damaged or does not fit this run.
-            StorageError: the run's folder cannot be written.
+            StorageError: the run's folder cannot be written, or the processes that hold the rows do not answer.
         """
         said: list[str] = []
-        bank = open_source(source, start_step, self.spec.empty_bank(self._group), self.spec.data_hash, said.append)
-        bank.rewind(start_step)  # a snapshot of a later step may be asked for; its rows are not newer than what comes
-        desk = self._open(bank, world, start_step)
+        bank = open_source(source, start_step, self._place, said.append)
+        try:
+            bank.rewind(
+                start_step
+            )  # a snapshot of a later step may be asked for; its rows are not newer than what comes
+        except MinerGone as error:
+            raise StorageError(f"the bank cannot begin: {error}; look at the run's Ray log and resume it") from error
+        desk = Desk.open(self.spec, bank, world, start_step)
         self._saver.begins(bank.step + 1 if bank.filled else None)
         with self._lock:
             if source is not None:  # what this process mined before is as good as the rows that it goes on with
@@ -137,6 +141,7 @@ class BankServer:
             self._lost, self._unsure = False, False
             began = self._attempt
         old.close()
+        self._place.only(bank)
         if said and self.spec.deterministic:
             said.append("so this deterministic run goes on, and is not the straight one bit for bit")
         return Began(began, "; ".join(said))
@@ -154,7 +159,10 @@ class BankServer:
             desk = self._desk
             if self._unsure and push.rows is not None:
                 # What a restarted bank found may be of a later step: of before this attempt was started.
-                desk.bank.rewind(push.step)
+                try:
+                    desk.bank.rewind(push.step)
+                except MinerGone:  # its shards are not there yet, so there is nothing that these rows could be added to
+                    return "ok", None
                 self._unsure = False
         if desk.steps is not None:
             return self._serve_in_order(desk.steps, push)
@@ -204,24 +212,12 @@ class BankServer:
         soon, late = desk.requests.counts()
         quality = self._monitor.read() if self._monitor else {}
         age = self._saver.age(desk.bank.step)
-        names = (
-            "written_rows",
-            "needed_rows",
-            "unseen_rows",
-            "mined_rows",
-            "kept_rows",
-            "miners_lost",
-            "mined_late_rows",
-            "late",
-            "lost",
-            "rejected",
-        )
         return {
             "step": float(desk.bank.step),
             "seconds": time.monotonic(),
             "filled": desk.bank.filled / desk.bank.n_slots,
             **({} if age is None else {"snapshot_age_steps": age}),
-            **{name: float(counts[name]) for name in names},
+            **{name: float(counts[name]) for name in _COUNTERS},
             "waiting_rows": float(soon),
             "late_rows": float(late),
             "oldest_steps": float(self._oldest(desk)),
@@ -247,12 +243,6 @@ class BankServer:
             thread.join(10)
         self._saver.close()
 
-    def _open(self, bank: EmbeddingBank, world: int, start: int) -> _Desk:
-        spec = self.spec
-        table = PositiveTable(spec.n_slots, spec.plan.k, spec.plan.depth)
-        steps = Lockstep(world, start, spec.lookahead) if spec.deterministic else None
-        return _Desk(bank, table, Requests(spec.n_slots), Pace(spec.epoch_steps), steps)
-
     def _refusal(self, push: Push) -> Verdict | None:
         if self._lost:
             return "lost"
@@ -273,18 +263,21 @@ class BankServer:
             np.concatenate([place for place, _ in ready]), Positives.joined([found for _, found in ready])
         )
 
-    def _answer(self, desk: _Desk, wanted: Wanted) -> Answer | None:
+    def _answer(self, desk: Desk, wanted: Wanted) -> Answer | None:
         found = desk.table.newer(wanted.ids, wanted.have, wanted.at - self._oldest(desk))
         if not len(found.place):
             return None
-        vectors = desk.bank.vectors(found.ids, self.spec.aux)
+        try:
+            vectors = desk.bank.vectors(found.ids, self.spec.aux)
+        except MinerGone:  # who asks again is answered when the rows are back
+            return None
         return Answer(found.place, Positives(found.ids, vectors, found.mined_at, found.survivors))
 
-    def _oldest(self, desk: _Desk) -> int:
+    def _oldest(self, desk: Desk) -> int:
         given = self.spec.max_staleness_steps
         return desk.pace.bound(desk.bank.step) if given is None else given
 
-    def _note(self, desk: _Desk, push: Push) -> None:
+    def _note(self, desk: Desk, push: Push) -> None:
         for step in push.wanted.steps:
             if not desk.requests.is_new(push.rank, step):
                 continue
@@ -307,6 +300,10 @@ class BankServer:
                     self._mine_step(miner, desk, desk.steps)
                 self._saver.between(desk.bank)
             except MinerGone as error:
+                if desk is not self._desk:
+                    continue  # a new attempt began meanwhile, with rows of its own
+                with self._lock:
+                    self._lost |= desk.steps is not None
                 if miner.losses > gone:
                     with self._lock:
                         self._counts["miners_lost"] += miner.losses - gone
@@ -321,7 +318,7 @@ class BankServer:
                     self._counts["rejected"] += 1
                     self._lost = self.spec.deterministic
 
-    def _mine_rows(self, miner: Miner, desk: _Desk, row_s: float) -> float:
+    def _mine_rows(self, miner: Miner, desk: Desk, row_s: float) -> float:
         """Seconds of a row, where one was mined."""
         parts = desk.requests.take(int(np.clip(AT_ONCE_S / row_s, *AT_ONCE)))
         # What was mined since it was asked for (another rank asked too) need not be mined again.
@@ -343,7 +340,7 @@ class BankServer:
             self._counts["mined_late_rows"] += len(ids) if parts[0].rank == LATE else 0
         return (time.perf_counter() - began) / len(ids)
 
-    def _mine_step(self, miner: Miner, desk: _Desk, steps: Lockstep) -> None:
+    def _mine_step(self, miner: Miner, desk: Desk, steps: Lockstep) -> None:
         pushes = steps.take()
         if not pushes:
             return
@@ -359,7 +356,7 @@ class BankServer:
                     self._counts["mined_rows"] += len(ids)
         steps.done()
 
-    def _write(self, bank: EmbeddingBank, rows: Embeddings) -> None:
+    def _write(self, bank: BankRows, rows: Embeddings) -> None:
         try:
             taken = bank.push(rows)
             bad, why = taken.bad, f"left out {taken.bad} rows of rank {rows.rank} that are no finite unit rows"
@@ -375,7 +372,7 @@ class BankServer:
             self._told(f"the bank {why}; more are counted in bank/rejected")
             _log.warning("%s", self.note)
 
-    def _mine(self, miner: Miner, bank: EmbeddingBank, ids: NDArray[np.int64]) -> Positives:
+    def _mine(self, miner: Miner, bank: BankRows, ids: NDArray[np.int64]) -> Positives:
         began = time.perf_counter()
         mined = miner.mine(bank, ids)
         if self._monitor is not None:

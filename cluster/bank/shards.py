@@ -1,82 +1,48 @@
-"""A bank in shards: Ray actors that each hold a contiguous range of the slots, and what asks all of them at once.
+"""A bank in shards: Ray actors that each hold a contiguous range of the slots, and what stands for all of them.
 
 `ShardedBank` takes pushes and mines like `EmbeddingBank`; where no machine holds 100 M rows, several do. What it mines
-is what one bank would mine (see `vidssl.mining.shards`). A shard that dies takes its rows with it: they come back as
-their videos are seen, as with a bank that starts empty.
+is what one bank would mine (see `vidssl.mining.shards`). Here stay the step of each slot's write (8 bytes), the groups and
+the space: so a push is looked at and answered here, and sent on without waiting; whoever mines waits for it.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
-from ray.exceptions import RayError, RayTaskError
 
+from cluster.bank.rows import Say
+from cluster.bank.shard_actor import Asked, Opened
+from cluster.bank.shard_asks import RayShards, ShardedMoment
+from cluster.bank.shard_watch import ShardGone, ShardWatch
+from cluster.bank.spec import BankSpec
 from vidssl.batch import Embeddings, Positives
-from vidssl.errors import BankError, StorageError
-from vidssl.mining.bank import EmbeddingBank, Taken
-from vidssl.mining.exclusions import Exclusions, GroupIndex
+from vidssl.errors import StorageError
+from vidssl.mining.arrivals import Arrived, Taken, arrived, check_views, checked_slots
+from vidssl.mining.brackets import Sample, sampled_slots
+from vidssl.mining.cascade import Backend
+from vidssl.mining.exclusions import GroupIndex
+from vidssl.mining.moments import Facts
 from vidssl.mining.plan import CascadePlan
-from vidssl.mining.shards import Ids, Keys, Scores, Shard, cut_points, mine_sharded
+from vidssl.mining.rows import stored
+from vidssl.mining.shards import OPEN_UP_TO, mine_sharded
 
-__all__ = ["ShardActor", "ShardedBank", "start_shards"]
+__all__ = ["ShardedBank"]
 
-ANSWER_S = 120.0
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+WRITTEN_S = 120.0
+AT_HAND_S = (1.0, 2.0)
+"""How long who hands out rows waits for a shard, and for how long it does not ask again one that took longer."""
+UNANSWERED = 256
+"""Pushes to one shard that may be on their way; one that has so many does not answer."""
+SAMPLE_ROUNDS = 64
+"""Batches that one sample serves: it only says where to look."""
 
-
-class ShardActor:
-    """Some slots of a bank, in a process of their own.
-
-    Args:
-        first: First slot.
-        size: How many.
-        dim: D.
-        views: Names of the views, main first.
-        dtype: Of the rows.
-    """
-
-    def __init__(self, first: int, size: int, dim: int, views: tuple[str, ...], dtype: str) -> None:
-        self._bank = EmbeddingBank(size, dim, views, dtype=dtype)
-        self._shard = Shard(first, size)
-
-    def push(self, rows: Embeddings) -> Taken:
-        """As `EmbeddingBank.push`; instances are slots of this shard."""
-        return self._bank.push(rows)
-
-    def rewind(self, step: int) -> None:
-        """As `EmbeddingBank.rewind`."""
-        self._bank.rewind(step)
-
-    def state(self) -> tuple[int, int]:
-        """Filled slots, and the newest step."""
-        return self._bank.filled, self._bank.step
-
-    def rows(self, slots: Ids, view: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Rows [M, D] of slots of this shard, and whether they were ever written."""
-        return self._bank.vectors(slots, view), self._bank.version[slots] >= 0
-
-    def begin(self, queries: Sequence[NDArray], views: tuple[str, str], plan: CascadePlan, exclude: Exclusions) -> Ids:
-        """As `Shard.begin`, of the rows that are there now."""
-        tables = [self._bank.table(view) for view in views]
-        return self._shard.begin(queries, tables, self._bank.version >= 0, plan, exclude)
-
-    def histogram(self, view: int, digit: int, prefix_B: Keys) -> Ids:
-        """As `Shard.histogram`."""
-        return self._shard.histogram(view, digit, prefix_B)
-
-    def keep(self, view: int, threshold_B: Keys, equals_B: Ids) -> None:
-        """As `Shard.keep`."""
-        self._shard.keep(view, threshold_B, equals_B)
-
-    def best(self, view: int, k: int) -> tuple[Ids, Scores]:
-        """As `Shard.best`."""
-        return self._shard.best(view, k)
+Ids = NDArray[np.int64]
 
 
 class ShardedBank:
@@ -85,190 +51,283 @@ class ShardedBank:
     Args:
         actors: Handles of `ShardActor`, in the order of their slots.
         cuts: First slot of each, and N.
-        dim: D.
-        views: Names of the views.
-        group: int64 [N], as `EmbeddingBank`.
+        spec: The run's bank.
+        group: int64 [N] or None, as `EmbeddingBank`.
+        number: Of this bank, among those of these shards.
+        say: Told about shards that were lost.
 
     Attributes:
         n_slots: N.
+        dim: D.
+        dtype: Of the rows.
+        views: Names of the views.
+        group: int64 [N].
+        version: int64 [N], step of the last write, -1 where never written.
+        step: Newest step that was written, -1 at first.
+        mapped: The space that it mines in, without its images.
+        watch: Which shards are there.
     """
 
     def __init__(
         self,
         actors: Sequence[Any],
         cuts: Sequence[int],
-        dim: int,
-        views: Sequence[str],
-        group: NDArray[np.int64] | None = None,
+        spec: BankSpec,
+        group: NDArray[np.int64] | None,
+        number: int = 0,
+        say: Say = lambda line: None,
     ) -> None:
-        self.n_slots, self.dim, self.views = cuts[-1], dim, tuple(views)
-        self._actors, self._cuts = list(actors), np.asarray(cuts, np.int64)
-        self._group = np.arange(self.n_slots) if group is None else np.asarray(group, np.int64)
-        self._groups, self._lock = GroupIndex(self._group), threading.Lock()
+        self.n_slots, self.dim, self.views, self.dtype = spec.n_slots, spec.dim, spec.views, spec.dtype
+        self.group = np.arange(self.n_slots) if group is None else np.asarray(group, np.int64)
+        self.version, self.step, self.mapped = np.full(self.n_slots, -1, np.int64), -1, spec.empty_space()
+        self.watch = ShardWatch(actors, number, say, self._returned, not spec.deterministic)
+        self._number, self._cuts, self._deterministic = number, np.asarray(cuts, np.int64), spec.deterministic
+        self._groups, self._mining = GroupIndex(self.group), threading.Lock()
+        self._changed = threading.Condition()
+        self._filled = self._sent = 0
+        self._flying: list[set[int]] = [set() for _ in actors]
+        self._told = [0] * len(self.watch.actors)
+        self._sample: tuple[object, Sample] | None = None
+        self._served, self._slow_until = 0, 0.0
 
     @property
     def filled(self) -> int:
         """Slots that hold a row."""
-        return sum(filled for filled, _ in self._all("state"))
+        return self._filled
 
-    @property
-    def step(self) -> int:
-        """Newest step that was written, -1 at first."""
-        return max(step for _, step in self._all("state"))
+    def begun(self, opened: Sequence[Opened], step: int) -> None:
+        """All shards began with these rows, the newest of this step."""
+        self.step = step
+        for shard, one in enumerate(opened):
+            self._returned(shard, one)
 
     def push(self, rows: Embeddings) -> Taken:
-        """As `EmbeddingBank.push`.
+        """As `EmbeddingBank.push`; rows of a shard that is away are lost, and come back as their videos are seen.
 
         Raises:
             BankError: as there.
-            StorageError: a shard does not answer.
+            ShardGone: the bank is deterministic, and a shard is away.
         """
-        calls = []
-        for shard, place in self._owners(rows.instance).items():
-            own = {view: np.asarray(values)[place] for view, values in rows.views.items()}
-            slots = rows.instance[place] - self._cuts[shard]
-            calls.append(self._actors[shard].push.remote(Embeddings(own, slots, rows.step, rows.rank)))
-        taken: list[Taken] = _answers(calls)
-        first = next((one.first for one in taken if one.first), "")
-        written, bad, late = (sum(getattr(one, name) for one in taken) for name in ("written", "bad", "late"))
-        return Taken(written, bad, late, first)
+        found = arrived(rows, self.views, self.n_slots, self.dim)
+        views = {view: stored(values, self.dtype) for view, values in found.views.items()}
+        if self._deterministic:
+            self.watch.check()
+        with self._changed:
+            fresh, absent = self.version[found.slots] <= rows.step, list(self.watch.absent)
+            write = np.flatnonzero(fresh & ~np.isin(self._owner(found.slots), absent))
+            slots = found.slots[write]
+            self._filled += int((self.version[slots] < 0).sum())
+            self.version[slots] = rows.step
+            if len(write):
+                self.step = max(self.step, rows.step)
+            sent = Arrived(slots, {view: values[write] for view, values in views.items()}, 0, "")
+            calls = [(shard, place, self._numbered(shard)) for shard, place in self._owners(slots).items()]
+        for shard, place, call in calls:
+            self._send(shard, sent.only(place), rows, call)
+        return replace(found.taken(len(write)), late=int((~fresh).sum()))
 
     def rewind(self, step: int) -> None:
-        """As `EmbeddingBank.rewind`."""
-        self._all("rewind", step)
+        """As `EmbeddingBank.rewind`.
 
-    def mine(self, ids: NDArray[np.int64], plan: CascadePlan, main: str, aux: str) -> Positives:
-        """As `EmbeddingBank.mine`.
+        Raises:
+            ShardGone: a shard is away.
+        """
+        self.settle()
+        self.watch.ask("rewind", self._number, step)
+        with self._changed:
+            np.minimum(self.version, step - 1, out=self.version)
+            self.step = min(self.step, step - 1)
+
+    def settle(self) -> None:
+        """Wait until the shards have written what was pushed before this call.
+
+        Raises:
+            ShardGone: one is away, or does not answer.
+        """
+        with self._changed:
+            before = [set(flying) for flying in self._flying]
+            done = self._changed.wait_for(lambda: not any(a & b for a, b in self._pairs(before)), WRITTEN_S)
+        if not done:
+            for shard, (a, b) in enumerate(self._pairs(before)):
+                if a & b:
+                    self.watch.lost(shard, f"no answer for {WRITTEN_S:g} s")
+        self.watch.check()
+
+    def mine(
+        self,
+        ids: Ids,
+        plan: CascadePlan,
+        main: str,
+        aux: str,
+        *,
+        backend: Backend = "auto",
+        threads: int = 1,
+    ) -> Positives:
+        """As `EmbeddingBank.mine`, from everything that was pushed before.
+
+        Args:
+            ids: int64 [B].
+            plan: Stages, sizes, views.
+            main: Name of the view that mines first.
+            aux: Name of the trained view.
+            backend: Shards have one engine; a recipe that asks for another is refused.
+            threads: Of what is done here; the shards have their own.
 
         Raises:
             BankError: as there, or a strategy that needs the whole bank in one place.
-            StorageError: a shard does not answer.
+            ShardGone: a shard is away.
         """
-        if unknown := {main, aux} - set(self.views):
-            raise BankError(f"the bank holds {', '.join(self.views)}, not {', '.join(sorted(unknown))}")
-        slots = np.asarray(ids, np.int64).reshape(-1)
+        slots = checked_slots(ids, self.n_slots)
+        check_views((main, aux), self.views)
         out = Positives.none(len(slots), plan.k, self.dim, plan.depth)
-        step = self.step
-        rows, there = self._rows(slots, main)
-        known = np.flatnonzero(there)
-        if not known.size:
-            return out
-        queries = [rows[known], self._rows(slots[known], aux)[0]]
-        with self._lock:
-            asked = _RayShards(self._actors, (main, aux), np.diff(self._cuts))
-            found = mine_sharded(asked, queries, plan, self._groups.exclusions(self._group[slots[known]]))
+        self.settle()
+        with self._mining:
+            self._in_one_space()
+            step, known = self.step, np.flatnonzero(self.version[slots] >= 0)
+            if not known.size:
+                return out
+            asked = Asked(self._number, plan, main, aux)
+            queries, there = self._compared(slots[known], asked)
+            known, queries = known[there], [query[there] for query in queries]
+            shards = RayShards(self.watch, asked, self._cuts, self.version, self._filled)
+            exclude = self._groups.exclusions(self.group[slots[known]])
+            found = mine_sharded(shards, queries, asked.compared, exclude, self._sampled(asked))
         out.ids[known], out.survivors[known] = found.ids, found.survivors
-        out.vectors[known] = self.vectors(found.ids, aux)
+        out.vectors[known] = self._fetched(found.ids, aux)
         out.mined_at[known[found.count > 0]] = step
         return out
 
-    def vectors(self, ids: NDArray[np.int64], view: str) -> NDArray[np.float32]:
-        """As `EmbeddingBank.vectors`."""
+    def vectors(self, ids: Ids, view: str) -> NDArray[np.float32]:
+        """As `EmbeddingBank.vectors`, for who cannot wait long.
+
+        Raises:
+            ShardGone: a shard is away, or slow just now.
+        """
+        if time.monotonic() < self._slow_until:
+            raise ShardGone("a shard of the bank is slow")
+        try:
+            return self._fetched(ids, view, AT_HAND_S[0], True)
+        except ShardGone:
+            self._slow_until = time.monotonic() + AT_HAND_S[1]
+            raise
+
+    def _fetched(self, ids: Ids, view: str, timeout_s: float = WRITTEN_S, patient: bool = False) -> NDArray[np.float32]:
         flat = np.asarray(ids, np.int64).reshape(-1)
         rows = np.zeros((len(flat), self.dim), np.float32)
         there = np.flatnonzero(flat >= 0)
-        rows[there] = self._rows(flat[there], view)[0]
+        owners = self._owners(flat[there])
+        self.watch.check()
+        calls = {
+            shard: self.watch.actors[shard].vectors.remote(self._number, flat[there[place]] - self._cuts[shard], view)
+            for shard, place in owners.items()
+        }
+        for place, found in zip(owners.values(), self.watch.answers(calls, timeout_s, patient), strict=True):
+            rows[there[place]] = found
         return rows.reshape(*np.shape(ids), self.dim)
 
-    def _rows(self, slots: Ids, view: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        rows, there = np.zeros((len(slots), self.dim), np.float32), np.zeros(len(slots), bool)
+    def moment(self) -> ShardedMoment:
+        """As `EmbeddingBank.moment`: of what was pushed before, and of what arrives while the shards are asked.
+
+        Raises:
+            StorageError: a shard is away.
+        """
+        try:
+            self.settle()
+            moments = self.watch.ask("moment", self._number)
+        except ShardGone as error:
+            raise StorageError(f"the bank snapshot is not written: {error}; older snapshots stay") from error
+        mapped = self.mapped.again(self.mapped.fitted)
+        facts = Facts(self.n_slots, self.dim, self.views, self.dtype, self.group, self.step, mapped)
+        return ShardedMoment(facts, self.watch, moments)
+
+    def _send(self, shard: int, sent: Arrived, rows: Embeddings, call: int) -> None:
+        pushed = Embeddings(dict(sent.views), sent.slots - self._cuts[shard], rows.step, rows.rank)
+        future = self.watch.actors[shard].push.remote(self._number, pushed).future()
+        future.add_done_callback(lambda done: self._answered(shard, call, done.exception()))
+
+    def _numbered(self, shard: int) -> int:
+        self._sent += 1
+        self._flying[shard].add(self._sent)
+        if len(self._flying[shard]) > UNANSWERED:
+            self.watch.lost(shard, f"{UNANSWERED} pushes without an answer")
+        return self._sent
+
+    def _answered(self, shard: int, call: int, error: BaseException | None) -> None:
+        with self._changed:
+            known = call in self._flying[shard]  # what a former process took down with it is known already
+        if error is not None and known and not isinstance(self.watch.failed(shard, error), ShardGone):
+            self.watch.lost(shard, f"{type(error).__name__}: {error}")
+        with self._changed:
+            self._flying[shard].discard(call)
+            self._changed.notify_all()
+
+    def _pairs(self, before: Sequence[set[int]]) -> list[tuple[set[int], set[int]]]:
+        return list(zip(before, self._flying, strict=True))
+
+    def _returned(self, shard: int, opened: Opened) -> None:
+        part = slice(int(self._cuts[shard]), int(self._cuts[shard + 1]))
+        with self._changed:
+            self._filled += int((opened.version >= 0).sum()) - int((self.version[part] >= 0).sum())
+            self.version[part] = opened.version
+            self._flying[shard] = set()
+            self._told[shard] = 0
+            self._changed.notify_all()
+
+    def _in_one_space(self) -> None:
+        """Fit the space anew where it is time to, and tell the shards that do not know it."""
+        fitted, fits = self.mapped.renewed(_Patient(self))
+        if calls := {
+            shard: self.watch.actors[shard].follow.remote(self._number, fitted)
+            for shard, told in enumerate(self._told)
+            if told != fits
+        }:
+            self.watch.answers(calls)
+            for shard in calls:
+                self._told[shard] = fits
+
+    def _sampled(self, asked: Asked) -> Sample | None:
+        """Some rows as they are compared, to guess from; drawn anew now and then."""
+        about = (self.mapped.fits, asked.plan, self._filled.bit_length(), self._served // SAMPLE_ROUNDS)
+        self._served += 1
+        if self._filled <= OPEN_UP_TO:
+            return None
+        if self._sample is None or self._sample[0] != about:
+            slots = sampled_slots(self._filled, self.version >= 0)
+            rows, there = self._compared(slots, asked)
+            rows = [one[there] for one in rows]
+            self._sample = about, Sample(slots[there], lambda view: rows[view])
+        return self._sample[1]
+
+    def _compared(self, slots: Ids, asked: Asked) -> tuple[list[NDArray[np.float32]], NDArray[np.bool_]]:
+        """Rows of slots as they are compared, of each view, and which there are."""
         owners = self._owners(slots)
-        calls = [
-            self._actors[shard].rows.remote(slots[place] - self._cuts[shard], view) for shard, place in owners.items()
-        ]
-        for place, (found, known) in zip(owners.values(), _answers(calls), strict=True):
-            rows[place], there[place] = found, known
+        calls = {
+            shard: self.watch.actors[shard].compared.remote(asked, slots[place] - self._cuts[shard])
+            for shard, place in owners.items()
+        }
+        found, there = self.watch.answers(calls), np.zeros(len(slots), bool)
+        rows = [np.empty((len(slots), one.shape[1]), np.float32) for one in found[0][0]]
+        for place, (views, known) in zip(owners.values(), found, strict=True):
+            there[place] = known
+            for into, one in zip(rows, views, strict=True):
+                into[place] = one
         return rows, there
+
+    def _owner(self, slots: Ids) -> Ids:
+        return np.searchsorted(self._cuts, slots, side="right") - 1
 
     def _owners(self, slots: Ids) -> Mapping[int, Ids]:
         """Shard → places in `slots` of what it holds."""
-        if slots.size and not (slots.min() >= 0 and slots.max() < self.n_slots):
-            raise BankError(f"instance ids {slots.min()}..{slots.max()} do not fit a bank of {self.n_slots} slots")
-        owner = np.searchsorted(self._cuts, slots, side="right") - 1
+        owner = self._owner(slots)
         return {int(shard): np.flatnonzero(owner == shard) for shard in np.unique(owner)}
 
-    def _all(self, method: str, *arguments: object) -> list[Any]:
-        return _answers([getattr(actor, method).remote(*arguments) for actor in self._actors])
 
+class _Patient:
+    """The bank for who fits a space on its rows, and waits for them."""
 
-class _RayShards:
-    """`vidssl.mining.shards.Shards` over actors: one round asks all of them at once."""
+    def __init__(self, bank: ShardedBank) -> None:
+        self.views, self.version, self.step, self._bank = bank.views, bank.version, bank.step, bank
 
-    def __init__(self, actors: Sequence[Any], views: tuple[str, str], sizes: NDArray[np.int64]) -> None:
-        self._actors, self._views, self._sizes = actors, views, sizes
-
-    def filled(self) -> Ids:
-        return np.array([filled for filled, _ in self._ask("state")], np.int64)
-
-    def widest(self) -> int:
-        return int(self._sizes.max())
-
-    def begin(self, queries: Sequence[NDArray], plan: CascadePlan, exclude: Exclusions) -> Ids:
-        return np.stack(self._ask("begin", ray.put(list(queries)), self._views, plan, exclude))
-
-    def histogram(self, view: int, digit: int, prefix_B: Keys) -> Ids:
-        return np.stack(self._ask("histogram", view, digit, prefix_B))
-
-    def keep(self, view: int, threshold_B: Keys, equals_PB: Ids) -> None:
-        _answers(
-            [
-                actor.keep.remote(view, threshold_B, equals)
-                for actor, equals in zip(self._actors, equals_PB, strict=True)
-            ]
-        )
-
-    def best(self, view: int, k: int) -> tuple[Ids, Scores]:
-        found = self._ask("best", view, k)
-        return np.stack([ids for ids, _ in found]), np.stack([scores for _, scores in found])
-
-    def _ask(self, method: str, *arguments: object) -> list[Any]:
-        return _answers([getattr(actor, method).remote(*arguments) for actor in self._actors])
-
-
-def start_shards(
-    n_slots: int,
-    shards: int,
-    dim: int,
-    views: Sequence[str],
-    group: NDArray[np.int64] | None = None,
-    dtype: str = "float32",
-    threads: int = 1,
-) -> ShardedBank:
-    """Start the actors of a bank in shards; they live as long as who called this.
-
-    Args:
-        n_slots: N.
-        shards: P, at most N.
-        dim: D.
-        views: Names of the views.
-        group: int64 [N], videos cut from one source share a number.
-        dtype: Of the rows.
-        threads: Of each shard's products.
-
-    Raises:
-        BankError: more shards than slots.
-        StorageError: an actor did not come up.
-    """
-    cuts = cut_points(n_slots, shards)
-    options: dict[str, Any] = {
-        "num_cpus": 0,
-        "runtime_env": {"env_vars": dict.fromkeys(_THREAD_VARIABLES, str(threads))},
-    }
-    remote = ray.remote(**options)(ShardActor)
-    actors = [remote.remote(a, b - a, dim, tuple(views), dtype) for a, b in pairwise(cuts)]
-    bank = ShardedBank(actors, cuts, dim, views, group)
-    _ = bank.filled
-    return bank
-
-
-def _answers(calls: Sequence[Any]) -> list[Any]:
-    try:
-        return ray.get(list(calls), timeout=ANSWER_S)
-    except RayTaskError as error:
-        if isinstance(cause := error.cause, BankError):
-            raise cause from error
-        raise
-    except (RayError, TimeoutError) as error:
-        raise StorageError(
-            f"a shard of the bank does not answer ({type(error).__name__}); look at the run's Ray log and resume it"
-        ) from error
+    def vectors(self, ids: Ids, view: str) -> NDArray[np.float32]:
+        """As `EmbeddingBank.vectors`."""
+        return self._bank._fetched(ids, view)

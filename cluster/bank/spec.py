@@ -53,6 +53,9 @@ class BankSpec:
         labelled: Whether mining precision is measured.
         space: As `mining.space`.
         refit_steps: As `mining.refit_steps`.
+        shards: Processes that hold the rows; 1: the bank's own does.
+        cpus_per_shard: Cores booked for each, and its threads; 0: none, and one thread.
+        shard_node: Ray resource of the nodes that they run on; "": any.
         pool_slots: As `mining.pool_slots`.
         pool_of: As `mining.pool_of`.
         seed: Of the fits of the space, and of what is drawn.
@@ -83,9 +86,17 @@ class BankSpec:
     labelled: bool = False
     space: AskedSpace = "raw"
     refit_steps: int | None = None
+    shards: int = 1
+    cpus_per_shard: int = 1
+    shard_node: str = ""
     pool_slots: int | None = None
     pool_of: PoolKind = "random"
     seed: int = 0
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Views of its rows."""
+        return tuple(dict.fromkeys((self.main, self.aux)))
 
     @property
     def pool(self) -> SlotPool | None:
@@ -105,9 +116,12 @@ class BankSpec:
 
     def empty_bank(self, group: NDArray[np.int64] | None, dtype: str | None = None) -> EmbeddingBank:
         """A bank of this run without rows; `dtype`: other than the run's."""
-        views = tuple(dict.fromkeys((self.main, self.aux)))
-        mapped = MappedRows(self.space, self.refit_steps, self.seed)
-        return EmbeddingBank(self.n_slots, self.dim, views, group, dtype or self.dtype, self.pool, mapped)
+        kept = dtype or self.dtype
+        return EmbeddingBank(self.n_slots, self.dim, self.views, group, kept, self.pool, self.empty_space())
+
+    def empty_space(self) -> MappedRows:
+        """The space that it mines in, before anything was fitted."""
+        return MappedRows(self.space, self.refit_steps, self.seed)
 
 
 @dataclass(frozen=True)

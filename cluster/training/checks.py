@@ -79,6 +79,11 @@ def check_recipe(
     if recipe.mines:
         in_queue = recipe.mining.where == "inline" and recipe.method.traits.mines_in == "queue"
         plan_from(mining_of(recipe), recipe.method.queue if in_queue else len(manifest.training_rows()))
+        if recipe.mining.shards > len(manifest):
+            raise RecipeError(
+                f"mining.shards={recipe.mining.shards} of {len(manifest)} videos: each holds one at least; "
+                f"type mining.shards={max(1, len(manifest) // 10_000)}"
+            )
     return manifest
 
 

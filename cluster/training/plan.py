@@ -24,6 +24,7 @@ from vidssl.marks import refuse_foreign
 from vidssl.mining.reopen import source_of
 from vidssl.recipe import Recipe, take_word
 from vidssl.saved.checkpoint import check_same_recipe, choose_checkpoint, latest_step, read_meta
+from vidssl.saved.meta import FREE
 from vidssl.saved.run_folder import RunFolder, open_run
 
 __all__ = ["KIND", "BankFrom", "Plan", "differences", "plan_resume", "plan_run", "run_folder_of"]
@@ -32,7 +33,6 @@ KIND = "run"
 """What the mark of a run folder says."""
 
 _SHOWN = 6
-_FREE = ("data",)  # data may be moved: what it holds is compared by its hash
 _ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -153,7 +153,7 @@ def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list
 
     Keys that one side lacks are left out: another version of vidssl knew more or fewer.
     """
-    both = [key for key in here if key in there and key not in _FREE]
+    both = [key for key in here if key in there and key not in FREE]
     return [f"{key} is {there[key]} there and {here[key]} here" for key in both if there[key] != here[key]]
 
 

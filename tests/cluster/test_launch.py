@@ -18,7 +18,8 @@ for workers, device in ((3, "auto"), (2, "auto"), (3, "cpu"), (1, "cuda")):
     said = []
     answers.append([resolve_device(Trainer(workers=workers, device=device), said.append), said])
 refused = []
-for words in ({"miners": 3}, {"miners": 1, "gpus_per_miner": 0.5}, {"miners": 1, "miner_node": "miners"}, {"miners": 1}):
+for words in ({"miners": 3}, {"miners": 1, "gpus_per_miner": 0.5}, {"miners": 1, "miner_node": "miners"}, {"miners": 1},
+              {"shards": 3}, {"shards": 3, "cpus_per_shard": 0}, {"shards": 3, "cpus_per_shard": 0, "shard_node": "big"}):
     try:
         check_resources(Trainer(workers=1), False, Mining(**words))
         check_resources(Trainer(workers=1), True, Mining(**words))
@@ -33,7 +34,13 @@ def test_fewer_gpus_than_workers_is_said_and_enough_are_taken():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", ASK], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     few, enough, meant, asked, refused = json.loads(done.stdout.splitlines()[-1])
-    cores, gpus, node, fine = refused
+    cores, gpus, node, fine, shards, none_booked, shard_node = refused
+    assert shards == (
+        "mining.shards=3 with 1 core(s) each needs 3 cores and the workers leave 1; type mining.cpus_per_shard=0, with which "
+        "they share the workers' cores"
+    )
+    assert none_booked == ""
+    assert shard_node.startswith("mining.shard_node=big is no resource of this cluster, which has CPU")
     assert cores == "mining.miners=3 with 1 core(s) each needs 3 cores and the workers leave 1; type mining.miners=1"
     assert gpus == ""  # one GPU is left by the worker, or two
     assert node.startswith("mining.miner_node=miners is no resource of this cluster, which has CPU")

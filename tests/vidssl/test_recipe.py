@@ -36,6 +36,27 @@ def test_every_shipped_recipe_reads_and_opens_with_its_command(name):
         ),
         (["mining.ratio=0.5", "mining.pool=20"], r"mining.ratio and mining.pool are two names of one choice"),
         (["mining.dtype=float16"], r"is about miners, and mining.miners=0 has none; type mining.miners=1"),
+        (["mining.shard_node=big"], r"is about shards, and mining.shards=1 has none; type mining.shards=2"),
+        (
+            ["mining.shards=2", "mining.where=off"],
+            r"shards=2 are of a bank, and mining.where=off has none; type mining.where=actor",
+        ),
+        (
+            ["mining.shards=2", "mining.strategy=minrank"],
+            r"minrank ranks the whole bank, and mining.shards=2 hold a part each; type mining.shards=1, or mining.strategy=cascade or single",
+        ),
+        (
+            ["mining.shards=2", "mining.miners=1"],
+            r"miners=1 hold a copy of the whole bank each, and mining.shards=2 hold a",
+        ),
+        (
+            ["mining.shards=2", "mining.pool_slots=64"],
+            r"pool_slots=64 are gathered in one process, and mining.shards=2",
+        ),
+        (
+            ["mining.shards=2", "mining.backend=faiss"],
+            r"faiss is for a bank in one process, .* type mining.backend=auto",
+        ),
         (["mining.miners=1", "mining.gpus_per_miner=1.5"], r"no share of a GPU and no number of them; type \.5 or 1"),
         (
             ["mining.miners=2", "trainer.deterministic=true"],

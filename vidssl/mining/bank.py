@@ -8,13 +8,14 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vidssl.batch import Embeddings, Positives
 from vidssl.errors import BankError
+from vidssl.mining.arrivals import Taken, arrived, check_views, checked_slots, fault_in
 from vidssl.mining.cascade import Backend, mine
 from vidssl.mining.deltas import Delta, Mark, oldest
 from vidssl.mining.device import DeviceCopy
@@ -25,31 +26,12 @@ from vidssl.mining.plan import CascadePlan
 from vidssl.mining.pool import SlotPool
 from vidssl.mining.rows import Table, checked_dtype, floats, storage, stored, table
 
-__all__ = ["DELTA_ROWS", "EmbeddingBank", "Taken", "bad_row", "fault_in"]
+__all__ = ["DELTA_ROWS", "EmbeddingBank", "Taken", "bad_row"]
 
 DELTA_ROWS = 16_384
 """Most rows of one delta: a mirror that begins gets a large bank in parts."""
 _GATHERED_AT_ONCE = 4096
-UNIT_TOLERANCE = 1e-2
-"""How far the length of a row may be from one: float16 and autocast lose a little, a forgotten normalisation much more."""
 _ROWS_AT_ONCE = 65536
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What became of a push.
-
-    Attributes:
-        written: Slots written.
-        bad: Rows left out because they are no finite unit rows in every view.
-        late: Rows left out because their slot holds a newer one.
-        first: The first bad row in words; "" where there is none.
-    """
-
-    written: int
-    bad: int = 0
-    late: int = 0
-    first: str = ""
 
 
 class EmbeddingBank:
@@ -124,18 +106,14 @@ class EmbeddingBank:
         Raises:
             BankError: other views or widths than the bank's, or slots outside it. The bank is then as it was before.
         """
-        slots, views = self._checked(rows)
-        good, first = _good_rows(views, slots, rows.step)
-        kept = np.flatnonzero(good)
-        _, from_end = np.unique(slots[kept][::-1], return_index=True)
-        last = kept[np.sort(len(kept) - 1 - from_end)]
-        views = {view: stored(values, self.dtype) for view, values in views.items()}
+        found = arrived(rows, self.views, self.n_slots, self.dim)
+        views = {view: stored(values, self.dtype) for view, values in found.views.items()}
         with self._lock:
-            write = last[self.version[slots[last]] <= rows.step]
-            self._overwrite(slots[write], {view: values[write] for view, values in views.items()}, rows.step)
+            write = np.flatnonzero(self.version[found.slots] <= rows.step)
+            self._overwrite(found.slots[write], {view: values[write] for view, values in views.items()}, rows.step)
             if len(write):
                 self.step = max(self.step, rows.step)
-        return Taken(len(write), int((~good).sum()), len(last) - len(write), first)
+        return found.taken(len(write))
 
     def rewind(self, step: int) -> None:
         """Count every row as written before `step`, so that a run which goes on there may overwrite all of them."""
@@ -241,10 +219,9 @@ class EmbeddingBank:
         Raises:
             BankError: ids outside the bank or unknown views.
         """
-        slots = self._checked_slots(ids)
-        if unknown := {main, aux} - set(self.views):
-            raise BankError(f"the bank holds {', '.join(self.views)}, not {', '.join(sorted(unknown))}")
-        kept, names, valid = self._compared(plan, main, aux)
+        slots = checked_slots(ids, self.n_slots)
+        check_views((main, aux), self.views)
+        kept, names, valid = self.compared(plan, main, aux)
         out = Positives.none(len(slots), plan.k, self.dim, plan.depth)
         with self._lock:
             step, known = self.step, np.flatnonzero(valid[slots])
@@ -271,10 +248,10 @@ class EmbeddingBank:
         out.mined_at[known[found.count > 0]] = step
         return out
 
-    def _compared(
+    def compared(
         self, plan: CascadePlan, main: str, aux: str
     ) -> tuple[Mapping[str, NDArray], tuple[str, ...], NDArray[np.bool_]]:
-        """Tables that queries are compared with, names of those in their order, and which slots hold a row."""
+        """Tables that queries are compared with, names of those in their order, and which slots hold a row; not copied."""
         if plan.traits.joins:
             joined, valid = self.mapped.joint(self)
             return {"joint": joined}, ("joint",), valid
@@ -315,60 +292,17 @@ class EmbeddingBank:
             f"view-{view}": rows for view, rows in self.views.items()
         }
 
-    def _checked(self, rows: Embeddings) -> tuple[NDArray[np.int64], dict[str, NDArray]]:
-        slots = self._checked_slots(rows.instance)
-        if set(rows.views) != set(self.views):
-            raise BankError(
-                f"the bank holds {', '.join(self.views)}; a push brought {', '.join(rows.views) or 'no view'}"
-            )
-        views = {view: np.asarray(values) for view, values in rows.views.items()}
-        for view, values in views.items():
-            if values.shape != (len(slots), self.dim):
-                wanted = (len(slots), self.dim)
-                raise BankError(f"{view} rows of step {rows.step} have shape {values.shape}, not {wanted}")
-        return slots, views
 
-    def _checked_slots(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        slots = np.asarray(ids, np.int64).reshape(-1)
-        if slots.size and not (slots.min() >= 0 and slots.max() < self.n_slots):
-            raise BankError(f"instance ids {slots.min()}..{slots.max()} do not fit a bank of {self.n_slots} slots")
-        return slots
+def bad_row(bank: EmbeddingBank, first: int = 0) -> str | None:
+    """The first filled slot without a finite unit row, in words; None where all rows are as `push` takes them.
 
-
-def bad_row(bank: EmbeddingBank) -> str | None:
-    """The first filled slot without a finite unit row, in words; None where all rows are as `push` takes them."""
+    Args:
+        bank: Of these slots.
+        first: What its slot 0 is called.
+    """
     for view, kept in bank.views.items():
         for start in range(0, bank.n_slots, _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
-            if bad := fault_in(view, kept[part], bank.version[part], start):
+            if bad := fault_in(view, kept[part], bank.version[part], first + start):
                 return bad
     return None
-
-
-def fault_in(view: str, kept: NDArray, version: NDArray[np.int64], start: int) -> str | None:
-    """As `bad_row`, for some rows of one view as they are kept, the first of them of slot `start`."""
-    norm = _lengths(kept)
-    bad = np.flatnonzero((version >= 0) & ~_is_unit(norm))
-    return f"{view} row of slot {start + bad[0]} has length {norm[bad[0]]:.3g}" if bad.size else None
-
-
-def _good_rows(views: Mapping[str, NDArray], slots: NDArray[np.int64], step: int) -> tuple[NDArray[np.bool_], str]:
-    good, first = np.ones(len(slots), bool), ""
-    for view, values in views.items():
-        norm = _lengths(values)
-        unit = _is_unit(norm)
-        if not unit.all() and not first:
-            bad = int(np.flatnonzero(~unit)[0])
-            first = f"{view} row of instance {slots[bad]} at step {step} has length {norm[bad]:.3g}"
-        good &= unit
-    return good, first
-
-
-def _lengths(rows: NDArray) -> NDArray[np.float32]:
-    with np.errstate(all="ignore"):  # what is not finite is found by its length
-        return np.linalg.norm(floats(rows), axis=1)
-
-
-def _is_unit(length: NDArray[np.float32]) -> NDArray[np.bool_]:
-    with np.errstate(invalid="ignore"):
-        return np.abs(length - 1) <= UNIT_TOLERANCE  # false for NaN and infinity too

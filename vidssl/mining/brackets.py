@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vidssl.mining.plan import CascadePlan
 from vidssl.mining.scores import check_finite, forbid, gathered, product
 from vidssl.mining.select import best_of
 from vidssl.mining.strategy import strategy_of
 from vidssl.mining.task import Ids, Scores, Task
 from vidssl.mining.whole import in_threads
 
-__all__ = ["Brackets", "guess"]
+__all__ = ["Brackets", "Sample", "guess", "sampled_slots"]
 
 SAMPLE = (4096, 16_384)
 """Fewest and most slots of a sample; between them one slot in 16."""
@@ -54,34 +56,56 @@ class Brackets:
         """C."""
         return len(self.low)
 
+    def views(self, plan: CascadePlan) -> list[int]:
+        """Views that these stages read; the first one where there is no stage."""
+        return sorted(set(plan.views[: max(self.depth, 1)]))
+
     def part(self, start: int, stop: int) -> Brackets:
         """Of queries start..stop-1."""
         return Brackets(self.low[:, start:stop], self.high[:, start:stop], self.share)
 
 
-def guess(task: Task) -> Brackets:
+@dataclass(frozen=True)
+class Sample:
+    """Filled slots of a bank, some perhaps twice, and their rows.
+
+    Attributes:
+        slots: int64 [M], rising.
+        rows: View → float32 [M, D].
+    """
+
+    slots: Ids
+    rows: Callable[[int], Scores]
+
+
+def guess(task: Task, sample: Sample | None = None) -> Brackets:
     """Brackets of the stages that are better done while the bank is read, the last one perhaps among them.
+
+    Args:
+        task: Queries, plan and sizes; its bank is looked at only where no sample is given.
+        sample: Of the bank, where it was drawn before.
 
     Raises:
         BankError: a sampled row of the bank is not finite.
     """
-    slots = _sample(task)
+    sample = _sample(task) if sample is None else sample
     cuts = np.linspace(0, task.rows, min(task.threads, task.rows) + 1).astype(int).tolist()
     tasks = [task.part(start, stop) for start, stop in itertools.pairwise(cuts)]
-    found = in_threads(task.threads, lambda number: _guess(tasks[number], slots), range(len(tasks)))
+    found = in_threads(task.threads, lambda number: _guess(tasks[number], sample), range(len(tasks)))
     low, high = (np.concatenate([getattr(one, name) for one in found], axis=1) for name in ("low", "high"))
     return Brackets(low, high, found[0].share)  # depth and share follow from the sizes alone
 
 
-def _guess(task: Task, slots: Ids) -> Brackets:
+def _guess(task: Task, sample: Sample) -> Brackets:
+    slots = sample.slots
     views, fuses = task.plan.views, task.plan.traits.fuses
-    scores: list[Scores | None] = _fused(task, slots) if fuses else [None, None]
+    scores: list[Scores | None] = _fused(task, sample) if fuses else [None, None]
     low, high, share = [], [], 0.0
     rank, variance, alive = float(len(slots)), 0.0, None
     for stage, (view, size) in enumerate(zip(views, task.sizes, strict=True)):
         here = scores[view]
         if here is None:
-            here = scores[view] = _scores(task, slots, view)
+            here = scores[view] = _scores(task, sample, view)
         here = here if alive is None else here.reshape(-1).take(alive)
         kept = size * len(slots) / task.filled
         variance = kept * max(1 - kept / rank, 0) + (kept / rank) ** 2 * variance
@@ -100,23 +124,29 @@ def _guess(task: Task, slots: Ids) -> Brackets:
     return Brackets(np.stack(low), np.stack(high), min(share, 1.0))
 
 
-def _sample(task: Task) -> Ids:
-    size = min(max(task.filled // 16, SAMPLE[0]), SAMPLE[1])
-    drawn = np.sort(np.random.default_rng(0).integers(0, task.filled, size))  # some twice: as good as any
-    return drawn if task.valid is None else np.flatnonzero(task.valid)[drawn]
+def sampled_slots(filled: int, valid: NDArray[np.bool_] | None) -> Ids:
+    """Slots of a sample, rising; the same for the same bank."""
+    size = min(max(filled // 16, SAMPLE[0]), SAMPLE[1])
+    drawn = np.sort(np.random.default_rng(0).integers(0, filled, size))  # some twice: as good as any
+    return drawn if valid is None else np.flatnonzero(valid)[drawn]
 
 
-def _scores(task: Task, slots: Ids, view: int) -> Scores:
-    out = np.empty((task.rows, len(slots)), np.float32)
-    product(task.wide[view], gathered(task.bank[view], slots), out)
+def _sample(task: Task) -> Sample:
+    slots = sampled_slots(task.filled, task.valid)
+    return Sample(slots, lambda view: gathered(task.bank[view], slots))
+
+
+def _scores(task: Task, sample: Sample, view: int) -> Scores:
+    out = np.empty((task.rows, len(sample.slots)), np.float32)
+    product(task.wide[view], sample.rows(view), out)
     check_finite(out[:1], None)
-    rows, columns = _excluded(task, slots)
+    rows, columns = _excluded(task, sample.slots)
     forbid(out, None, rows, columns)
     return out
 
 
-def _fused(task: Task, slots: Ids) -> list[Scores | None]:
-    scores = [_scores(task, slots, view) for view in range(len(task.bank))]
+def _fused(task: Task, sample: Sample) -> list[Scores | None]:
+    scores = [_scores(task, sample, view) for view in range(len(task.queries))]
     return list(strategy_of(task.plan.strategy).fuse(scores))
 
 

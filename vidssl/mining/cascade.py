@@ -24,7 +24,6 @@ from vidssl.mining.exclusions import Exclusions
 from vidssl.mining.oracle import mine_slowly
 from vidssl.mining.plan import CascadePlan
 from vidssl.mining.scores import is_half, raised
-from vidssl.mining.strategy import strategy_of
 from vidssl.mining.stream import mine_streaming
 from vidssl.mining.task import Array, Selection, Task
 from vidssl.mining.whole import mine_whole
@@ -134,7 +133,7 @@ def _run(task: Task, backend: Backend) -> Selection:
         from vidssl.mining.select_faiss import mine_by_faiss
 
         return mine_by_faiss(task)
-    if task.filled < STREAM_FROM or task.trace or not strategy_of(task.plan.strategy).by_slot:
+    if task.filled < STREAM_FROM or task.trace or task.plan.traits.ranks:
         return mine_whole(task)
     return _streamed(task)
 

@@ -60,6 +60,15 @@ class Exclusions:
         first, last = self.indptr[start], self.indptr[stop]
         return Exclusions(self.indptr[start : stop + 1] - first, self.slots[first:last])
 
+    def kept(self, here: NDArray[np.bool_], shift: int = 0) -> Exclusions:
+        """Only some of the entries (bool [E]), with slots counted from `shift` on."""
+        count = np.bincount(self.row_of_slot()[here], minlength=self.rows)
+        return Exclusions(np.concatenate([[0], np.cumsum(count)]), self.slots[here] - shift)
+
+    def only(self, rows: NDArray[np.int64]) -> Exclusions:
+        """Exclusions of some of the queries."""
+        return Exclusions.from_lists([self.row(int(row)) for row in rows])
+
     def check(self, rows: int, n_slots: int) -> None:
         """Refuse exclusions that do not belong to this batch or bank.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from vidssl.mining.rows import stored
 from vidssl.mining.space import FIT_ROWS, AskedSpace, Space, fit_space, raw_space, refit_due
 
-__all__ = ["NEVER", "Fitted", "Kept", "MappedRows"]
+__all__ = ["NEVER", "Fitted", "Kept", "Known", "MappedRows"]
 
 _log = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 8192
@@ -30,22 +30,36 @@ NEVER = 1 << 62
 """`refit_steps` of a bank that is only looked at."""
 
 
-class Kept(Protocol):
-    """What is asked of a bank; see `vidssl.mining.bank.EmbeddingBank`."""
+class Known(Protocol):
+    """What a fit asks of a bank, wherever its rows lie."""
 
-    n_slots: int
-    dtype: str
-    views: dict[str, NDArray]
     version: NDArray[np.int64]
     step: int
 
     @property
-    def stamps(self) -> NDArray[np.int64]:
-        """int64 [N], the number of each slot's last write."""
+    def views(self) -> Collection[str]:
+        """Names of the views, in order."""
         ...
 
     def vectors(self, ids: NDArray[np.int64], view: str) -> NDArray[np.float32]:
         """float32 [..., D] rows of one view."""
+        ...
+
+
+class Kept(Known, Protocol):
+    """What is asked of a bank whose rows are here; see `vidssl.mining.bank.EmbeddingBank`."""
+
+    n_slots: int
+    dtype: str
+
+    @property
+    def views(self) -> Mapping[str, NDArray]:
+        """Rows of each view as they are kept."""
+        ...
+
+    @property
+    def stamps(self) -> NDArray[np.int64]:
+        """int64 [N], the number of each slot's last write."""
         ...
 
 
@@ -99,7 +113,7 @@ class MappedRows:
         other.fitted, other.fits = fitted, int(fitted is not None)
         return other
 
-    def renewed(self, bank: Kept) -> tuple[Fitted | None, int]:
+    def renewed(self, bank: Known) -> tuple[Fitted | None, int]:
         """The present space and its number, fitted anew if it is time to: for who mines elsewhere."""
         with self._lock:
             if self.kind != "raw" and self._due(bank):
@@ -163,14 +177,14 @@ class MappedRows:
         """The present space in words."""
         return self.kind if self.fitted is None else self.fitted.space.describe()
 
-    def _due(self, bank: Kept) -> bool:
+    def _due(self, bank: Known) -> bool:
         there = bank.version >= 0
         if self._follows or not there.any():
             return False
         at = -1 if self.fitted is None else self.fitted.step
         return refit_due(bank.step, at, self.refit_steps, float((bank.version[there] > at).mean()))
 
-    def _fit(self, bank: Kept) -> None:
+    def _fit(self, bank: Known) -> None:
         former, step = self.fitted, bank.step
         slots = np.flatnonzero(bank.version >= 0)
         if len(slots) > FIT_ROWS:  # drawn here, so that no copy of the whole bank is made

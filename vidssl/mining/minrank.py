@@ -17,8 +17,6 @@ __all__ = ["MinRank"]
 class MinRank(Strategy):
     """Minus the larger of the ranks (from 0) in both views; ranks of equals go to the lower slot first."""
 
-    by_slot = False
-
     def slowly(self, scores: Sequence[Score]) -> list[Score]:
         """See `Strategy.slowly`."""
         places: list[dict[int, int]] = []

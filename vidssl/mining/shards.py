@@ -1,11 +1,15 @@
-"""How is a bank mined that no machine can hold? Every shard scores its own slots, and the cut of a stage is agreed upon.
+"""How is a bank mined that no machine can hold? Every shard looks at its own slots, and the cut of a stage is agreed upon.
 
-Only order statistics matter to a cascade: what a stage keeps is what lies above a threshold. So the shards count. Scores
-are read as 32-bit numbers of the same order; four times each shard says how many candidates have which next 8 bits under
-the prefix that was found so far, and the sums fix 8 bits of the threshold. Equals at the threshold are settled by slot,
-which is the order of the shards, because each holds a contiguous range. The last stage merges the shards' best k. A stage
-costs four rounds and 1 KB per query and round from each shard, whatever the size of the bank; ids come back as one
-machine would give them, in the same order, wherever the scores themselves are equal.
+Only order statistics matter to a cascade: what a stage keeps is what lies above a threshold. Mostly one question is enough:
+the brackets of all stages, guessed from a sample of the bank (see `vidssl.mining.brackets`), go to all shards; each answers
+with what lies in them and how much lies above, and from that the cut of every stage follows, as it does from the blocks of
+one large bank (see `vidssl.mining.stream`), or it is found to lie outside its bracket.
+
+Then, for these queries only, the shards count. Scores are read as 32-bit numbers of the same order; four times each shard
+says how many candidates have which next 8 bits under the prefix that was found so far, and the sums fix 8 bits of the
+threshold. Equals at the threshold are settled by slot, which is the order of the shards, because each holds a contiguous
+range. The last stage merges the shards' best k. Either way ids come back as one machine would give them, in the same
+order, wherever the scores themselves are equal.
 """
 
 from __future__ import annotations
@@ -18,40 +22,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidssl.errors import BankError
+from vidssl.mining.brackets import Brackets, Sample, guess
 from vidssl.mining.cascade import MineResult
 from vidssl.mining.exclusions import Exclusions
 from vidssl.mining.plan import CascadePlan
 from vidssl.mining.rows import Table
-from vidssl.mining.scores import score
-from vidssl.mining.strategy import strategy_of
+from vidssl.mining.shard import Ids, Keys, Part, Scores, Shard
+from vidssl.mining.stream import Piece, settled
+from vidssl.mining.task import Task
 
-__all__ = ["LocalShards", "Shard", "Shards", "cut_points", "mine_sharded"]
-
-Ids = NDArray[np.int64]
-Keys = NDArray[np.uint32]
-Scores = NDArray[np.float32]
+__all__ = ["OPEN_UP_TO", "LocalShards", "Shards", "cut_points", "mine_sharded"]
 
 DIGITS = 4
 """Rounds of 8 bits that make a threshold."""
 BUDGET = 256 << 20
 """Bytes of scores that a shard may hold at once; larger batches are cut."""
-_SIGN = np.uint32(0x80000000)
-_LOW = np.int64(0xFFFFFFFF)
+OPEN_UP_TO = 4096
+"""Filled slots up to which a shard sends all its scores: that is less than to ask again."""
 
 
 class Shards(Protocol):
     """The questions that go to all shards at once; answers are stacked in the order of their slots. P shards."""
 
-    def filled(self) -> Ids:
-        """int64 [P], filled slots."""
+    def filled(self) -> int:
+        """Filled slots of all of them."""
+        ...
+
+    def seen(self, slots: Ids) -> NDArray[np.bool_]:
+        """Which slots of the whole bank are filled."""
         ...
 
     def widest(self) -> int:
         """Slots of the largest shard."""
         ...
 
-    def begin(self, queries: Sequence[NDArray], plan: CascadePlan, exclude: Exclusions) -> Ids:
-        """Score these queries; every allowed slot is a candidate. Returns int64 [P, B], how many there are."""
+    def scan(
+        self, queries: Sequence[NDArray], plan: CascadePlan, exclude: Exclusions, brackets: Brackets
+    ) -> Sequence[Piece]:
+        """As `Shard.scan`, of all shards, one after the other."""
+        ...
+
+    def begin(self, queries: Sequence[NDArray], plan: CascadePlan, exclude: Exclusions) -> None:
+        """Score these queries; every allowed slot is a candidate."""
         ...
 
     def histogram(self, view: int, digit: int, prefix_B: Keys) -> Ids:
@@ -78,6 +90,7 @@ def mine_sharded(
     queries: Sequence[NDArray],
     plan: CascadePlan,
     exclude: Exclusions,
+    sample: Sample | None = None,
     budget_bytes: int = BUDGET,
 ) -> MineResult:
     """As `vidssl.mining.cascade.mine`, of a bank in shards.
@@ -87,27 +100,28 @@ def mine_sharded(
         queries: float32 [B, D] rows of the main view, then of the aux one.
         plan: Of the whole bank.
         exclude: Slots of the whole bank that each query may not mine.
+        sample: Of the bank, to guess from where the stages cut; without one every cut is searched bit by bit. The better
+            it is, the less is asked; the result does not depend on it.
         budget_bytes: Memory of the scores of one shard.
 
     Raises:
         BankError: a strategy that cannot be told from a part of the bank, or rows that are not finite.
     """
-    if not strategy_of(plan.strategy).by_slot:
+    if plan.traits.ranks:
         raise BankError(
             f"mining.strategy={plan.strategy} ranks the whole bank, which no shard holds; type mining.strategy=cascade or sum"
         )
-    rows = len(queries[0])
-    sizes = plan.sizes(int(shards.filled().sum()))
-    block = max(1, budget_bytes // max(1, 8 * len(queries) * shards.widest()))
-    parts = [
-        _mine_block(
-            shards, [query[a : a + block] for query in queries], plan, sizes, exclude.part(a, min(a + block, rows))
-        )
-        for a in range(0, rows, block)
-    ]
-    ids = np.concatenate([part[0] for part in parts])
-    scores = np.concatenate([part[1] for part in parts])
-    survivors = np.concatenate([part[2] for part in parts])
+    task = _task(shards, queries[: 2 if plan.needs_aux else 1], plan, exclude)
+    ids = np.full((task.rows, plan.k), -1, np.int64)
+    scores, missed = np.full(ids.shape, -np.inf, np.float32), np.ones(task.rows, bool)
+    if (brackets := _brackets(task, sample)) is not None:
+        for rows, part in _blocks(task, budget_bytes, brackets.share * shards.widest()):
+            ids[rows], scores[rows], missed[rows] = _scanned(shards, part, brackets.part(rows.start, rows.stop))
+    if missed.any():
+        again = np.flatnonzero(missed)
+        for rows, part in _blocks(task.only(again), budget_bytes, shards.widest()):
+            ids[again[rows]], scores[again[rows]] = _searched(shards, part)
+    survivors = np.minimum(np.array(task.sizes, np.int64)[None], task.allowed[:, None])
     return MineResult(ids, scores, (ids >= 0).sum(1).astype(np.int64), survivors)
 
 
@@ -120,83 +134,6 @@ def cut_points(n_slots: int, shards: int) -> list[int]:
     if not 1 <= shards <= n_slots:
         raise BankError(f"mining.shards={shards} of {n_slots} slots: between 1 and {n_slots} are allowed")
     return [n_slots * shard // shards for shard in range(shards + 1)]
-
-
-class Shard:
-    """A contiguous range of slots, and the candidates of one batch among them.
-
-    Args:
-        first: Its first slot.
-        size: How many slots it has.
-    """
-
-    def __init__(self, first: int, size: int) -> None:
-        self.first, self.size = first, size
-        self._scores: list[Scores] = []
-        self._keys: list[Keys] = []
-        self._alive: list[Ids] = []
-        self._near: list[Keys] = []
-
-    def begin(
-        self,
-        queries: Sequence[NDArray],
-        tables: Sequence[Table],
-        valid: NDArray[np.bool_],
-        plan: CascadePlan,
-        exclude: Exclusions,
-    ) -> Ids:
-        """Score queries against this shard's rows; see `Shards.begin`. Returns int64 [B].
-
-        Args:
-            queries: float32 [B, D] of each view.
-            tables: [size, D] rows of each view.
-            valid: bool [size], filled slots.
-            plan: Of the whole bank.
-            exclude: Slots of the whole bank.
-        """
-        own, used = self._own(exclude), 2 if plan.needs_aux else 1
-        scores = [score(query, view, own, valid) for query, view in zip(queries[:used], tables[:used], strict=True)]
-        self._scores = list(strategy_of(plan.strategy).fuse(scores))
-        self._keys = [_keys(one) for one in self._scores]
-        self._alive = [np.flatnonzero(row != -np.inf) for row in self._scores[0]]
-        return np.array([len(columns) for columns in self._alive], np.int64)
-
-    def histogram(self, view: int, digit: int, prefix_B: Keys) -> Ids:
-        """See `Shards.histogram`. Returns int64 [B, 256]."""
-        if digit == 0:
-            self._near = [keys[columns] for keys, columns in zip(self._keys[view], self._alive, strict=True)]
-        else:
-            shift = np.uint32(32 - 8 * digit)
-            self._near = [near[near >> shift == one] for near, one in zip(self._near, prefix_B, strict=True)]
-        shift = np.uint32(24 - 8 * digit)
-        counts = [np.bincount((near >> shift) & np.uint32(255), minlength=256) for near in self._near]
-        return np.array(counts, np.int64).reshape(-1, 256)
-
-    def keep(self, view: int, threshold_B: Keys, equals_B: Ids) -> None:
-        """See `Shards.keep`."""
-        for row, (threshold, equals) in enumerate(zip(threshold_B, equals_B, strict=True)):
-            columns = self._alive[row]
-            keys = self._keys[view][row, columns]
-            kept = keys > threshold
-            kept[np.flatnonzero(keys == threshold)[:equals]] = True
-            self._alive[row] = columns[kept]
-
-    def best(self, view: int, k: int) -> tuple[Ids, Scores]:
-        """See `Shards.best`. Returns [B, k] each."""
-        ids, scores = np.full((len(self._alive), k), -1, np.int64), np.full((len(self._alive), k), -np.inf, np.float32)
-        for row, columns in enumerate(self._alive):
-            keys = (self._keys[view][row, columns].astype(np.int64) << 31) | (_LOW >> 1) - columns
-            if len(keys) > k:
-                keys = np.partition(keys, len(keys) - k)[len(keys) - k :]
-            chosen = (_LOW >> 1) - (np.sort(keys)[::-1] & (_LOW >> 1))
-            ids[row, : len(chosen)] = chosen + self.first
-            scores[row, : len(chosen)] = self._scores[view][row, chosen]
-        return ids, scores
-
-    def _own(self, exclude: Exclusions) -> Exclusions:
-        here = (exclude.slots >= self.first) & (exclude.slots < self.first + self.size)
-        count = np.bincount(exclude.row_of_slot()[here], minlength=exclude.rows)
-        return Exclusions(np.concatenate([[0], np.cumsum(count)]), exclude.slots[here] - self.first)
 
 
 class LocalShards:
@@ -212,22 +149,31 @@ class LocalShards:
         self._shards = [Shard(a, b - a) for a, b in pairwise(cuts)]
         self._tables, self._valid = tables, valid
 
-    def filled(self) -> Ids:
+    def filled(self) -> int:
         """See `Shards.filled`."""
-        return np.array([self._valid[self._part(shard)].sum() for shard in self._shards], np.int64)
+        return int(self._valid.sum())
+
+    def seen(self, slots: Ids) -> NDArray[np.bool_]:
+        """See `Shards.seen`."""
+        return self._valid[slots]
 
     def widest(self) -> int:
         """See `Shards.widest`."""
         return max(shard.size for shard in self._shards)
 
-    def begin(self, queries: Sequence[NDArray], plan: CascadePlan, exclude: Exclusions) -> Ids:
+    def scan(
+        self, queries: Sequence[NDArray], plan: CascadePlan, exclude: Exclusions, brackets: Brackets
+    ) -> Sequence[Piece]:
+        """See `Shards.scan`."""
+        found = [
+            shard.scan(queries, self._part(shard, len(queries)), plan, exclude, brackets) for shard in self._shards
+        ]
+        return [piece for pieces in found for piece in pieces]
+
+    def begin(self, queries: Sequence[NDArray], plan: CascadePlan, exclude: Exclusions) -> None:
         """See `Shards.begin`."""
-        counts = []
         for shard in self._shards:
-            part = self._part(shard)
-            tables = [table[part] for table in self._tables]
-            counts.append(shard.begin(queries, tables, self._valid[part], plan, exclude))
-        return np.stack(counts)
+            shard.begin(queries, self._part(shard, len(queries)), plan, exclude)
 
     def histogram(self, view: int, digit: int, prefix_B: Keys) -> Ids:
         """See `Shards.histogram`."""
@@ -243,22 +189,49 @@ class LocalShards:
         found = [shard.best(view, k) for shard in self._shards]
         return np.stack([ids for ids, _ in found]), np.stack([scores for _, scores in found])
 
-    @staticmethod
-    def _part(shard: Shard) -> slice:
-        return slice(shard.first, shard.first + shard.size)
+    def _part(self, shard: Shard, views: int) -> Part:
+        here = slice(shard.first, shard.first + shard.size)
+        return Part([table[here] for table in self._tables[:views]], self._valid[here])
 
 
-def _mine_block(
-    shards: Shards, queries: Sequence[NDArray], plan: CascadePlan, sizes: tuple[int, ...], exclude: Exclusions
-) -> tuple[Ids, Scores, Ids]:
-    allowed = shards.begin(queries, plan, exclude).sum(axis=0)
-    left = allowed
-    for view, size in zip(plan.views[:-1], sizes[:-1], strict=True):
+def _task(shards: Shards, queries: Sequence[NDArray], plan: CascadePlan, exclude: Exclusions) -> Task:
+    """The batch without a bank: of what it excludes only what is filled counts."""
+    filled, kept = shards.filled(), exclude.kept(shards.seen(exclude.slots))
+    if not all(np.isfinite(query).all() for query in queries):
+        raise BankError("a query is not finite; mine with finite unit rows only")
+    queries = [np.asarray(query, np.float32) for query in queries]
+    elsewhere = np.empty((1 + kept.slots.max(initial=0), 0), np.float32)  # only its height is looked at
+    return Task(queries, [elsewhere], plan, plan.sizes(filled), kept, None, filled, 1, 0)
+
+
+def _brackets(task: Task, sample: Sample | None) -> Brackets | None:
+    if task.filled <= OPEN_UP_TO:
+        none = np.zeros((0, task.rows), np.float32)
+        return Brackets(none, none, 1.0)
+    return None if sample is None or not len(sample.slots) else guess(task, sample)
+
+
+def _blocks(task: Task, budget: int, slots: float) -> list[tuple[slice, Task]]:
+    """Parts of the batch whose scores of so many slots fit into the budget."""
+    block = int(max(1, budget // max(1, 12 * len(task.queries) * slots)))
+    starts = range(0, task.rows, block)
+    return [(slice(a, b := min(a + block, task.rows)), task.part(a, b)) for a in starts]
+
+
+def _scanned(shards: Shards, task: Task, brackets: Brackets) -> tuple[Ids, Scores, NDArray[np.bool_]]:
+    pieces = shards.scan(task.wide, task.plan, task.exclude, brackets)
+    views = [0] if task.plan.traits.fuses else list(range(len(task.queries)))
+    return settled(task, brackets, pieces, views)
+
+
+def _searched(shards: Shards, task: Task) -> tuple[Ids, Scores]:
+    plan, left = task.plan, task.allowed
+    shards.begin(task.wide, plan, task.exclude)
+    for view, size in zip(plan.views[:-1], task.sizes[:-1], strict=True):
         if (left > size).any():
             _narrow(shards, view, np.where(left > size, size, 0))
         left = np.minimum(left, size)
-    ids, scores = _merged(*shards.best(plan.views[-1], sizes[-1]))
-    return ids, scores, np.minimum(np.array(sizes, np.int64)[None], allowed[:, None])
+    return _merged(*shards.best(plan.views[-1], task.sizes[-1]))
 
 
 def _narrow(shards: Shards, view: int, size_B: Ids) -> None:
@@ -286,8 +259,3 @@ def _merged(ids_PBk: Ids, scores_PBk: Scores) -> tuple[Ids, Scores]:
     scores = scores_PBk.transpose(1, 0, 2).reshape(rows, shards * k)
     order = np.lexsort((np.where(ids < 0, np.iinfo(np.int64).max, ids), -scores), axis=1)[:, :k]
     return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
-
-
-def _keys(score_BN: Scores) -> Keys:
-    bits = (score_BN + np.float32(0)).view(np.uint32)  # -0.0 and 0.0 are one score
-    return np.where(bits & _SIGN, ~bits, bits | _SIGN)

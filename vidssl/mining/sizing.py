@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from vidssl.errors import RecipeError
 from vidssl.fields import Section
+from vidssl.mining.brackets import SAMPLE, SURE
 from vidssl.mining.plan import CascadePlan, plan_from
 from vidssl.recipe import Mining
 from vidssl.refusal import refusal
@@ -122,6 +123,10 @@ SHORT_FROM = 262_144
 """Slots below which that is no faster."""
 ROUND_S = 3e-3
 """One round of questions to all shards and their answers: p50 of two Ray actors on a machine of two busy cores."""
+SHARD_BATCH = 64
+"""Rows of a batch of a bank in shards."""
+SHARD_ROUNDS = 3
+"""Rounds of a batch: its rows are fetched, compared by all shards at once, and what was found is fetched."""
 STATE_BYTES = 40
 """Per slot beside rows: version, group, number of last write, positives' age and a share of the indexes."""
 
@@ -267,16 +272,34 @@ def _pool(asked: Sizing) -> Mode:
 def _shards(asked: Sizing) -> Mode:
     rate, whole = _core_rate(asked, asked.slots)
     shards = max(2, math.ceil(whole / (asked.memory_gb * 1e9)))
-    depth = asked.plan(asked.slots).depth
-    rounds, batch = 6 * (depth - 1) + 1, 64
-    work_s = batch / (asked.cores * _per_s(asked, rate, max(1, asked.slots // shards)))
-    per_s = batch / (work_s + rounds * ROUND_S)
-    groups = max(1, math.ceil(asked.needed / per_s))
-    asks = (asked.views * asked.dim * 4 + 4100 * (depth - 1) + 12 * asked.topk) * shards
-    note = f"{shards} shards, {groups} times each, exact; {rounds} rounds a batch of {batch} at {1e3 * ROUND_S:g} ms (estimate)"
-    held = whole / shards
+    per_s = _sharded_per_s(asked, rate, shards)
+    asks = asked.views * asked.dim * 4 * shards + 12 * _sent(asked) * asked.slots
+    note = (
+        f"mining.shards={shards} mining.cpus_per_shard={asked.cores}: exact; {SHARD_ROUNDS} rounds a batch of "
+        f"{SHARD_BATCH} at {1e3 * ROUND_S:g} ms; {_enough_shards(asked, rate, shards)}"
+    )
     traffic = _push_traffic(asked) + asked.needed * asks
-    return Mode("shards", held, shards * groups, per_s, traffic, 0.0, _behind(asked, per_s), False, note)
+    return Mode("shards", whole / shards, shards, per_s, traffic, 0.0, _behind(asked, per_s), False, note)
+
+
+def _sent(asked: Sizing) -> float:
+    """About the share of the slots that the first narrow stage keeps, or that lies in its bracket: slots and scores are sent."""
+    kept = next(
+        (size / asked.slots for size in asked.plan(asked.slots).sizes(asked.slots) if 16 * size <= asked.slots), 1.0
+    )
+    return min(1.0, kept + 2 * SURE * math.sqrt(kept / SAMPLE[1]))
+
+
+def _sharded_per_s(asked: Sizing, rate: Rate, shards: int) -> float:
+    """Queries per second of all shards together: each compares its own slots, and a batch takes its rounds besides."""
+    work_s = SHARD_BATCH / (asked.cores * _per_s(asked, rate, max(1, asked.slots // shards)))
+    return SHARD_BATCH / (work_s + SHARD_ROUNDS * ROUND_S)
+
+
+def _enough_shards(asked: Sizing, rate: Rate, least: int) -> str:
+    numbers = (least << doubled for doubled in range(14))
+    fit = next((one for one in numbers if _sharded_per_s(asked, rate, one) >= asked.needed), None)
+    return "no number of shards keeps up" if fit is None else "keeps up" if fit == least else f"{fit} would keep up"
 
 
 def _table(asked: Sizing, modes: Sequence[Mode]) -> list[str]:

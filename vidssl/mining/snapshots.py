@@ -1,8 +1,9 @@
 """How does a bank survive? zarr groups `snap-<step>`, written aside and renamed: a reader sees a whole one or none.
 
-A snapshot is of one moment, the one at which it was asked for, and is written while others go on writing to the bank. No codec, because embeddings shrink by a tenth at several times the cost; whole rows in chunks of 65,536. The attributes
-hold a hash of every array and one of themselves, and rows are looked at again when they are read: bit rot, a chunk that is
-gone or one NaN is never mined from.
+A snapshot is of one moment, the one at which it was asked for, and is written while others go on writing to the bank. No
+codec, because embeddings shrink by a tenth at several times the cost; whole rows in chunks of 65,536, by each shard of a
+bank in a folder of its own (see `vidssl.mining.parts`). The attributes hold a hash of every array and one of themselves, and
+rows are looked at again when they are read: bit rot, a chunk or a part that is gone or one NaN is never mined from.
 """
 
 from __future__ import annotations
@@ -13,39 +14,47 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vidssl.errors import BankError
 from vidssl.files import folder_aside, storage_error
-from vidssl.mining.bank import EmbeddingBank, bad_row, fault_in
+from vidssl.mining.bank import EmbeddingBank, bad_row
 from vidssl.mining.mapped import NEVER, Fitted, MappedRows
-from vidssl.mining.moments import BLOCK_ROWS, Moment
-from vidssl.mining.rows import DTYPES, storage
+from vidssl.mining.moments import Facts, Moment
+from vidssl.mining.parts import RowsPart, array_sum, chunks, read_group, read_range, write_rows
+from vidssl.mining.rows import storage
 from vidssl.mining.space_files import array_names, space_arrays, space_from, space_words
 
 __all__ = [
     "FORMAT",
+    "Expected",
+    "InParts",
     "SnapshotInfo",
+    "fitting_info",
     "is_snapshot",
     "latest_snapshot",
+    "load_rows",
     "load_snapshot",
+    "other_dtype",
     "read_info",
     "save_snapshot",
     "snapshot_at",
     "snapshot_steps",
+    "space_of",
     "sweep",
 ]
 
 FORMAT = 2
 _UNHASHED = 1
 """Format without hashes, which is still read."""
-CHUNK_ROWS = BLOCK_ROWS
+_PARTED = 3
+"""Format of a bank in shards."""
 _NAME = re.compile(r"snap-(\d+)$")
 _ASIDE = re.compile(r"\.snap-\d+\.(?P<host>.+)-(?P<pid>\d+)-\d+-\d+\.part$")
 
@@ -62,7 +71,8 @@ class SnapshotInfo:
         dtype: Of the rows, see `vidssl.mining.rows`.
         bank_step: Newest step whose rows it holds, -1 when empty.
         extra: What the writer added: manifest hash, miner settings.
-        sums: sha256 of each array's values; empty in a snapshot of an older version.
+        sums: sha256 of each array's values that is in no part; empty in a snapshot of an older version.
+        parts: Where the rows lie.
         space: Words of the space that it was mined in (see `vidssl.mining.space_files`); empty where rows were mined
             as they are.
     """
@@ -75,11 +85,46 @@ class SnapshotInfo:
     bank_step: int
     extra: Mapping[str, object]
     sums: Mapping[str, str]
+    parts: Sequence[RowsPart]
     space: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Expected(Protocol):
+    """The bank that is to have a snapshot's rows; an `EmbeddingBank`, or what stands for rows elsewhere."""
+
+    n_slots: int
+    dim: int
+    dtype: str
+    group: NDArray[np.int64]
+    mapped: MappedRows
+
+    @property
+    def views(self) -> Collection[str]:
+        """Names."""
+        ...
+
+
+class InParts(Protocol):
+    """A moment of a bank whose rows lie elsewhere.
+
+    Attributes:
+        facts: Of the whole bank.
+    """
+
+    facts: Facts
+
+    def write(self, path: Path, step: int) -> Sequence[RowsPart]:
+        """Have each shard write its part into a folder below `path`; returns when all have.
+
+        Raises:
+            BankError: a row is no finite unit row.
+            StorageError: a shard does not answer, or cannot write.
+        """
+        ...
+
+
 def save_snapshot(
-    bank: EmbeddingBank | Moment,
+    bank: EmbeddingBank | Moment | InParts,
     root: Path,
     step: int,
     keep: int = 2,
@@ -136,21 +181,54 @@ def load_snapshot(
         BankError: unreadable, damaged, of another format, or another bank than expected; the sentence names the
             difference.
     """
+    info, group = fitting_info(path, expect, data_hash)
+    dtype = info.dtype if expect is None else expect.dtype
+    bank = load_rows(path, info, 0, info.n_slots, dtype, group)
+    bank.mapped, bank.step = space_of(path, info, expect), info.bank_step
+    if say is not None and (other := other_dtype(path, info, dtype)):
+        say(other)
+    return bank
+
+
+def fitting_info(
+    path: Path, expect: Expected | None = None, data_hash: str | None = None
+) -> tuple[SnapshotInfo, NDArray[np.int64]]:
+    """What a snapshot says about itself, and its groups, held against the bank that is to have its rows.
+
+    Raises:
+        BankError: as `load_snapshot`, but for the rows, which are not read.
+    """
     info = read_info(path)
     _refuse_other(path, info, expect, data_hash)
-    arrays = _arrays(path, info)
-    dtype = info.dtype if expect is None else expect.dtype
-    bank = EmbeddingBank(info.n_slots, info.dim, info.views, arrays["group"], dtype)
-    if expect is not None and not np.array_equal(bank.group, expect.group):
+    group = read_group(path, info.n_slots, info.sums)
+    if expect is not None and not np.array_equal(group, expect.group):
         raise BankError(f"{path} was written with other groups of videos than this data has; start with an empty bank")
-    bank.fill({view: arrays[f"view-{view}"] for view in info.views}, arrays["version"], info.bank_step)
-    bank.mapped = _mapped(path, info, expect)
-    if (bad := bad_row(bank)) is not None:
+    return info, group
+
+
+def load_rows(
+    path: Path, info: SnapshotInfo, start: int, stop: int, dtype: str, group: NDArray[np.int64] | None = None
+) -> EmbeddingBank:
+    """Slots start..stop-1 of a snapshot as a bank of their own, every value held against its hash.
+
+    Raises:
+        BankError: damaged.
+    """
+    views = dict.fromkeys(info.views, (info.dtype, info.dim))
+    arrays = read_range(path, info.parts, views, start, stop)
+    bank, version = EmbeddingBank(stop - start, info.dim, info.views, group, dtype), arrays["version"]
+    bank.fill({view: arrays[f"view-{view}"] for view in info.views}, version, int(version.max()))
+    if (bad := bad_row(bank, start)) is not None:
         raise BankError(f"{path} is damaged ({bad})")
-    if dtype != info.dtype and say is not None:
-        how = "exactly" if dtype == "float32" else "rounded"
-        say(f"{path.name} holds {info.dtype} rows: this bank keeps them as {dtype}, {how} (mining.bank_dtype)")
     return bank
+
+
+def other_dtype(path: Path, info: SnapshotInfo, dtype: str) -> str:
+    """The sentence about rows that are kept in another dtype from here on; "" where they are not."""
+    if dtype == info.dtype:
+        return ""
+    how = "exactly" if dtype == "float32" else "rounded"
+    return f"{path.name} holds {info.dtype} rows: this bank keeps them as {dtype}, {how} (mining.bank_dtype)"
 
 
 def read_info(path: Path) -> SnapshotInfo:
@@ -165,20 +243,23 @@ def read_info(path: Path) -> SnapshotInfo:
         attrs: dict[str, Any] = dict(zarr.open_group(str(path), mode="r", zarr_format=3).attrs)
     except Exception as error:  # zarr raises what its parsers run into
         raise BankError(f"{path} is no readable bank snapshot; name a folder snap-STEP of a run's bank/") from error
-    if attrs.get("format") not in (FORMAT, _UNHASHED):
+    if attrs.get("format") not in (FORMAT, _UNHASHED, _PARTED):
         raise BankError(f"{path} has bank format {attrs.get('format')}, this version reads {FORMAT}")
     try:
-        if attrs["format"] == FORMAT and attrs.pop("seal") != _seal(attrs):
+        if attrs["format"] != _UNHASHED and attrs.pop("seal") != _seal(attrs):
             raise BankError(f"{path} is damaged (its description is not the one that was written)")
+        n_slots, sums = int(attrs["n_slots"]), json.loads(attrs.get("sums", "{}"))
+        parts = [RowsPart(**part) for part in json.loads(attrs["parts"])] if attrs["format"] == _PARTED else None
         return SnapshotInfo(
             step=int(attrs["step"]),
-            n_slots=int(attrs["n_slots"]),
+            n_slots=n_slots,
             dim=int(attrs["dim"]),
             views=tuple(json.loads(attrs["views"])),
             dtype=str(attrs["dtype"]),
             bank_step=int(attrs["bank_step"]),
             extra=json.loads(attrs["extra"]),
-            sums=json.loads(attrs.get("sums", "{}")),
+            sums=sums,
+            parts=parts or [RowsPart("", 0, n_slots, sums)],
             space=json.loads(attrs.get("space", "{}")),
         )
     except (KeyError, ValueError, TypeError) as error:
@@ -219,17 +300,21 @@ def _discard(path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(moment: Moment, path: Path, step: int, extra: Mapping[str, object]) -> None:
+def _write(moment: Moment | InParts, path: Path, step: int, extra: Mapping[str, object]) -> None:
     import zarr
 
     group, facts = zarr.open_group(str(path), mode="w", zarr_format=3), moment.facts
-    group.create_array("group", data=facts.group, chunks=_chunks(facts.group.shape), compressors=None)
-    sums = {"group": _sum(facts.group)} | _write_rows(moment, group, step)
+    group.create_array("group", data=facts.group, chunks=chunks(facts.group.shape), compressors=None)
+    sums, parts = {"group": array_sum(facts.group)}, {}
+    if isinstance(moment, Moment):
+        sums |= write_rows(moment, group, step)
+    else:
+        parts = {"parts": json.dumps([asdict(part) for part in moment.write(path, step)])}
     for name, array in space_arrays(facts.mapped).items():
         group.create_array(name, data=array, chunks=array.shape, compressors=None)
-        sums[name] = _sum(array)
+        sums[name] = array_sum(array)
     attrs = {
-        "format": FORMAT,
+        "format": _PARTED if parts else FORMAT,
         "step": step,
         "bank_step": facts.step,
         "n_slots": facts.n_slots,
@@ -240,59 +325,11 @@ def _write(moment: Moment, path: Path, step: int, extra: Mapping[str, object]) -
         "sums": json.dumps(sums),
         "space": json.dumps(space_words(facts.mapped)),
     }
+    attrs |= parts
     group.attrs.update(attrs | {"seal": _seal(attrs)})
 
 
-def _write_rows(moment: Moment, group: Any, step: int) -> dict[str, str]:
-    facts, arrays, sums = moment.facts, {}, {}
-    for part, block in moment.blocks():
-        for view in facts.views:
-            if bad := fault_in(view, block[f"view-{view}"], block["version"], part.start):
-                raise BankError(f"the bank snapshot of step {step} is not written: {bad}; older snapshots stay")
-        for name, values in block.items():
-            if name not in arrays:
-                shape = (facts.n_slots, *values.shape[1:])
-                chunks = _chunks(shape)
-                arrays[name] = group.create_array(
-                    name, shape=shape, dtype=values.dtype, chunks=chunks, compressors=None
-                )
-                sums[name] = hashlib.sha256()
-            arrays[name][part] = values
-            sums[name].update(values.data)
-    return {name: hashed.hexdigest() for name, hashed in sums.items()}
-
-
-def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (min(shape[0], CHUNK_ROWS), *shape[1:])
-
-
-def _arrays(path: Path, info: SnapshotInfo) -> dict[str, NDArray[Any]]:
-    if info.dtype not in DTYPES:
-        raise BankError(f"{path} holds rows of dtype {info.dtype}, this version reads {', '.join(DTYPES)}")
-    found = _read(path, ["group", "version", *(f"view-{view}" for view in info.views)], info.sums)
-    for name, array in found.items():
-        rows = name.startswith("view-")
-        wanted = (info.n_slots, info.dim) if rows else (info.n_slots,)
-        if array.shape != wanted or array.dtype != (storage(info.dtype) if rows else np.int64):
-            raise BankError(f"{path} is damaged ({name} is {array.dtype} of shape {array.shape}, not {wanted})")
-    return found
-
-
-def _read(path: Path, names: list[str], sums: Mapping[str, str]) -> dict[str, NDArray[Any]]:
-    import zarr
-
-    try:
-        store = zarr.open_group(str(path), mode="r", zarr_format=3).store
-        found = {name: np.asarray(zarr.open_array(store=store, path=name, mode="r")[...]) for name in names}
-    except Exception as error:  # zarr raises what its parsers run into
-        raise BankError(f"{path} is damaged ({type(error).__name__})") from error
-    for name, array in found.items():
-        if sums and sums.get(name) != _sum(array):
-            raise BankError(f"{path} is damaged ({name} is not what was written)")
-    return found
-
-
-def _mapped(path: Path, info: SnapshotInfo, expect: EmbeddingBank | None) -> MappedRows:
+def space_of(path: Path, info: SnapshotInfo, expect: Expected | None = None) -> MappedRows:
     """The space that a run goes on in: the snapshot's, unless another kind is asked for now."""
     asked = info.space.get("asked", "raw")
     former = MappedRows(asked, NEVER) if expect is None else expect.mapped  # who only looks at it does not fit anew
@@ -310,14 +347,14 @@ def _fitted(path: Path, info: SnapshotInfo) -> Fitted:
             name: np.asarray(zarr.open_array(store=group.store, path=name, mode="r")[:])
             for name in array_names(info.space)
         }
-        if any(info.sums.get(name) != _sum(array) for name, array in found.items()):
+        if any(info.sums.get(name) != array_sum(array) for name, array in found.items()):
             raise ValueError("space")
         return space_from(info.space, found)
     except Exception as error:  # zarr raises what its parsers run into
         raise BankError(f"{path} is damaged (its mining space is not what was written)") from error
 
 
-def _refuse_other(path: Path, info: SnapshotInfo, expect: EmbeddingBank | None, data_hash: str | None) -> None:
+def _refuse_other(path: Path, info: SnapshotInfo, expect: Expected | None, data_hash: str | None) -> None:
     known = info.extra.get("data_hash")
     if data_hash is not None and known is not None and known != data_hash:
         raise BankError(f"{path} belongs to data {known}, this run has {data_hash}; start with an empty bank")
@@ -337,10 +374,6 @@ def snapshot_steps(root: Path) -> list[int]:
     """Steps of all snapshots, damaged ones too, in no order."""
     names = (_NAME.match(path.name) for path in (root.iterdir() if root.is_dir() else ()))
     return [int(match[1]) for match in names if match]
-
-
-def _sum(array: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def _seal(attrs: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +24,7 @@ Score: TypeAlias = dict[int, float]
 
 
 class Strategy:
-    """Scores as they are: the cascade, the main view alone, and the upper bound.
-
-    Attributes:
-        by_slot: Whether the score of a slot follows from that slot's scores alone, so that parts of a bank can be
-            scored apart.
-    """
-
-    by_slot: ClassVar[bool] = True
+    """Scores as they are: the cascade, the main view alone, and the upper bound."""
 
     def slowly(self, scores: Sequence[Score]) -> Sequence[Score]:
         """Scores of one query, a dict for each view: the same, or one dict."""

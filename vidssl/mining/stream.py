@@ -23,7 +23,7 @@ from vidssl.mining.strategy import strategy_of
 from vidssl.mining.task import Ids, Scores, Task
 from vidssl.mining.whole import in_threads, parts
 
-__all__ = ["mine_streaming"]
+__all__ = ["Piece", "mine_streaming", "scan", "settled"]
 
 CELLS = 1 << 20
 """Scores of one view and block: 4 MB, which stay in the cache that the cores share."""
@@ -34,19 +34,19 @@ LEAST = 4096
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """What one block leaves.
 
     Attributes:
         certain: int64 [C, B], candidates above the brackets of stages 0..c.
         bounds: int64 [B+1]; those of row b are slots[bounds[b]:bounds[b+1]].
-        slots: int32, ascending in each row.
+        slots: int32 or int64, ascending in each row.
         scores: Of each view that was read, in step with `slots`.
     """
 
     certain: Ids
     bounds: Ids
-    slots: NDArray[np.int32]
+    slots: NDArray[np.integer]
     scores: Sequence[Scores]
 
 
@@ -62,16 +62,20 @@ def mine_streaming(task: Task) -> tuple[Ids, Scores, NDArray[np.bool_]]:
     per_query = brackets.share * task.n_slots * (4 + 4 * len(task.bank)) * 1.5
     for start, part in parts(task, per_query):
         here = brackets.part(start, start + part.rows)
-        settle = _Settle(part, here, _in_order(_Scan(part, here)))
-        for row, answer in enumerate(in_threads(task.threads, settle.row, range(part.rows)), start):
-            missed[row] = answer is None
-            if answer is not None:
-                ids[row], scores[row] = answer
+        rows = slice(start, start + part.rows)
+        ids[rows], scores[rows], missed[rows] = settled(part, here, scan(part, here))
     return ids, scores, missed
 
 
-def _in_order(scan: _Scan) -> list[_Piece]:
-    """Each thread takes the next block until none is left."""
+def scan(task: Task, brackets: Brackets) -> list[Piece]:
+    """What may matter of the task's bank, in the order of its slots.
+
+    Each thread takes the next block until none is left. Brackets of no stage keep every allowed slot.
+
+    Raises:
+        BankError: a bank row is not finite.
+    """
+    scan = _Scan(task, brackets)
     starts, lock = iter(range(0, scan.task.n_slots, scan.width)), threading.Lock()
 
     def take() -> Iterator[int]:
@@ -82,7 +86,7 @@ def _in_order(scan: _Scan) -> list[_Piece]:
                 return
             yield start
 
-    def work(_: int) -> list[tuple[int, _Piece]]:
+    def work(_: int) -> list[tuple[int, Piece]]:
         buffers = _Buffers(scan)
         return [(start, scan.block(start, buffers)) for start in take()]
 
@@ -90,17 +94,38 @@ def _in_order(scan: _Scan) -> list[_Piece]:
     return [piece for _, piece in sorted(done, key=lambda one: one[0])]
 
 
+def settled(
+    task: Task, brackets: Brackets, pieces: Sequence[Piece], views: Sequence[int] | None = None
+) -> tuple[Ids, Scores, NDArray[np.bool_]]:
+    """As `mine_streaming`, from what all blocks left.
+
+    Args:
+        task: The queries; its bank is read where a view's scores are in no piece.
+        brackets: With which the pieces were made.
+        pieces: In the order of their slots.
+        views: Whose scores the pieces hold; None: those of the brackets' stages.
+    """
+    settle = _Settle(task, brackets, pieces, views)
+    ids = np.full((task.rows, task.sizes[-1]), -1, np.int64)
+    scores, missed = np.full(ids.shape, -np.inf, np.float32), np.zeros(task.rows, bool)
+    for row, answer in enumerate(in_threads(task.threads, settle.row, range(task.rows))):
+        missed[row] = answer is None
+        if answer is not None:
+            ids[row, : len(answer[0])], scores[row, : len(answer[1])] = answer
+    return ids, scores, missed
+
+
 class _Scan:
     """Blocks of the bank against all queries."""
 
     def __init__(self, task: Task, brackets: Brackets) -> None:
         self.task, self.brackets = task, brackets
-        self.views = range(len(task.bank)) if task.plan.traits.fuses else sorted(set(task.plan.views[: brackets.depth]))
+        self.views = range(len(task.bank)) if task.plan.traits.fuses else brackets.views(task.plan)
         self.width = min(task.n_slots, max(LEAST, CELLS // task.rows // 1024 * 1024))
         by_slot = np.argsort(task.exclude.slots, kind="stable")
         self._slots, self._rows = task.exclude.slots[by_slot], task.exclude.row_of_slot()[by_slot]
 
-    def block(self, start: int, buffers: _Buffers) -> _Piece:
+    def block(self, start: int, buffers: _Buffers) -> Piece:
         """Score bank rows start..start+width-1 and keep what may matter."""
         stop = min(start + self.width, self.task.n_slots)
         scores = [self._score(view, start, stop, buffers) for view in self.views]
@@ -112,7 +137,7 @@ class _Scan:
         bounds = np.searchsorted(flat, np.arange(rows + 1) * width)
         picked = [score.reshape(-1).take(flat) for score in of_view.values()]
         flat -= np.repeat(np.arange(rows) * width - start, np.diff(bounds))
-        return _Piece(certain, bounds, flat.astype(np.int32), picked)
+        return Piece(certain, bounds, flat.astype(np.int32), picked)
 
     def _score(self, view: int, start: int, stop: int, buffers: _Buffers) -> Scores:
         out = buffers.scores(view, stop - start)
@@ -138,6 +163,8 @@ class _Scan:
         self, some: slice, of_view: dict[int, Scores], buffers: _Buffers, counts: Ids, kept: NDArray[np.bool_]
     ) -> None:
         dropped, *above = buffers.masks(*kept.shape)
+        if not self.brackets.depth:
+            np.greater(of_view[0], -np.inf, out=kept)
         for stage in range(self.brackets.depth):
             score, sure, before = of_view[self.task.plan.views[stage]], above[stage % 2], above[1 - stage % 2]
             low, high = self.brackets.low[stage, some, None], self.brackets.high[stage, some, None]
@@ -178,12 +205,14 @@ class _Buffers:
 class _Settle:
     """The exact cascade of each query, from what all blocks left."""
 
-    def __init__(self, task: Task, brackets: Brackets, pieces: Sequence[_Piece]) -> None:
+    def __init__(
+        self, task: Task, brackets: Brackets, pieces: Sequence[Piece], views: Sequence[int] | None = None
+    ) -> None:
         self.task, self.brackets, self.pieces = task, brackets, pieces
         self.certain = np.sum([piece.certain for piece in pieces], axis=0)
         self.bounds = [piece.bounds.tolist() for piece in pieces]
         fuses = task.plan.traits.fuses
-        self.views = [0] if fuses else sorted(set(task.plan.views[: brackets.depth]))
+        self.views = views if views is not None else [0] if fuses else brackets.views(task.plan)
 
     def row(self, row: int) -> tuple[Ids, Scores] | None:
         """Best first and their scores; None where a cut lies outside its bracket."""

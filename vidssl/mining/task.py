@@ -87,5 +87,4 @@ class Task:
 
     def only(self, rows: NDArray[np.int64]) -> Task:
         """Some of the queries."""
-        exclude = Exclusions.from_lists([self.exclude.row(int(row)) for row in rows])
-        return replace(self, queries=[query[rows] for query in self.queries], exclude=exclude)
+        return replace(self, queries=[query[rows] for query in self.queries], exclude=self.exclude.only(rows))

@@ -18,6 +18,7 @@ from vidssl.saved.run_folder import RunFolder
 from vidssl.saved.tensors import FileSum, sum_of
 
 __all__ = [
+    "FREE",
     "META",
     "MODEL",
     "Meta",
@@ -34,8 +35,9 @@ __all__ = [
 MODEL = "model.pt"
 META = "meta.json"
 _NAME = re.compile(r"step-(\d+)$")
-_FREE = ("data",)
-"""Settings that may differ on resume: data may be moved, what it holds is compared by its hash."""
+FREE = ("data", "mining.shards", "mining.cpus_per_shard", "mining.shard_node")
+"""Settings that may differ on resume: data may be moved, what it holds is compared by its hash; where the bank's rows lie
+changes no result."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def check_same_recipe(folder: RunFolder, meta: Meta, recipe: Recipe) -> None:
     if meta.recipe == recipe.fingerprint():
         return
     then, now = meta.settings, recipe.settings()
-    changed = [key for key in now if key in then and key not in _FREE and then[key] != now[key]]
+    changed = [key for key in now if key in then and key not in FREE and then[key] != now[key]]
     if then and not changed:
         return
     said = ", ".join(f"{key}={now[key]} was {then[key]}" for key in changed[:3]) or "its fingerprint is another"

@@ -24,6 +24,7 @@ class StrategyTraits:
         fuses: Whether it makes one score of both views'; then the aux view is read, and every score of it.
         joins: Whether that score is the product of both rows laid side by side: a bank then keeps and searches one table
             of them, and any engine that finds neighbours will do.
+        ranks: Whether the score of a slot depends on the other slots', so that parts of a bank cannot be scored apart.
         reads_labels: Whether it needs to know classes: an upper bound, which the bank never runs.
     """
 
@@ -32,6 +33,7 @@ class StrategyTraits:
     staged: bool = False
     fuses: bool = False
     joins: bool = False
+    ranks: bool = False
     reads_labels: bool = False
 
 
@@ -43,7 +45,9 @@ STRATEGIES: Final[Mapping[str, StrategyTraits]] = MappingProxyType(
         "joint": StrategyTraits(
             "vidssl.mining.score_sum:ScoreSum", "the sum, by one table of both rows", fuses=True, joins=True
         ),
-        "minrank": StrategyTraits("vidssl.mining.minrank:MinRank", "the worse of the two ranks", fuses=True),
+        "minrank": StrategyTraits(
+            "vidssl.mining.minrank:MinRank", "the worse of the two ranks", fuses=True, ranks=True
+        ),
         "oracle": StrategyTraits(
             "vidssl.mining.strategy:Strategy", "labels: an upper bound, never a result", reads_labels=True
         ),

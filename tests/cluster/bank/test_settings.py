@@ -25,6 +25,17 @@ def test_a_recipe_can_ask_for_a_bank_of_half_precision(packed, tmp_path):
         assert spec.dtype == dtype
 
 
+def test_a_recipe_can_ask_for_shards_but_not_for_more_than_videos(packed, tmp_path):
+    words = ("mining.shards=3", "mining.cpus_per_shard=2", "mining.shard_node=big")
+    spec = _bank_spec(check(small(packed, tmp_path, *words)), RunFolder(tmp_path))
+    assert spec is not None
+    assert (spec.shards, spec.cpus_per_shard, spec.shard_node) == (3, 2, "big")
+    with pytest.raises(
+        RecipeError, match=r"mining\.shards=41 of 40 videos: each holds one at least; type mining\.shards=1"
+    ):
+        check(small(packed, tmp_path, "mining.shards=41"))
+
+
 def test_a_recipe_can_ask_to_mine_among_some_of_the_slots(packed, tmp_path):
     words = ("mining.pool_slots=6", "mining.pool_of=recent", "mining.topk=2", "mining.pool=3")
     spec = _bank_spec(check(small(packed, tmp_path, *words)), RunFolder(tmp_path))

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,8 +15,17 @@ import pytest
 from vidssl.batch import Embeddings
 from vidssl.errors import BankError, StorageError
 from vidssl.mining.bank import EmbeddingBank
+from vidssl.mining.parts import write_part
 from vidssl.mining.rows import DTYPES, stored
-from vidssl.mining.snapshots import latest_snapshot, load_snapshot, read_info, save_snapshot, snapshot_at, sweep
+from vidssl.mining.snapshots import (
+    latest_snapshot,
+    load_rows,
+    load_snapshot,
+    read_info,
+    save_snapshot,
+    snapshot_at,
+    sweep,
+)
 
 
 def make_bank(n=50, dtype="float32", views=("rgb", "residual"), seed=0, dim=6):
@@ -40,6 +50,68 @@ def test_a_bank_comes_back_bit_for_bit(tmp_path, dtype):
     assert (back.step, back.dtype) == (7, dtype)
     info = read_info(path)
     assert (info.step, info.bank_step, info.views, info.extra["stages"]) == (9, 7, ("rgb", "residual"), 3)
+
+
+class Parted:
+    """A moment of a bank of which every range between two cuts is written by somebody else."""
+
+    def __init__(self, bank, cuts):
+        self.bank, self.cuts = bank, cuts
+        with bank.moment() as moment:
+            self.facts = moment.facts
+
+    def write(self, path, step):
+        parts = []
+        for number, (start, stop) in enumerate(pairwise(self.cuts)):
+            own = EmbeddingBank(stop - start, self.bank.dim, tuple(self.bank.views), dtype=self.bank.dtype)
+            rows = {view: kept[start:stop] for view, kept in self.bank.views.items()}
+            own.fill(rows, self.bank.version[start:stop], self.bank.step)
+            with own.moment() as moment:
+                parts.append(write_part(moment, path / f"part-{number}", start, step))
+        return parts
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("cuts", [[0, 50], [0, 17, 33, 50], [0, 1, 49, 50]])
+def test_a_snapshot_in_parts_is_the_bank_and_gives_every_range_of_it(tmp_path, cuts, dtype):
+    bank = make_bank(dtype=dtype)
+    path = save_snapshot(Parted(bank, cuts), tmp_path, 9, extra={"data_hash": "abc"})
+    back = load_snapshot(path, bank, "abc")
+    assert same(back, bank)
+    assert back.step == 7
+    whole = save_snapshot(bank, tmp_path, 10)
+    for start, stop in ((0, 50), (0, 20), (16, 18), (33, 50), (49, 50)):
+        for place in (path, whole):  # shards are cut anew, or begin with what one process wrote
+            some = load_rows(place, read_info(place), start, stop, dtype)
+            np.testing.assert_array_equal(some.version, bank.version[start:stop])
+            for view, kept in bank.views.items():
+                np.testing.assert_array_equal(some.views[view], kept[start:stop])
+
+
+def spoil_chunk(part):
+    chunk = next(found for found in sorted((part / "view-rgb" / "c").rglob("*")) if found.is_file())
+    content = bytearray(chunk.read_bytes())
+    content[9] ^= 4
+    chunk.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [shutil.rmtree, spoil_chunk, lambda part: shutil.rmtree(part / "version")])
+def test_a_snapshot_that_lacks_or_spoils_a_part_is_none(tmp_path, spoil):
+    path = save_snapshot(Parted(make_bank(), [0, 17, 33, 50]), tmp_path, 9)
+    spoil(path / "part-1")
+    with pytest.raises(BankError, match="snap-9 is damaged"):
+        load_snapshot(path)
+    with pytest.raises(BankError, match="snap-9 is damaged"):
+        load_rows(path, read_info(path), 30, 40, "float32")
+    assert load_rows(path, read_info(path), 33, 50, "float32").filled == 12  # it does not look at the others' parts
+
+
+def test_a_bad_row_of_a_part_is_named_by_its_slot_of_the_whole_bank(tmp_path):
+    bank = make_bank()
+    bank.views["rgb"][20] = 3.0
+    with pytest.raises(BankError, match=r"rgb row of slot 20 has length 7\.35; older snapshots stay"):
+        save_snapshot(Parted(bank, [0, 17, 33, 50]), tmp_path, 9)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kept", DTYPES)
