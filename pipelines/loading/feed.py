@@ -13,6 +13,7 @@ from pipelines.dataset.patience import Patience
 from pipelines.dataset.reader import SampleError, ShardReader
 from pipelines.loading.augment import Looks, drawn_looks
 from pipelines.loading.crops import crop_looks
+from pipelines.loading.order import Taken
 from pipelines.loading.windows import drawn_starts, span_of
 from vidssl.errors import DataError
 from vidssl.recipe import Augment, Clips
@@ -26,7 +27,7 @@ class Plan:
 
     Attributes:
         step: Number of the batch.
-        epoch: Pass over the data.
+        epoch: Pass over the data that its first sample belongs to.
         instance: int64 [B].
         start: int64 [B, n_clips], first frames.
         looks: What is done to each clip.
@@ -76,15 +77,16 @@ class Feed:
         self.manifest, self.clips, self.augment, self.seed = manifest, clips, augment, seed
         self.span = span_of(clips.frames, clips.stride)
 
-    def training_plan(self, step: int, epoch: int, instance: NDArray[np.int64]) -> Plan:
+    def training_plan(self, step: int, taken: Taken) -> Plan:
         """Random windows and looks of a step, by address."""
-        address = {"seed": self.seed, "epoch": epoch, "instance": instance}
+        instance = taken.instance
+        address = {"seed": self.seed, "epoch": taken.epoch, "instance": instance}
         frames, count = self.manifest.samples.frames[instance], self.clips.per_video
         start = drawn_starts(frames, self.span, count, **address)
         looks = drawn_looks(self.augment, self._sides(instance), count, **address)
         alone = looks.alone[:, None]
         one = np.take_along_axis(start, np.maximum(alone, 0), axis=1)
-        return Plan(step, epoch, instance, np.where(alone >= 0, one, start), looks)
+        return Plan(step, taken.first_epoch, instance, np.where(alone >= 0, one, start), looks)
 
     def window_plan(
         self, step: int, instance: NDArray[np.int64], start: NDArray[np.int64], crops: str = "centre"
