@@ -110,7 +110,9 @@ def test_upcoming_batches_are_the_ones_delivered_later(pack, opened):
             promised.setdefault(step + ahead - 1, []).append(loader.upcoming(ahead).tolist())
         batch = loader.next()
         assert batch.step == step
-        assert batch.epoch == 3 * step // 8  # of its first row: a step may bring the end of one epoch and the start of the next
+        assert (
+            batch.epoch == 3 * step // 8
+        )  # of its first row: a step may bring the end of one epoch and the start of the next
         assert all(ids == batch.instance.tolist() for ids in promised[step])
 
 
@@ -210,7 +212,10 @@ def test_a_state_without_a_cursor_goes_on_where_its_run_stood(pack, opened):
     for world in (1, 2):
         ranks = [opened(pack, rank=rank, world=world, state=old) for rank in range(world)]
         assert [loader.seen for loader in ranks] == [11] * world
-        both = [opened(pack, rank=rank, world=world, state=old | {"epoch": 1, "taken": 3, "owed": []}) for rank in range(world)]
+        both = [
+            opened(pack, rank=rank, world=world, state=old | {"epoch": 1, "taken": 3, "owed": []})
+            for rank in range(world)
+        ]
         for one, other in zip(ranks, both, strict=True):
             assert same(one.next(), other.next())
         assert ranks[0].state_dict()["step"] == 4

@@ -87,10 +87,7 @@ def test_any_number_of_workers_sees_the_same_global_batches(seed, step):
     rows = np.arange(100, 177)
     by_world = [
         np.concatenate(
-            [
-                taken(Order(rows, 8 // world, rank=rank, world=world, seed=seed), step + 1)[-1]
-                for rank in range(world)
-            ]
+            [taken(Order(rows, 8 // world, rank=rank, world=world, seed=seed), step + 1)[-1] for rank in range(world)]
         )
         for world in (1, 2, 4, 8)
     ]
@@ -130,7 +127,12 @@ def test_a_video_at_the_end_of_one_epoch_and_the_start_of_the_next_waits_for_the
 
 def test_a_step_of_a_run_without_a_cursor_is_where_that_run_stood():
     """11 videos, 4 a step: two steps an epoch, and its last three samples were left out."""
-    assert [Cursor.of_steps(step, 11, 4) for step in range(4)] == [Cursor(0, 0), Cursor(0, 4), Cursor(1, 0), Cursor(1, 4)]
+    assert [Cursor.of_steps(step, 11, 4) for step in range(4)] == [
+        Cursor(0, 0),
+        Cursor(0, 4),
+        Cursor(1, 0),
+        Cursor(1, 4),
+    ]
 
 
 def test_fewer_videos_than_one_step_are_refused_with_a_batch_that_fits():
