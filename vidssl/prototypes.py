@@ -117,10 +117,10 @@ class AssignmentQueue(nn.Module):
 
 def _fit_rows(queue: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
     assert isinstance(queue, AssignmentQueue)
-    rows = state.get(f"{prefix}rows")
-    queue.came_from = None if rows is None or rows.shape[1] == queue.size else rows.shape[1]
-    if queue.came_from is None:
+    rows, queue.came_from = state.get(f"{prefix}rows"), None
+    if rows is None or rows.shape[1] == queue.size:
         return
+    queue.came_from = rows.shape[1]
     kept = rows[:, : queue.size]  # newest first
     more = kept.new_zeros(kept.shape[0], queue.size - kept.shape[1], kept.shape[2])
     state[f"{prefix}rows"] = torch.cat([kept, more], 1)

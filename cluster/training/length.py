@@ -55,7 +55,9 @@ class Length:
         """Where the schedule stands in its `span`; a run that kept its workers stands at `step`."""
         if self.trainer.steps:
             return float(step)
-        return (self.seen + (step - self.step) * self.together) / self.together  # one division: the same after any resume
+        return (
+            self.seen + (step - self.step) * self.together
+        ) / self.together  # one division: the same after any resume
 
 
 def length_from(trainer: Trainer, videos: int, meta: Meta) -> Length:

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 
 from cluster.training.folder import enter
+from cluster.training.phases import _plan_one as plan_one
 from cluster.training.plan import plan_resume, plan_run
 from pipelines.dataset.manifest import load_manifest
 from tests.cluster.training.small_runs import RECIPE, leftovers, small, tree
+from tests.cluster.training.test_phases import CYCLE
 from vidssl.errors import CheckpointError, DataError, RecipeError
 from vidssl.mining.snapshots import load_snapshot, snapshot_at
+from vidssl.recipe import Recipe, load_recipe, phase_recipe
 from vidssl.saved.checkpoint import Meta, save_checkpoint
 from vidssl.saved.run_folder import RunFolder
 
@@ -33,9 +36,11 @@ with ray_session(3):
 """The command line on a Ray of three cores, however many this machine has."""
 
 
-def stands_at(packed: Path, folder: Path, step: int, seen: int | None, *words: str) -> RunFolder:
+def stands_at(
+    packed: Path, folder: Path, step: int, seen: int | None, *words: str, recipe: Recipe | None = None
+) -> RunFolder:
     """A run of one worker with a checkpoint of that step (which holds no weights)."""
-    plan = plan_run(small(packed, folder, "trainer.workers=1", *words))
+    plan = plan_run(recipe or small(packed, folder, "trainer.workers=1", *words))
     enter(plan, ["train", "small.yaml"], "cpu")
     recipe, manifest = plan.recipe, plan.checked.manifest
     meta = Meta(step, recipe.fingerprint(), manifest.hash, 1, 0, len(manifest), recipe.settings(), seen=seen)
@@ -94,7 +99,9 @@ def test_what_other_workers_cannot_do_is_refused_and_the_disk_stays_as_it_was(pa
             )
         )
     assert "trainer.batch is 4 there and 2 here" in str(refused.value)
-    assert f"type vidssl train --resume {folder.path} trainer.batch=2 to go on with them, name=OTHER" in str(refused.value)
+    assert f"type vidssl train --resume {folder.path} trainer.batch=2 to go on with them, name=OTHER" in str(
+        refused.value
+    )
     assert tree(tmp_path) == before
 
 
@@ -105,6 +112,21 @@ def test_a_finished_run_of_a_version_that_left_the_ends_of_epochs_out_stays_fini
     plan = plan_resume(stands_at(packed, tmp_path, steps, None, "trainer.steps=null", "trainer.epochs=9").path)
     assert plan.finished
     assert plan.notes[-1].endswith("there is nothing to train; to begin again, type --fresh")
+
+
+def test_a_phase_that_is_not_finished_goes_on_with_the_workers_of_now(packed, tmp_path):
+    (tmp_path / "cycle.yaml").write_text(CYCLE)
+    words = [f"data={packed}", f"trainer.storage={tmp_path}"]
+    plan = plan_run(load_recipe(str(tmp_path / "cycle.yaml"), words))
+    enter(plan, [], "cpu")
+    phase, root = plan.recipe.phases[0], plan.folder.path
+    own = phase_recipe(plan.recipe, phase, root)
+    folder = stands_at(packed, root, 3, 12, recipe=own)
+    again = plan_resume(root, ["trainer.workers=2"])
+    assert again.recipe.trainer.workers == 2
+    inner = plan_one(again.recipe, phase, root, again=False)
+    assert (inner.folder, inner.start, inner.recipe.trainer.workers) == (folder, 3, 2)
+    assert "is of 1 worker(s) with 4 videos each, and 2 with 4 go on" in inner.notes[0]
 
 
 def elastic(here: Path, until: int | None, *words: str) -> str:
