@@ -225,7 +225,7 @@ class TrainLoader:
 
     def _plans(self, feed: Feed, step: int, cursor: Cursor) -> Iterator[Plan]:
         for taken in self.order.walk(cursor):
-            yield feed.training_plan(step, taken)
+            yield feed.training_plan(step, taken.first_epoch, taken.instance, taken.epoch)
             step += 1
 
     def _peek(self, ahead: int) -> Taken:

@@ -13,7 +13,6 @@ from pipelines.dataset.patience import Patience
 from pipelines.dataset.reader import SampleError, ShardReader
 from pipelines.loading.augment import Looks, drawn_looks
 from pipelines.loading.crops import crop_looks
-from pipelines.loading.order import Taken
 from pipelines.loading.windows import drawn_starts, span_of
 from vidssl.errors import DataError
 from vidssl.recipe import Augment, Clips
@@ -27,7 +26,7 @@ class Plan:
 
     Attributes:
         step: Number of the batch.
-        epoch: Pass over the data that its first sample belongs to.
+        epoch: Pass over the data that the step begins in.
         instance: int64 [B].
         start: int64 [B, n_clips], first frames.
         looks: What is done to each clip.
@@ -77,16 +76,24 @@ class Feed:
         self.manifest, self.clips, self.augment, self.seed = manifest, clips, augment, seed
         self.span = span_of(clips.frames, clips.stride)
 
-    def training_plan(self, step: int, taken: Taken) -> Plan:
-        """Random windows and looks of a step, by address."""
-        instance = taken.instance
-        address = {"seed": self.seed, "epoch": taken.epoch, "instance": instance}
+    def training_plan(
+        self, step: int, epoch: int, instance: NDArray[np.int64], of_each: NDArray[np.int64] | None = None
+    ) -> Plan:
+        """Random windows and looks of a step, by address.
+
+        Args:
+            step: Number of the batch.
+            epoch: Pass over the data that the step begins in.
+            instance: int64 [B].
+            of_each: int64 [B], the pass that each belongs to; None: `epoch`.
+        """
+        address = {"seed": self.seed, "epoch": epoch if of_each is None else of_each, "instance": instance}
         frames, count = self.manifest.samples.frames[instance], self.clips.per_video
         start = drawn_starts(frames, self.span, count, **address)
         looks = drawn_looks(self.augment, self._sides(instance), count, **address)
         alone = looks.alone[:, None]
         one = np.take_along_axis(start, np.maximum(alone, 0), axis=1)
-        return Plan(step, taken.first_epoch, instance, np.where(alone >= 0, one, start), looks)
+        return Plan(step, epoch, instance, np.where(alone >= 0, one, start), looks)
 
     def window_plan(
         self, step: int, instance: NDArray[np.int64], start: NDArray[np.int64], crops: str = "centre"

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from pipelines.loading.augment import MEAN, STD, centre_looks, drawn_looks
 from pipelines.loading.engine import ClipGraph
 from pipelines.loading.feed import Feed
-from pipelines.loading.order import Cursor, Taken
 from tests.pipelines.small_packs import encode, make_pack, moving, ramp, still, write_pack
 from vidssl.recipe import Augment, Clips
 
@@ -83,7 +82,7 @@ def test_one_clip_of_a_video_stands_for_both_in_the_feed(pack_of):
     feed = Feed(pack_of("moving"), Clips(frames=4), Augment(preset="paper"), 0)
     alone = 0
     for epoch in range(6):
-        plan = feed.training_plan(epoch, Taken(np.arange(8), np.full(8, epoch), epoch, Cursor(epoch)))
+        plan = feed.training_plan(epoch, epoch, np.arange(8))
         one = plan.looks.alone >= 0
         alone += int(one.sum())
         assert (plan.start[one, 0] == plan.start[one, 1]).all()
