@@ -55,9 +55,8 @@ class Length:
         """Where the schedule stands in its `span`; a run that kept its workers stands at `step`."""
         if self.trainer.steps:
             return float(step)
-        return (
-            self.seen + (step - self.step) * self.together
-        ) / self.together  # one division: the same after any resume
+        seen = self.seen + (step - self.step) * self.together
+        return seen / self.together  # one division of whole numbers: the same after any resume
 
 
 def length_from(trainer: Trainer, videos: int, meta: Meta) -> Length:
