@@ -125,8 +125,8 @@ def _feed(manifest: Manifest, clips: Clips, preset: Preset) -> Feed:
 
 def _fed(feed: Feed, batch: int) -> Iterator[Fed]:
     order = Order(feed.manifest.rows(), batch, rank=0, world=1, seed=0)
-    for step in range(1 << 40):
-        yield feed.read(feed.training_plan(step, order.epoch(step), order.ids(step)), (), True)[0]
+    for step, taken in enumerate(order.walk()):
+        yield feed.read(feed.training_plan(step, taken.first_epoch, taken.instance, taken.epoch), (), True)[0]
 
 
 def _decoders(codec: str, device: torch.device) -> list[Decode]:

@@ -187,7 +187,10 @@ class Subject:
         if not self.own_data:
             return None
         train = len(self.manifest.training_rows())
-        return round(self.meta.step * self.recipe.trainer.batch * self.meta.world / train, 2)
+        seen = self.meta.seen
+        if seen is None:  # of an older version, whose workers never changed
+            seen = self.meta.step * self.recipe.trainer.batch * self.meta.world
+        return round(seen / train, 2)
 
     def _check_view(self, view: str) -> None:
         if view not in self.views:

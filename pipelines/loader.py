@@ -1,7 +1,8 @@
 """The one door: packed data in, `ClipBatch` after `ClipBatch` out, exactly repeatable from any step.
 
 Part one (order, windows, looks, bytes) holds all randomness, by address; part two (the DALI graph) is stateless. So the
-state of a loader is the number of batches it delivered, and batches made ahead of time never leak into it.
+state of a loader is the cursor of the order after the batches it delivered: it counts samples, so that any number of
+workers with any batch can go on from it, and batches made ahead of time never leak into it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -24,7 +26,7 @@ from pipelines.dataset.patience import AGAIN, Patience, Say, say_in_log
 from pipelines.loading.crops import Crops, crops_of_window
 from pipelines.loading.decode import resolve_decode
 from pipelines.loading.feed import Feed, Plan
-from pipelines.loading.order import Order
+from pipelines.loading.order import Cursor, Order, Taken, steps_of
 from pipelines.loading.prefetch import Prefetched
 from pipelines.loading.stream import BadSample, ClipStream, Made
 from pipelines.loading.windows import Rule, padded_in_front, window_starts
@@ -123,13 +125,19 @@ class TrainLoader:
         self.order = Order(rows, spec.batch, rank=rank, world=world, seed=spec.seed)
         self.decode = resolve_decode(spec.loader.decode, manifest.codec, device)
         self.meter = LoaderMeter()
-        self._delivered = 0
+        self._delivered, self._cursor = 0, Cursor()
+        self._ahead: deque[Taken] = deque()
         self._prefetched: Prefetched[tuple[ClipBatch, tuple[BadSample, ...]]] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        """floor(videos / (batch · world))."""
-        return self.order.steps_per_epoch
+        """Steps that it takes, from the beginning of an epoch, until all its videos were seen: the last may bring some of the next."""
+        return steps_of(len(self.order.rows), self.spec.batch * self.order.world)
+
+    @property
+    def seen(self) -> int:
+        """Samples that all ranks together delivered, since the run began."""
+        return self._cursor.seen(len(self.order.rows))
 
     def __iter__(self) -> Iterator[ClipBatch]:
         return self
@@ -153,6 +161,8 @@ class TrainLoader:
         self.meter.wait_s += time.perf_counter() - before
         self.meter.batches += 1
         self.meter.bad.extend(bad)
+        self._cursor = self._peek(1).after
+        self._ahead.popleft()
         self._delivered += 1
         return batch
 
@@ -161,20 +171,26 @@ class TrainLoader:
 
         They are what the order says; a row whose sample turns out bad comes with another row's instance.
         """
-        return self.order.ids(self._delivered + ahead - 1)
+        return self._peek(ahead).instance
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands after the last delivered batch, as JSON can hold it.
+        """Where the loader stands after the last delivered batch, as JSON can hold it; equal on all ranks.
 
-        Bad samples are no part of it: whoever goes on from here tries them again.
+        `epoch`, `taken` and `owed` are the order's cursor, `step` counts batches. Bad samples are no part of it: whoever
+        goes on from here tries them again.
         """
-        return {**self._identity(), "step": self._delivered}
+        cursor = {"epoch": self._cursor.epoch, "taken": self._cursor.taken, "owed": list(self._cursor.owed)}
+        split = {"batch": self.spec.batch, "world": self.order.world}
+        return {**self._identity(), **split, "step": self._delivered, **cursor}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the loader that gave `state` stood: same samples, same frames, same pixels.
 
+        With another batch or number of workers the rest of the epoch comes in other batches, each sample of it once. A
+        state of an older version has no cursor, and its run left the last samples of every epoch out; from here on they come.
+
         Raises:
-            CheckpointError: the state belongs to other data, another seed, batch size or number of workers.
+            CheckpointError: the state belongs to other data or another seed.
         """
         for name, here in self._identity().items():
             if state.get(name) != here:
@@ -183,7 +199,8 @@ class TrainLoader:
                     "its order would not go on; resume with the same setting or start a new run"
                 )
         self.close()
-        self._delivered = int(state["step"])
+        self._delivered, self._cursor = int(state["step"]), _cursor_of(state, len(self.order.rows))
+        self._ahead.clear()
         self.meter.bad = []
 
     def close(self) -> None:
@@ -197,21 +214,25 @@ class TrainLoader:
             "data": self.manifest.hash,
             "split": self.split,
             "seed": self.spec.seed,
-            "batch": self.spec.batch,
-            "world": self.order.world,
         } | ({} if self._chosen is None else {"instances": self._chosen})
 
     def _batches(self) -> Iterator[tuple[ClipBatch, tuple[BadSample, ...]]]:
         spec = self.spec
         feed = Feed(self.manifest, spec.clips, spec.augment, spec.seed, self.meter.disk)
         stream = _stream(spec, feed, self.device, spec.clips.per_video, replace=True, on_bad=self._on_bad)
-        for made in stream.batches(self._plans(feed, self._delivered)):
+        for made in stream.batches(self._plans(feed, self._delivered, self._cursor)):
             yield _batch_of(made, made.clips, self.manifest, spec, self.device), made.bad
 
-    def _plans(self, feed: Feed, step: int) -> Iterator[Plan]:
-        while True:
-            yield feed.training_plan(step, self.order.epoch(step), self.order.ids(step))
+    def _plans(self, feed: Feed, step: int, cursor: Cursor) -> Iterator[Plan]:
+        for taken in self.order.walk(cursor):
+            yield feed.training_plan(step, taken.first_epoch, taken.instance, taken.epoch)
             step += 1
+
+    def _peek(self, ahead: int) -> Taken:
+        """This rank's samples `ahead` steps after the last delivered ones."""
+        while len(self._ahead) < ahead:
+            self._ahead.append(self.order.take(self._ahead[-1].after if self._ahead else self._cursor))
+        return self._ahead[ahead - 1]
 
 
 class EvalLoader:
@@ -319,6 +340,13 @@ class EvalLoader:
         rows = np.repeat(np.arange(len(clips)), self.crops_per_window)
         flat = replace(made, plan=replace(plan.taken(rows), start=plan.start.reshape(-1, 1)))
         return _batch_of(flat, clips.flatten(0, 1)[:, None], self.manifest, self.spec, self.device)
+
+
+def _cursor_of(state: Mapping[str, Any], videos: int) -> Cursor:
+    """Of a loader's state; one of an older version counts steps of its own size."""
+    if "taken" not in state:
+        return Cursor.of_steps(int(state["step"]), videos, int(state["batch"]) * int(state["world"]))
+    return Cursor(int(state["epoch"]), int(state["taken"]), tuple(int(place) for place in state["owed"]))
 
 
 @lru_cache(maxsize=8)

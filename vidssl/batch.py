@@ -27,7 +27,7 @@ class ClipBatch:
         instance: int64 [B], dense 0..N-1: the row of the manifest and the slot of the bank.
         group: int64 [B]; videos cut from one source share it and are never each other's positive.
         label: int64 [B], -1 unknown; read by metrics and UberNCE only, never by a miner.
-        epoch: Epoch of the order this batch belongs to, from 0.
+        epoch: Epoch of the order that the first row of all ranks belongs to, from 0; the rows after it may be of the next.
         step: Global optimizer step this batch belongs to, from 0.
         start: int64 [B, n_clips], first source frame of each clip (what was seen can be said and repeated).
     """

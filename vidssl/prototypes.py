@@ -61,7 +61,8 @@ class AssignmentQueue(nn.Module):
 
     The published queue is K/W rows of its own on every rank, in a file per rank. A balance over the rows of all ranks
     does not ask who holds which row, so one gathered queue of which each rank takes a share gives the same assignments,
-    and a checkpoint of rank 0 holds it whole.
+    and a checkpoint of rank 0 holds it whole. A state of another K (other workers, of whose global batch K is a multiple)
+    gives its newest rows; where it had fewer, the queue is not full until they have come.
 
     Args:
         views: V, views of one step.
@@ -71,7 +72,10 @@ class AssignmentQueue(nn.Module):
     Attributes:
         rows: [V, K, D].
         written: int64 scalar, rows written so far, at most K.
+        came_from: K of the state that was loaded last, where that was another; None otherwise.
     """
+
+    came_from: int | None = None
 
     rows: Tensor
     written: Tensor
@@ -82,6 +86,7 @@ class AssignmentQueue(nn.Module):
         self.register_buffer("rows", torch.zeros(views, size, dim))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
         self._count: int | None = None  # `written` without waiting for the device
+        self.register_load_state_dict_pre_hook(_fit_rows)
         self.register_load_state_dict_post_hook(_forget_count)
 
     @property
@@ -108,6 +113,18 @@ class AssignmentQueue(nn.Module):
         self.rows.copy_(torch.cat([rows.to(self.rows.dtype), self.rows], dim=1)[:, : self.size])
         self._count = min(self.size, self.count + rows.shape[1])
         self.written.fill_(self._count)
+
+
+def _fit_rows(queue: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    assert isinstance(queue, AssignmentQueue)
+    rows, queue.came_from = state.get(f"{prefix}rows"), None
+    if rows is None or rows.shape[1] == queue.size:
+        return
+    queue.came_from = rows.shape[1]
+    kept = rows[:, : queue.size]  # newest first
+    more = kept.new_zeros(kept.shape[0], queue.size - kept.shape[1], kept.shape[2])
+    state[f"{prefix}rows"] = torch.cat([kept, more], 1)
+    state[f"{prefix}written"] = state[f"{prefix}written"].clamp(max=queue.size)
 
 
 def _forget_count(queue: nn.Module, keys: Any) -> None:

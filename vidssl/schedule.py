@@ -10,7 +10,7 @@ from vidssl.recipe import Optim
 __all__ = ["learning_rate"]
 
 
-def learning_rate(optim: Optim, step: int, total: int) -> float:
+def learning_rate(optim: Optim, step: int, total: int, at: float | None = None) -> float:
     """The rate of `step`.
 
     It grows linearly to `optim.lr` over `optim.warmup_steps` (step 0 has 1/warmup of it, the first step after the warm-up
@@ -21,6 +21,8 @@ def learning_rate(optim: Optim, step: int, total: int) -> float:
         optim: Recipe section.
         step: From 0; steps from `total` on keep the rate of the last one.
         total: Steps of the whole run; milestones are shares of it.
+        at: Where the schedule stands in `total`, of a run whose steps became larger or smaller; None: at `step`. The warm-up
+            counts steps all the same.
 
     Raises:
         RecipeError: `total` below 1, a negative step, a warm-up that fills the run.
@@ -31,12 +33,12 @@ def learning_rate(optim: Optim, step: int, total: int) -> float:
         raise RecipeError(
             f"optim.warmup_steps={optim.warmup_steps} fills the run of {total} steps; set it below {total}"
         )
-    step = min(step, total - 1)
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
+    at = min(step if at is None else at, total - 1)
     if optim.schedule == "cosine":
-        progress = (step - optim.warmup_steps) / (total - optim.warmup_steps)
+        progress = max(at - optim.warmup_steps, 0) / (total - optim.warmup_steps)
         return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
     if optim.schedule == "step":
-        return optim.lr * optim.gamma ** sum(step >= milestone * total for milestone in optim.milestones)
+        return optim.lr * optim.gamma ** sum(at >= milestone * total for milestone in optim.milestones)
     return optim.lr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from cluster.bank.spec import Answer, BankSpec, Wanted
 from vidssl.batch import Positives
 
-__all__ = ["Asked", "AskedStep"]
+__all__ = ["Asked", "AskedStep", "shared_out"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,33 @@ class Asked:
             for step, ids in state["asked"].items()
             if step in state["found"]
         }
+
+
+def shared_out(
+    states: Sequence[Mapping[str, Any]], needed: Mapping[int, NDArray[np.int64]], spec: BankSpec
+) -> dict[str, Any]:
+    """What one rank goes on with where other ranks asked before: positives belong to a video, whoever asked for them.
+
+    Args:
+        states: `Asked.state_dict` of all ranks of before.
+        needed: Step → the videos that this rank needs now; what nobody had asked for has nothing.
+        spec: The run's bank.
+
+    Returns:
+        A state for `Asked.load_state_dict`.
+    """
+    parts = [
+        (ids, state["found"][at]) for state in states for at, ids in state["asked"].items() if at in state["found"]
+    ]
+    asked = Asked(spec)
+    for step, ids in needed.items():
+        asked.add(step, ids)
+        one = asked.get(step)
+        assert one is not None  # for the type checker: it was added just now
+        for theirs, found in parts:
+            _, places, rows = np.intersect1d(ids, theirs.numpy(), return_indices=True)
+            one.enter(places, _as_positives(found), rows)
+    return asked.state_dict()
 
 
 def _as_tensors(found: Positives) -> dict[str, Tensor]:

@@ -143,7 +143,12 @@ VERBS: dict[str, Verb] = {
         "train a recipe, or go on with a run",
         places=(Place("RECIPE", "a name of `vidssl recipes`, or a YAML file", needed=False),),
         options=(
-            Option("--resume", "go on with a run from its last checkpoint (the same words again do so too)", "RUN"),
+            Option(
+                "--resume",
+                "go on with a run from its last checkpoint (the same words again do so too); trainer.workers=N and "
+                "trainer.batch=B: with other workers",
+                "RUN",
+            ),
             Option("--fresh", "remove what a run of the same name made, and begin again"),
             Option("--phase", "with --resume, of a recipe with phases: train this one again, alone", "NAME"),
             Option("--no-evaluation", "only train"),

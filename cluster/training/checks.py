@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cluster.training.length import Length
 from vidssl.encoder import build_encoder, check_fit
 from vidssl.errors import CheckpointError, DataError, RecipeError
 from vidssl.methods import method_class, mining_of
@@ -47,8 +48,8 @@ def check(recipe: Recipe, later: Collection[str] = (), *, sources: bool = True) 
     manifest = check_recipe(recipe, later, sources=sources)
     for phase in recipe.phases:
         check_recipe(phase_recipe(recipe, phase), sources_of(phase), manifest=manifest)
-    per_epoch = 0 if recipe.phases else _steps_per_epoch(recipe, manifest)
-    return Checked(recipe, manifest, 0 if recipe.phases else recipe.trainer.steps or recipe.trainer.epochs * per_epoch)
+    length = Length(recipe.trainer, len(manifest.training_rows()))
+    return Checked(recipe, manifest, 0 if recipe.phases else length.total)
 
 
 def check_recipe(
@@ -68,7 +69,7 @@ def check_recipe(
         CheckpointError: a source that cannot be read.
     """
     manifest = _opened(recipe, manifest)
-    _steps_per_epoch(recipe, manifest)
+    _check_batch(recipe, manifest)
     if recipe.phases:
         return manifest
     method_class(recipe.method.name).check(recipe)
@@ -96,7 +97,7 @@ def _opened(recipe: Recipe, manifest: Manifest | None) -> Manifest:
     return manifest if manifest is not None and manifest.root == root else load_manifest(root)
 
 
-def _steps_per_epoch(recipe: Recipe, manifest: Manifest) -> int:
+def _check_batch(recipe: Recipe, manifest: Manifest) -> None:
     trainer = recipe.trainer
     rows = len(manifest.training_rows())
     together = trainer.batch * trainer.workers
@@ -105,7 +106,6 @@ def _steps_per_epoch(recipe: Recipe, manifest: Manifest) -> int:
             f"{recipe.data} has {rows} training videos and one step takes {together} (trainer.batch={trainer.batch} x trainer.workers={trainer.workers}); "
             f"type trainer.batch={max(1, rows // trainer.workers)} or pack more videos"
         )
-    return rows // together
 
 
 def _check_sources(recipe: Recipe, later: Collection[str]) -> None:

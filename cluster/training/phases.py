@@ -110,7 +110,8 @@ def _kept(phase: Phase, root: Path, say: Say) -> bool:
 def _plan_one(recipe: Recipe, phase: Phase, root: Path, *, again: bool) -> Plan:
     folder = phase_folder(root, phase.name)
     if not again and folder.recipe.is_file() and latest_step(folder) is not None:
-        return plan_resume(folder.path)
+        now = phase_recipe(recipe, phase).trainer
+        return plan_resume(folder.path, [f"trainer.workers={now.workers}", f"trainer.batch={now.batch}"])
     return plan_run(phase_recipe(recipe, phase, root), fresh=True)
 
 

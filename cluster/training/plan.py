@@ -4,6 +4,7 @@
 |---|---|---|
 | no run | `train RECIPE` | a new one |
 | a run of this recipe and data | `train RECIPE`, `train --resume RUN` | it goes on from its last checkpoint |
+| the same, for other workers | `train --resume RUN trainer.workers=N trainer.batch=B` | it goes on with them, with a sentence |
 | the same, finished | either | nothing, in words |
 | a run of another recipe or other data | `train RECIPE` | refused, with what differs |
 | any run that we made | `train RECIPE --fresh` | removed, then a new one |
@@ -18,14 +19,16 @@ from pathlib import Path
 
 from cluster.launch import in_ray_job
 from cluster.training.checks import Checked, check
+from cluster.training.length import length_from, notes_on
 from vidssl.errors import BusyError, CheckpointError, RecipeError
 from vidssl.lock import owner_of
 from vidssl.marks import refuse_foreign
 from vidssl.mining.reopen import source_of
-from vidssl.recipe import Recipe, take_word
+from vidssl.recipe import Recipe, recipe_from_tree, take_word
 from vidssl.saved.checkpoint import check_same_recipe, choose_checkpoint, latest_step, read_meta
-from vidssl.saved.meta import FREE
+from vidssl.saved.meta import ANYWHERE
 from vidssl.saved.run_folder import RunFolder, open_run
+from vidssl.schedule import learning_rate
 
 __all__ = ["KIND", "BankFrom", "Plan", "differences", "plan_resume", "plan_run", "run_folder_of"]
 
@@ -33,6 +36,7 @@ KIND = "run"
 """What the mark of a run folder says."""
 
 _SHOWN = 6
+_SPLIT = ("trainer.workers", "trainer.batch")  # who takes how much of a step: a run may go on with others
 _ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -111,7 +115,8 @@ def plan_resume(path: str | Path, words: Sequence[str] = ()) -> Plan:
 
     Args:
         path: The run folder.
-        words: `bank=empty`, or `bank=SNAPSHOT`: what the bank begins with instead of its newest whole snapshot.
+        words: `trainer.workers=N`, `trainer.batch=B`: the workers to go on with. `bank=empty`, or `bank=SNAPSHOT`: what the
+            bank begins with instead of its newest whole snapshot.
 
     Raises:
         CheckpointError: no run there, words that would change it, or a recipe.yaml that was changed since it began.
@@ -120,11 +125,14 @@ def plan_resume(path: str | Path, words: Sequence[str] = ()) -> Plan:
     """
     folder = open_run(path)
     word, words = take_word(words, "bank")
-    if words:
+    fixed = [word for word in words if word.partition("=")[0].rpartition(":")[2] not in _SPLIT]
+    if fixed:
         raise CheckpointError(
-            f"a resumed run keeps its recipe, so '{words[0]}' cannot be set; type only: vidssl train --resume {path}"
+            f"a resumed run keeps its recipe, so '{fixed[0]}' cannot be set; type only: vidssl train --resume {path}, "
+            f"for other workers with {_SPLIT[0]}=N {_SPLIT[1]}=B"
         )
     recipe, start = folder.read_recipe(), latest_step(folder)
+    recipe = recipe_from_tree(recipe.model_dump(mode="json"), words) if words else recipe
     checked = check(recipe, sources=start is None)
     _refuse_other_data(folder, checked)
     plan = _going_on(checked, folder, start)
@@ -153,7 +161,7 @@ def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list
 
     Keys that one side lacks are left out: another version of vidssl knew more or fewer.
     """
-    both = [key for key in here if key in there and key not in FREE]
+    both = [key for key in here if key in there and key not in ANYWHERE]
     return [f"{key} is {there[key]} there and {here[key]} here" for key in both if there[key] != here[key]]
 
 
@@ -183,10 +191,14 @@ def _going_on(checked: Checked, folder: RunFolder, start: int | None) -> Plan:
     if start is not None:
         start = choose_checkpoint(folder, said.append)
     if start is not None:
-        meta = read_meta(folder, start)
+        meta, recipe = read_meta(folder, start), checked.recipe
         if meta.data != checked.manifest.hash:
             raise _other_data(folder, checked, meta.data)
-        check_same_recipe(folder, meta, checked.recipe)
+        check_same_recipe(folder, meta, recipe)
+        length = length_from(recipe.trainer, len(checked.manifest.training_rows()), meta)
+        learning_rate(recipe.optim, start, length.span)  # a warm-up that fills what the run is now is refused here
+        checked = replace(checked, total_steps=length.total)
+        said += notes_on(recipe, length, meta) if start < length.total else []
     total = checked.total_steps
     if checked.recipe.phases:
         where = f"{folder.path} holds this run: it goes on with what is not finished"
@@ -202,9 +214,14 @@ def _going_on(checked: Checked, folder: RunFolder, start: int | None) -> Plan:
 def _refuse_another(folder: RunFolder, there: Recipe, checked: Checked) -> None:
     differing = differences(there.settings(), checked.recipe.settings())
     if differing:
+        changed = [word for word in _SPLIT if any(one.startswith(f"{word} is ") for one in differing)]
+        now = " ".join(f"{word}={checked.recipe.settings()[word]}" for word in changed)
+        also = (
+            f"vidssl train --resume {folder.path} {now} to go on with them, " if len(changed) == len(differing) else ""
+        )
         raise CheckpointError(
             f"{folder.path} holds a run of another recipe ({_shown(differing)}); "
-            "type name=OTHER for another run, or --fresh to begin again"
+            f"type {also}name=OTHER for another run, or --fresh to begin again"
         )
     _refuse_other_data(folder, checked)
 

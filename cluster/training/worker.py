@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from cluster.bank.alarm import FallbackAlarm
+from cluster.bank.asked import shared_out
 from cluster.bank.spec import BankSpec
 from cluster.training.agree import from_first_rank, gather_over_ranks, max_over_ranks, together
 from cluster.training.failure import Failure, Halt, failure_of, read_failure, write_failure
 from cluster.training.finite import FiniteWatch
+from cluster.training.length import Length, batch_of, length_from
 from cluster.training.meter import StepMeter
 from cluster.training.plan import BankFrom
 from cluster.training.runlog import RunLog, note_event
@@ -36,6 +38,8 @@ from vidssl.saved.checkpoint import (
     choose_checkpoint,
     random_state,
     read_checkpoint,
+    read_meta,
+    read_ranks,
     restore_random_state,
     save_checkpoint,
 )
@@ -57,7 +61,6 @@ class Job:
         recipe: The run's recipe.
         folder: The run's folder, absolute and shared by all nodes.
         data: The packed data, absolute and shared by all nodes.
-        total_steps: Optimizer steps of the whole run.
         bank: Handle of the bank actor, or None.
         bank_spec: What the bank was started with, or None.
         bank_from: What its rows begin with, where that was typed.
@@ -66,7 +69,6 @@ class Job:
     recipe: Recipe
     folder: Path
     data: Path
-    total_steps: int
     bank: Any = None
     bank_spec: BankSpec | None = None
     bank_from: BankFrom | None = None
@@ -134,6 +136,7 @@ class Worker:
         self.manifest = load_manifest(job.data, "nothing", Patience(self.recipe.loader.patience, self._say))
         self.start = self._start()
         rows = self.manifest.training_rows()
+        self.length = Length(self.recipe.trainer, len(rows))
         self.method = build_method(self.recipe, self.recipe.seed, len(self.manifest), rows).to(self.device)
         self.optimizer = build_optimizer(self.recipe.optim, [p for p in self.method.parameters() if p.requires_grad])
         self.loader = self._loader()
@@ -152,7 +155,7 @@ class Worker:
             self.device,
         )
         self.alarm = FallbackAlarm()
-        self.finite = FiniteWatch(self.recipe, self.folder, job.total_steps, self.device)
+        self.finite = FiniteWatch(self.recipe, self.folder, self.length.total, self.device)
         self.log = self.open.enter_context(RunLog(self.folder, self.start)) if self.rank == 0 else None
 
     def __enter__(self) -> Worker:
@@ -167,9 +170,9 @@ class Worker:
         Raises:
             Halt: on all ranks: a loss that is not finite, a disk that cannot be written.
         """
-        trainer, step = self.recipe.trainer, self.start
+        trainer, step, total = self.recipe.trainer, self.start, self.length.total
         self.method.train()
-        for step in range(self.start, self.job.total_steps):
+        for step in range(self.start, total):
             batch = self.meter.timed_next()
             positives = self._positives(step, batch.instance)
             self._set_rate(step)
@@ -186,11 +189,11 @@ class Worker:
             if (step + 1) % trainer.log_every_steps == 0 or step == self.start:
                 self._log(step, batch.epoch)
             stop = self._asked_to_stop(step)
-            if (step + 1) % trainer.checkpoint_every_steps == 0 or step + 1 == self.job.total_steps or stop:
-                self._save(step + 1, batch.epoch, stop or step + 1 == self.job.total_steps)
+            if (step + 1) % trainer.checkpoint_every_steps == 0 or step + 1 == total or stop:
+                self._save(step + 1, batch.epoch, stop or step + 1 == total)
             if stop:
                 return Summary(step + 1, stopped=True)
-        return Summary(self.job.total_steps)
+        return Summary(total)
 
     def _positives(self, step: int, rows: torch.Tensor) -> Positives | None:
         if self.bank is None or not self.method.needs_positives(step):
@@ -242,6 +245,7 @@ class Worker:
             epoch,
             len(self.manifest),
             self.recipe.settings(),
+            seen=self.loader.seen,
         )
         keep, unset = self.recipe.trainer.keep, self.method.unset
         save_checkpoint(self.folder, meta, self.rank, state, shared, gather_over_ranks, keep, unset)
@@ -259,13 +263,24 @@ class Worker:
         return from_first_rank(chosen or 0, self.device)
 
     def _resume(self) -> None:
-        _, shared, own = read_checkpoint(self.folder, self.start, self.rank)
+        """What all ranks have alike is rank 0's; of what each has for itself, other workers take what is of use to them."""
+        meta = read_meta(self.folder, self.start)
+        same = (meta.world, batch_of(meta, self.recipe.trainer)) == (self.world, self.recipe.trainer.batch)
+        # A rank that is new takes another's random states: all draws of training have an address and need none.
+        _, shared, own = read_checkpoint(self.folder, self.start, self.rank % meta.world)
+        self.length = length_from(self.recipe.trainer, len(self.manifest.training_rows()), meta)
         self.method.load_state_dict(shared["method"])
         self.optimizer.load_state_dict(shared["optimizer"])
         self.loader.load_state_dict(own["loader"])
         restore_random_state(own["random"])
         if self.bank is not None:
-            self.bank.load_state_dict(own["bank"])
+            self.bank.load_state_dict(own["bank"] if same else self._shared_out(self.bank.spec))
+
+    def _shared_out(self, spec: BankSpec) -> dict[str, Any]:
+        """The positives that other ranks had for the next steps, for the rows that are this rank's now."""
+        soon = [step for step in range(self.start, self.start + spec.horizon) if self.method.needs_positives(step)]
+        needed = {step: self.loader.upcoming(step - self.start + 1) for step in soon}
+        return shared_out([rank["bank"] for rank in read_ranks(self.folder, self.start)], needed, spec)
 
     def _start_from_others(self) -> None:
         wanted = self.recipe.method
@@ -313,7 +328,7 @@ class Worker:
         return str(self.folder.bank) if self.start else None
 
     def _set_rate(self, step: int) -> None:
-        rate = learning_rate(self.recipe.optim, step, self.job.total_steps)
+        rate = learning_rate(self.recipe.optim, step, self.length.span, self.length.at(step))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 

@@ -111,7 +111,13 @@ def centre_looks(sides: NDArray[np.integer], clips: int, normalize: str = "image
 
 
 def drawn_looks(
-    augment: Augment, sides: NDArray[np.integer], clips: int, *, seed: int, epoch: int, instance: NDArray[np.int64]
+    augment: Augment,
+    sides: NDArray[np.integer],
+    clips: int,
+    *,
+    seed: int,
+    epoch: int | NDArray[np.int64],
+    instance: NDArray[np.int64],
 ) -> Looks:
     """What happens to each clip of a batch, by address.
 
@@ -120,7 +126,7 @@ def drawn_looks(
         sides: int [B, 2], height and width of each video.
         clips: Clips of one video.
         seed: Seed of the run.
-        epoch: Pass over the data.
+        epoch: Pass over the data, of all or of each: int64 [B].
         instance: int64 [B].
     """
     looks, preset = centre_looks(sides, clips, augment.normalize), augment.preset

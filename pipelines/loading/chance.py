@@ -24,13 +24,17 @@ class Purpose(IntEnum):
 
 
 def uniforms(
-    seed: int, epoch: int, instance: NDArray[np.int64], shape: tuple[int, ...], purpose: Purpose
+    seed: int,
+    epoch: int | NDArray[np.int64],
+    instance: NDArray[np.int64],
+    shape: tuple[int, ...],
+    purpose: Purpose,
 ) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1) of each instance.
 
     Args:
         seed: Seed of the run, ≥ 0.
-        epoch: Pass over the data, from 0.
+        epoch: Pass over the data, from 0, of all or of each: int64 [B].
         instance: int64 [B].
         shape: Numbers of one instance. A larger first axis leaves the numbers before it as they are.
         purpose: What they are for.
@@ -38,11 +42,12 @@ def uniforms(
     Returns:
         float64 [B, *shape].
     """
-    key = SeedSequence([seed, epoch, purpose]).generate_state(2, np.uint64)
+    epochs = np.broadcast_to(epoch, len(instance)).tolist()
+    keys = {one: SeedSequence([seed, one, purpose]).generate_state(2, np.uint64) for one in set(epochs)}
     numbers = np.empty((len(instance), *shape))
-    for row, one in enumerate(instance.tolist()):
+    for row, (of, one) in enumerate(zip(epochs, instance.tolist(), strict=True)):
         # Philox counts in the first word of its counter: another second word is another stream.
-        numbers[row] = Generator(Philox(key=key, counter=[0, one, 0, 0])).random(shape)
+        numbers[row] = Generator(Philox(key=keys[of], counter=[0, one, 0, 0])).random(shape)
     return numbers
 
 

@@ -26,7 +26,7 @@ class Plan:
 
     Attributes:
         step: Number of the batch.
-        epoch: Pass over the data.
+        epoch: Pass over the data that the step begins in.
         instance: int64 [B].
         start: int64 [B, n_clips], first frames.
         looks: What is done to each clip.
@@ -76,9 +76,18 @@ class Feed:
         self.manifest, self.clips, self.augment, self.seed = manifest, clips, augment, seed
         self.span = span_of(clips.frames, clips.stride)
 
-    def training_plan(self, step: int, epoch: int, instance: NDArray[np.int64]) -> Plan:
-        """Random windows and looks of a step, by address."""
-        address = {"seed": self.seed, "epoch": epoch, "instance": instance}
+    def training_plan(
+        self, step: int, epoch: int, instance: NDArray[np.int64], of_each: NDArray[np.int64] | None = None
+    ) -> Plan:
+        """Random windows and looks of a step, by address.
+
+        Args:
+            step: Number of the batch.
+            epoch: Pass over the data that the step begins in.
+            instance: int64 [B].
+            of_each: int64 [B], the pass that each belongs to; None: `epoch`.
+        """
+        address = {"seed": self.seed, "epoch": epoch if of_each is None else of_each, "instance": instance}
         frames, count = self.manifest.samples.frames[instance], self.clips.per_video
         start = drawn_starts(frames, self.span, count, **address)
         looks = drawn_looks(self.augment, self._sides(instance), count, **address)

@@ -47,7 +47,13 @@ def span_of(frames: int, stride: int) -> int:
 
 
 def drawn_starts(
-    video_frames: NDArray[np.integer], span: int, clips: int, *, seed: int, epoch: int, instance: NDArray[np.int64]
+    video_frames: NDArray[np.integer],
+    span: int,
+    clips: int,
+    *,
+    seed: int,
+    epoch: int | NDArray[np.int64],
+    instance: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """First frames of each video's clips, drawn independently.
 
@@ -56,7 +62,7 @@ def drawn_starts(
         span: Source frames of a clip.
         clips: Clips of one video.
         seed: Seed of the run.
-        epoch: Pass over the data.
+        epoch: Pass over the data, of all or of each: int64 [B].
         instance: int64 [B].
 
     Returns:

@@ -40,6 +40,18 @@ def test_steps_behind_the_end_keep_the_last_rate():
     assert learning_rate(optim, 500, 100) == learning_rate(optim, 99, 100)
 
 
+def test_a_schedule_stands_where_its_samples_are_and_a_warm_up_counts_steps():
+    """100 steps of 8 videos are 200 of 4: a run that changes after 50 goes on at half of the way and of the rate."""
+    for schedule in ("constant", "cosine", "step"):
+        optim = Optim(lr=0.5, schedule=schedule, milestones=(0.4, 0.6))
+        for done in (0, 50, 60):
+            assert learning_rate(optim, done, 200, at=2.0 * done) == learning_rate(optim, done, 100)
+    warm = Optim(lr=0.5, schedule="cosine", warmup_steps=10)
+    assert learning_rate(warm, 4, 200, at=20.0) == learning_rate(warm, 4, 100)
+    assert learning_rate(warm, 10, 50, at=5.0) == 0.5
+    assert learning_rate(warm, 30, 100, at=30.0) == learning_rate(warm, 30, 100)
+
+
 def test_impossible_runs_are_refused():
     with pytest.raises(RecipeError, match=r"optim\.warmup_steps=20 fills the run of 20 steps"):
         learning_rate(Optim(warmup_steps=20), 0, 20)

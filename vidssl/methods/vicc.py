@@ -119,6 +119,17 @@ class ViCC(Method):
         if batch.epoch < self.vicc.freeze_epochs:
             self.prototypes.weight.grad = None
 
+    def news(self) -> list[str]:
+        """See `Method.news`: whether the queue is of other workers."""
+        before, self.queue.came_from = self.queue.came_from, None
+        if before is None:
+            return []
+        rest = ", and it is used again once it is full" if before < self.queue.size else ""
+        return [
+            f"the queue of assignments held {before} rows and holds {self.queue.size} for the workers of now: "
+            f"its newest rows stay{rest}"
+        ]
+
     def artifact(self, view: str) -> dict[str, Tensor]:
         """The encoder of a view and, of the trained one, its prototypes (`extra.prototypes.weight`)."""
         state = super().artifact(view)

@@ -50,6 +50,7 @@ __all__ = [
     "random_state",
     "read_checkpoint",
     "read_meta",
+    "read_ranks",
     "restore_random_state",
     "save_checkpoint",
     "weights_hash",
@@ -157,6 +158,18 @@ def read_checkpoint(
         shared = _mapping(path / MODEL, meta)
         own = {} if own_file is None else _mapping(own_file, meta)
     return meta, shared, own
+
+
+def read_ranks(folder: RunFolder, step: int) -> list[dict[str, Any]]:
+    """The states of all ranks that wrote the checkpoint at `step`, in their order: for a run that has other ranks now.
+
+    Raises:
+        CheckpointError: a file is missing or damaged; the sentence names it.
+    """
+    path = checkpoint_path(folder, step)
+    with _advised(folder, step):
+        meta = read_meta(folder, step)
+        return [_mapping(rank_file(path, meta, rank), meta) for rank in range(meta.world)]
 
 
 def random_state() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from vidssl.saved.run_folder import RunFolder
 from vidssl.saved.tensors import FileSum, sum_of
 
 __all__ = [
+    "ANYWHERE",
     "FREE",
     "META",
     "MODEL",
@@ -35,9 +36,10 @@ __all__ = [
 MODEL = "model.pt"
 META = "meta.json"
 _NAME = re.compile(r"step-(\d+)$")
-FREE = ("data", "mining.shards", "mining.cpus_per_shard", "mining.shard_node")
-"""Settings that may differ on resume: data may be moved, what it holds is compared by its hash; where the bank's rows lie
-changes no result."""
+ANYWHERE = ("data", "mining.shards", "mining.cpus_per_shard", "mining.shard_node")
+"""Settings that change no result: data may be moved (what it holds is compared by its hash), and so may the bank's rows."""
+FREE = (*ANYWHERE, "trainer.workers", "trainer.batch")
+"""Settings that may differ on resume: those, and who takes how much of a step, because workers may come and go."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Meta:
         instances: Videos of the packed data.
         settings: `Recipe.settings()`, so that a resumed run can name what was changed.
         files: Length and hash of each file beside this one; filled in by `save_checkpoint`.
+        seen: Samples taken since the beginning, of all ranks; None: not told, by an older version.
     """
 
     step: int
@@ -63,6 +66,7 @@ class Meta:
     instances: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileSum] = field(default_factory=dict)
+    seen: int | None = None
 
 
 def checkpoint_path(folder: RunFolder, step: int) -> Path:
@@ -149,7 +153,7 @@ def rank_file(path: Path, meta: Meta, rank: int) -> Path:
     if rank >= meta.world or (meta.files and name.name not in meta.files):
         raise CheckpointError(
             f"checkpoint {path} was written by {meta.world} worker(s) and holds nothing for rank {rank}; "
-            f"it goes on with trainer.workers={meta.world} only"
+            f"go on with it by vidssl train --resume RUN trainer.workers=N, or with trainer.workers={meta.world}"
         )
     if not name.is_file():
         raise CheckpointError(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.bank.asked import shared_out
 from cluster.bank.client import BankRestarted
 from cluster.bank.link import BankGone, LocalLink
 from cluster.bank.server import BankServer
@@ -187,6 +188,42 @@ def test_a_deterministic_run_that_is_resumed_equals_the_straight_one(connect, tm
     second.load_state_dict(torch.load(saved, weights_only=True))
     for step, found in step_through(second, range(7, 14)).items():
         assert_same(found, straight[step])
+
+
+def test_other_workers_go_on_with_the_positives_that_the_ranks_before_them_had(connect):
+    """Two ranks asked for two steps; the one that goes on has other batches and gets each video's row, or none."""
+    server, ranks = BankServer(spec(deterministic=True, world=2)), (0, 1)
+    clients = [connect(server=server, rank=rank, deterministic=True, world=2) for rank in ranks]
+    attempt = clients[0].reset(None, 2, 0)
+    clients[1].join(attempt)
+    for step in range(6):
+        for rank in ranks:
+            clients[rank].take(step, batch_ids(step, rank))
+            clients[rank].push(rows(step, rank), batch_ids(step + 2, rank), step + 2)
+    for client in clients:
+        client.drain()
+    states = [client.state_dict() for client in clients]
+    had = {}
+    for step in (6, 7):
+        for rank in ranks:
+            found = clients[rank].take(step, batch_ids(step, rank))
+            for row, video in enumerate(batch_ids(step, rank).tolist()):
+                if video not in had or found.mined_at[row] >= had[video][0].mined_at[had[video][1]]:
+                    had[video] = found, row  # asked for twice: the newer
+    asked = np.array(sorted(had))
+    never = np.setdiff1d(np.arange(N), asked)
+    needed = {6: np.concatenate([asked[::2], never[:2]]), 7: asked[1::2]}
+    alone = connect(deterministic=True)
+    alone.load_state_dict(shared_out(states, needed, alone.spec))
+    for step, videos in needed.items():
+        got = alone.take(step, videos)
+        for row, video in enumerate(videos.tolist()):
+            found, at = had.get(video, (None, 0))
+            assert (got.ids[row] == (-1 if found is None else found.ids[at])).all()
+            if found is not None:
+                assert got.mined_at[row] == found.mined_at[at]
+                np.testing.assert_array_equal(got.vectors[row], found.vectors[at])
+        assert (got.mined_at >= 0).sum() > 5
 
 
 def test_two_ranks_of_a_deterministic_run_wait_for_each_other_only(connect):

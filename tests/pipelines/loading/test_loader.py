@@ -110,7 +110,9 @@ def test_upcoming_batches_are_the_ones_delivered_later(pack, opened):
             promised.setdefault(step + ahead - 1, []).append(loader.upcoming(ahead).tolist())
         batch = loader.next()
         assert batch.step == step
-        assert batch.epoch == step // loader.steps_per_epoch
+        assert (
+            batch.epoch == 3 * step // 8
+        )  # of its first row: a step may bring the end of one epoch and the start of the next
         assert all(ids == batch.instance.tolist() for ids in promised[step])
 
 
@@ -131,7 +133,9 @@ def test_one_loader_can_be_put_back_to_an_earlier_state(pack, opened):
     first = loader.next()
     state = loader.state_dict()
     second = loader.next()
+    loader.upcoming(3)
     loader.load_state_dict(state)
+    assert loader.upcoming(1).tolist() == second.instance.tolist()
     again = loader.next()
     assert same(second, again)
     assert not same(first, again)
@@ -166,12 +170,57 @@ def test_views_show_the_same_frames_crop_and_flip(pack, opened):
     assert torch.equal(batch.clips["residual"], make_views(batch.clips["rgb"], ["residual"])["residual"])
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"batch": 2}, {"world": 2}])
-def test_a_state_of_another_order_is_refused(pack, opened, change):
+def clips_by_video(batches, manifest_rows=8):
+    """(pass over the data, video) → its clips: the n-th time that a video comes is the n-th pass."""
+    found, times = {}, dict.fromkeys(range(manifest_rows), 0)
+    for batch in batches:
+        for row, video in enumerate(batch.instance.tolist()):
+            found[times[video], video] = batch.clips["rgb"][row]
+            times[video] += 1
+    return found
+
+
+def test_other_workers_and_batches_go_on_with_the_same_epoch_and_the_same_pixels(pack, opened):
+    """8 videos: 2x2 for one step, 1x3 for two, 3x1 for two: the middle of an epoch, and over its end."""
+    batches, state, seen = [], None, 0
+    for world, batch, steps in ((2, 2, 1), (1, 3, 2), (3, 1, 2)):
+        ranks = [opened(pack, batch=batch, rank=rank, world=world, state=state) for rank in range(world)]
+        for _ in range(steps):
+            parts = [loader.next() for loader in ranks]
+            assert len({part.epoch for part in parts}) == len({part.step for part in parts}) == 1
+            batches += parts
+        seen += steps * world * batch
+        assert {loader.seen for loader in ranks} == {seen}
+        states = [json.loads(json.dumps(loader.state_dict())) for loader in ranks]
+        assert all(one == states[0] for one in states)  # so that any rank may go on from any rank's
+        state = states[0]
+    assert state["step"] == 5
+    found, straight = clips_by_video(batches), opened(pack, batch=8)
+    assert set(found) == {(0, video) for video in range(8)} | {(1, video) for _, video in found if (1, video) in found}
+    assert len(found) == seen == 16
+    wanted = clips_by_video([straight.next() for _ in range(2)])
+    assert all(torch.equal(found[key], wanted[key]) for key in found)
+
+
+def test_a_state_of_another_order_is_refused(pack, opened):
     state = opened(pack).state_dict()
-    name, value = next(iter(change.items()))
-    with pytest.raises(CheckpointError, match=f"the loader's state has {name}=.*, this run has {value}"):
-        opened(pack, state=state, **change)
+    with pytest.raises(CheckpointError, match="the loader's state has seed=0, this run has 1"):
+        opened(pack, state=state, seed=1)
+
+
+def test_a_state_without_a_cursor_goes_on_where_its_run_stood(pack, opened):
+    """8 videos, 3 a step, the last two of an epoch left out: three steps are one epoch and one step of the next."""
+    old = {"data": pack.hash, "split": None, "seed": 0, "batch": 3, "world": 1, "step": 3}
+    for world in (1, 2):
+        ranks = [opened(pack, rank=rank, world=world, state=old) for rank in range(world)]
+        assert [loader.seen for loader in ranks] == [11] * world
+        both = [
+            opened(pack, rank=rank, world=world, state=old | {"epoch": 1, "taken": 3, "owed": []})
+            for rank in range(world)
+        ]
+        for one, other in zip(ranks, both, strict=True):
+            assert same(one.next(), other.next())
+        assert ranks[0].state_dict()["step"] == 4
 
 
 def test_a_state_of_other_data_is_refused(packs, opened):

@@ -222,6 +222,35 @@ def test_a_queue_that_is_loaded_forgets_what_it_counted_itself():
     assert full.count == 0
 
 
+@pytest.mark.parametrize(("size", "rows", "full"), [(4, [7, 6, 5, 4], True), (6, [7, 6, 5, 4, 3, 0], False)])
+def test_a_queue_of_other_workers_gives_its_newest_rows_and_waits_until_it_is_full(size, rows, full):
+    before, now = AssignmentQueue(1, 5, 1), AssignmentQueue(1, size, 1)
+    for row in range(8):
+        before.push(torch.tensor([[[float(row)]]]))
+    stored = copy.deepcopy(before.state_dict())
+    now.load_state_dict(before.state_dict())
+    assert now.rows.flatten().tolist() == rows
+    assert (now.count, now.full, now.came_from) == (min(size, 5), full, 5)
+    assert all(torch.equal(value, stored[name]) for name, value in before.state_dict().items())
+    now.push(torch.tensor([[[8.0]]]))
+    assert now.full
+    assert now.rows.flatten().tolist() == [8, *rows[:-1]]
+    now.load_state_dict(copy.deepcopy(now.state_dict()))
+    assert now.came_from is None
+
+
+def test_a_queue_that_changed_its_size_is_said_once():
+    method, other = a_method(queue=2 * ROWS), a_method(queue=3 * ROWS)
+    method(a_batch(0))
+    other.load_state_dict(method.state_dict())
+    assert other.news() == [
+        f"the queue of assignments held {2 * ROWS} rows and holds {3 * ROWS} for the workers of now: its newest rows stay, "
+        "and it is used again once it is full"
+    ]
+    assert other.news() == []
+    assert method.news() == []
+
+
 def test_a_resumed_run_goes_on_exactly(tmp_path):
     def steps(method, optimizer, which):
         losses = []
