@@ -26,7 +26,7 @@ class PackOptions(BaseModel):
 
     codec: Literal["h264", "vp9"] = Field(default="h264", description="vp9 is decoded by DALI on a CPU too")
     fps: Annotated[float, Field(ge=1, le=120)] | Literal["source"] = Field(
-        default=25, description="constant frame rate, resampled by timestamps; source: each video keeps its own"
+        default=25.0, description="constant frame rate, resampled by timestamps; source: each video keeps its own"
     )
     size: Annotated[int, Field(ge=128, le=1024, multiple_of=2)] = Field(default=128, description="short side, pixels")
     crf: Annotated[int, Field(ge=0, le=63)] | None = Field(
@@ -80,6 +80,16 @@ class PackOptions(BaseModel):
     )
     shard_mb: Annotated[float, Field(gt=0, le=1_000_000)] = Field(default=256, description="size of a shard, megabytes")
     fresh: bool = Field(default=False, description="throw away what OUT holds if it was packed from something else")
+
+    @field_validator("fps", mode="before")
+    @classmethod
+    def _rate_from_word(cls, value: object) -> object:
+        if isinstance(value, str) and value != "source":
+            try:
+                return float(value)
+            except ValueError:
+                raise ValueError("input should be a number, or source for each video's own") from None
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("fold", mode="before")
     @classmethod

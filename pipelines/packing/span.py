@@ -50,13 +50,15 @@ def frames_of(
     if part.start is None or part.stop is None:
         yield from container.decode(stream)
         return
+    # A list says 0.4 and means 2/5, not the float next to it.
+    start, stop = (Fraction(seconds).limit_denominator(1000) for seconds in (part.start, part.stop))
     end, inside = Fraction(0), False
-    for time, frame in _from_before(container, stream, Fraction(part.start)):
-        if time >= part.stop:
+    for time, frame in _from_before(container, stream, start):
+        if time >= stop:
             end = time
             break
         end = time + _step(stream)
-        if time < part.start:
+        if time < start:
             alive()
             continue
         inside = True
@@ -66,13 +68,16 @@ def frames_of(
             f"no frame lies between {part.start:g} and {part.stop:g} s, the video ends at {float(end):.1f} s "
             "(a clip that was cut before must say so by its name)"
         )
-    if end < part.stop - _SHORT:
-        notes.append(f"the video ends {float(part.stop - end):.1f} s before its range does")
+    if end < stop - _SHORT:
+        notes.append(f"the video ends {float(stop - end):.1f} s before its range does")
 
 
 def _from_before(container: InputContainer, stream: VideoStream, start: Fraction) -> Timed:
     """Frames with their times, from one that is shown at `start` or before, or else from the first there is."""
-    origin = Fraction(container.start_time or 0, _MICRO)
+    if container.start_time is None:  # no clock at all: nothing can be looked for, and a try would lose the place
+        yield from _timed(container, stream, Fraction(0), Fraction(0))
+        return
+    origin = Fraction(container.start_time, _MICRO)
     for back in _BACK:
         try:
             container.seek(round((start + origin - back) * _MICRO), backward=True)
@@ -84,7 +89,7 @@ def _from_before(container: InputContainer, stream: VideoStream, start: Fraction
             yield first
             yield from timed
             return
-    container.seek(container.start_time or 0, backward=True)
+    container.seek(container.start_time, backward=True)
     yield from _timed(container, stream, origin, Fraction(0))
 
 
