@@ -188,7 +188,12 @@ def test_a_test_share_never_takes_the_last_group_and_misses_by_half_a_group_at_m
         ("ucf-101", {}, RecipeError, r"unknown format 'ucf-101'; .*; did you mean 'ucf101'\?"),
         ("x" * 5000, {}, RecipeError, "unknown format"),
         ("folder", {"splits": "x"}, RecipeError, "only ucf101 and hmdb51 and kinetics and ssv2 have split files"),
-        ("folder", {"fold": 2}, RecipeError, "fold=2: only ucf101 and hmdb51 have several official splits; leave it out"),
+        (
+            "folder",
+            {"fold": 2},
+            RecipeError,
+            "fold=2: only ucf101 and hmdb51 have several official splits; leave it out",
+        ),
         ("csv", {"label_key": "txt"}, RecipeError, "label_key=txt: only webdataset has such keys; leave it out"),
         ("folder", {"group_key": "txt"}, RecipeError, "group_key=txt: only webdataset has such keys; leave it out"),
         ("csv", {}, DataError, "is no file"),

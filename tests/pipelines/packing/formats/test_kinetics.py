@@ -82,7 +82,9 @@ def test_a_whole_download_gives_a_range_for_every_clip_listed_of_it_and_one_grou
 
 def test_missing_videos_are_one_sentence_with_the_share_by_split_and_a_class_of_theirs_keeps_its_number(tmp_path):
     touch(tmp_path, "aaaaaaaaaaa_000000_000010.mp4", "ccccccccccc_000000_000010.mp4.part", "readme.txt")
-    write_list(tmp_path / "train.csv", "b,aaaaaaaaaaa,0,10,train", "a,bbbbbbbbbbb,0,10,train", "c,ccccccccccc,0,10,train")
+    write_list(
+        tmp_path / "train.csv", "b,aaaaaaaaaaa,0,10,train", "a,bbbbbbbbbbb,0,10,train", "c,ccccccccccc,0,10,train"
+    )
     write_list(tmp_path / "test.csv", "ddddddddddd,1,11,test", head="youtube_id,time_start,time_end,split\n")
     catalog = read_catalog("kinetics", tmp_path)
     assert rows(catalog) == [("aaaaaaaaaaa_000000_000010.mp4", "b", "train", "aaaaaaaaaaa")]
@@ -183,10 +185,16 @@ def test_one_list_alone_can_be_named(tmp_path):
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        ({}, r"no list like train\.csv in the source or beside it; type splits=FOLDER with the official annotation files"),
+        (
+            {},
+            r"no list like train\.csv in the source or beside it; type splits=FOLDER with the official annotation files",
+        ),
         ({"train.csv": "path,label\n"}, r"train\.csv has no column 'youtube_id' \(its first line is: path, label\)"),
         ({"train.csv": ""}, r"train\.csv has no column 'youtube_id' \(its first line is: nothing\)"),
-        ({"k400_train.csv": HEAD, "k600_train.csv": HEAD}, r"holds two lists of 'train', k400_train\.csv and k600_train\.csv"),
+        (
+            {"k400_train.csv": HEAD, "k600_train.csv": HEAD},
+            r"holds two lists of 'train', k400_train\.csv and k600_train\.csv",
+        ),
     ],
 )
 def test_lists_that_cannot_be_used_are_refused_in_one_sentence(tmp_path, files, sentence):

@@ -7,7 +7,10 @@ import pytest
 from pipelines.packing.catalog import read_catalog
 from pipelines.packing.options import PackOptions
 
-CLASSES = {"HandstandPushups": "HandStandPushups", "Archery": "Archery"}  # one class is spelled differently in its files
+CLASSES = {
+    "HandstandPushups": "HandStandPushups",
+    "Archery": "Archery",
+}  # one class is spelled differently in its files
 TESTED = {1: range(1, 8), 2: range(8, 15), 3: range(15, 22)}
 """Groups that each official split of UCF101 tests."""
 

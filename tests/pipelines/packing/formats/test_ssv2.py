@@ -17,8 +17,18 @@ CLASSES = {
     "Throwing something": "2",
 }
 TRAIN = [
-    {"id": "78687", "label": "holding potato", "template": "Holding [something] next to [something]", "placeholders": ["potato"]},
-    {"id": "9", "label": "approaching a cup", "template": "Approaching [something] with your camera", "placeholders": ["cup"]},
+    {
+        "id": "78687",
+        "label": "holding potato",
+        "template": "Holding [something] next to [something]",
+        "placeholders": ["potato"],
+    },
+    {
+        "id": "9",
+        "label": "approaching a cup",
+        "template": "Approaching [something] with your camera",
+        "placeholders": ["cup"],
+    },
 ]
 VALIDATION = [{"id": 74225, "label": "throwing", "template": "throwing [something]"}]
 TEST = [{"id": "1420"}, {"id": "1421"}]
@@ -71,7 +81,9 @@ def test_both_generations_of_names_are_found_and_classes_have_their_official_num
 
 def test_test_answers_give_the_test_split_its_labels(videos):
     write_lists(videos.parent)
-    (videos.parent / "test-answers.csv").write_text("1421;Throwing something\n1420;Approaching something with your camera\n")
+    (videos.parent / "test-answers.csv").write_text(
+        "1421;Throwing something\n1420;Approaching something with your camera\n"
+    )
     labels = {row.path: row.label for row in read_catalog("ssv2", videos).rows if row.split == "test"}
     assert labels == {"1420.webm": "Approaching something with your camera", "1421.webm": "Throwing something"}
 
@@ -135,4 +147,10 @@ def test_something_something_is_packed_with_official_numbers_and_test_rows_witho
     assert (manifest.splits, manifest.rejected) == (("train", "val", "test"), 0)
     with (manifest.root / "verdicts.csv").open() as stream:
         verdicts = {row["path"]: row["verdict"] for row in csv.DictReader(stream)}
-    assert verdicts == {"1420.webm": "packed", "74225.webm": "packed", "78687.webm": "packed", "9": "left out", "1421": "left out"}
+    assert verdicts == {
+        "1420.webm": "packed",
+        "74225.webm": "packed",
+        "78687.webm": "packed",
+        "9": "left out",
+        "1421": "left out",
+    }
