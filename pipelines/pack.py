@@ -21,6 +21,7 @@ from pipelines.packing.catalog import read_catalog
 from pipelines.packing.guard import Guard
 from pipelines.packing.listing import Catalog
 from pipelines.packing.options import PackOptions, pack_options
+from pipelines.packing.part import WHOLE, Part
 from pipelines.packing.plan import begin, finished, make_plan, refuse_address, refuse_overlap, refuse_strangers
 from pipelines.packing.staging import DamagedStaging, Staged, Staging
 from pipelines.packing.verdict import Limits, Target, Verdict
@@ -43,13 +44,22 @@ class Job:
 
     Attributes:
         row: Its row in the catalogue.
-        path: Relative to the root.
+        path: What it is called: where it lies, relative to the root.
         there: The file was there when the pack began.
+        file: The file that holds it, relative to the root, where `path` names a part of one.
+        part: What of the file it is.
     """
 
     row: int
     path: str
     there: bool = True
+    file: str | None = None
+    part: Part = WHOLE
+
+    @property
+    def source(self) -> str:
+        """The file to read, relative to the root."""
+        return self.path if self.file is None else self.file
 
 
 @dataclass(frozen=True)
@@ -186,8 +196,8 @@ def stage_one(job: Job, work: Work, guard: Guard) -> Staged:
         OurFault: as `Guard.run`.
         OSError: the outcome cannot be written.
     """
-    path = os.path.join(work.root, job.path)
-    outcome = guard.run(path, job.path)
+    path = os.path.join(work.root, job.source)
+    outcome = guard.run(path, job.path, job.part)
     if outcome.verdict.verdict == "rejected" and job.there and not os.path.lexists(path):
         raise StorageError(
             f"{path} was there when the pack began and is gone now, so the pack stops; when the source is whole again, type"
@@ -275,7 +285,7 @@ def _stage_all(task: _Task, staging: Staging) -> None:
     before -= _forget_damaged(staging, before, watch, read_all=False)
     root = task.catalog.root
     jobs = [
-        Job(number, row.path, os.path.lexists(root / row.path))
+        Job(number, row.path, os.path.lexists(root / row.source), row.file, row.part)
         for number, row in enumerate(rows)
         if number not in before
     ]
@@ -293,7 +303,7 @@ def _stage_all(task: _Task, staging: Staging) -> None:
 
 def _tell_size(jobs: list[Job], root: Path, work: Work, workers: int, watch: Watch) -> list[Job]:
     """Do a few videos of different sizes first; say what the whole will take. Returns the other jobs."""
-    bytes_of = {job.row: _size(root / job.path) for job in jobs}
+    bytes_of = {job.row: job.part.size or _size(root / job.source) for job in jobs}
     by_size = sorted(jobs, key=lambda job: bytes_of[job.row])
     step = len(jobs) / _SAMPLED
     sample = [by_size[int((number + 0.5) * step)] for number in range(_SAMPLED)]

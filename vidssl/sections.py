@@ -47,6 +47,12 @@ class Clips(Section):
     frames: int = Field(default=16, ge=1, le=1024, description="T, frames of one clip")
     stride: int = Field(default=1, ge=1, le=1024, description="source frames from one clip frame to the next")
     size: int = Field(default=112, ge=1, le=4096, description="height and width of a clip in pixels")
+    pack_size: int | None = Field(
+        default=None,
+        ge=128,
+        le=1024,
+        description="short side in pixels that the packed videos should have; a smaller pack is said; null: what crops of clips.size take",
+    )
     per_video: int = Field(default=2, ge=1, le=64, description="clips drawn from a video in one step")
     residual_boundary: Literal["wrap", "drop", "repeat"] = Field(
         default="repeat", description="first frame of a residual clip: wrap (IIC) | drop | repeat the second"

@@ -20,6 +20,7 @@ from pathlib import Path
 from cluster.launch import in_ray_job
 from cluster.training.checks import Checked, check
 from cluster.training.length import length_from, notes_on
+from cluster.training.resolution import too_small
 from vidssl.errors import BusyError, CheckpointError, RecipeError
 from vidssl.lock import owner_of
 from vidssl.marks import refuse_foreign
@@ -105,7 +106,7 @@ def plan_run(recipe: Recipe, fresh: bool = False) -> Plan:
     if not exists:
         refuse_foreign(folder.path, KIND, "type name=OTHER or trainer.storage=FOLDER")
         _refuse_busy(folder)
-        return Plan(checked, folder, fresh=fresh)
+        return Plan(checked, folder, fresh=fresh, notes=too_small(checked.recipe, checked.manifest))
     _refuse_another(folder, folder.read_recipe(), checked)
     return _going_on(checked, folder, start)
 

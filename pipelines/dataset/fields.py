@@ -54,6 +54,10 @@ class Fields:
         """Whether there is such a field."""
         return key in self._tree
 
+    def is_null(self, key: str) -> bool:
+        """Whether there is such a field, and it says nothing."""
+        return key in self._tree and self._tree[key] is None
+
     def number(self, key: str, least: int, most: int = _MOST) -> int:
         """A whole number within bounds.
 

@@ -98,7 +98,7 @@ class Manifest:
         hash: 16 hexadecimal digits; equal for equal content.
         codec: "h264" or "vp9".
         short_side: Pixels of the shorter side.
-        fps: Frames per second of every video.
+        fps: Frames per second of every video; None: each has that of its source (`fps` in its JSON).
         gop: Frames per fragment.
         classes: Class names; labels index them.
         splits: Split names.
@@ -113,7 +113,7 @@ class Manifest:
     hash: str
     codec: str
     short_side: int
-    fps: float
+    fps: float | None
     gop: int
     classes: tuple[str, ...]
     splits: tuple[str, ...]
@@ -322,7 +322,7 @@ def _manifest(root: Path, tree: Fields, columns: Mapping[str, NDArray[Any]]) -> 
         hash=tree.text("hash"),
         codec=tree.text("codec", "h264|vp9", "h264 or vp9"),
         short_side=tree.number("short_side", 1, 2**15 - 1),
-        fps=tree.positive("fps"),
+        fps=None if tree.is_null("fps") else tree.positive("fps"),
         gop=tree.number("gop", 1, 2**31 - 1),
         classes=classes,
         splits=splits,

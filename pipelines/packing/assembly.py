@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipelines.dataset.checksums import crc_of
 from pipelines.dataset.manifest import Manifest, Samples, Shard, write_manifest
 from pipelines.dataset.shards import StoredSample, sample_key, sealed_sample, write_shard
-from pipelines.packing.listing import Catalog
+from pipelines.packing.listing import Catalog, Row
 from pipelines.packing.options import PackOptions
 from pipelines.packing.staging import Staged, Staging
 from pipelines.packing.verdict import Verdict
@@ -46,7 +46,8 @@ def assemble(
     """
     remove_parts(out)
     staged = [staging.load(row) for row in range(len(catalog.rows))]
-    write_verdicts(out / "verdicts.csv", [entry.verdict for entry in staged])
+    left_out = [Verdict(one.path, "left out", one.reason) for one in catalog.left_out]
+    write_verdicts(out / "verdicts.csv", [*(entry.verdict for entry in staged), *left_out])
     good = np.array([row for row, entry in enumerate(staged) if entry.bytes], np.int64)
     if not len(good):
         reason = staged[0].verdict.reason
@@ -67,7 +68,7 @@ def assemble(
             hash="",
             codec=options.codec,
             short_side=options.size,
-            fps=options.fps,
+            fps=None if options.fps == "source" else options.fps,
             gop=options.gop,
             classes=catalog.classes,
             splits=catalog.splits,
@@ -81,7 +82,7 @@ def assemble(
 
 
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
-    """Write the verdict table, one row per file of the source in catalogue order."""
+    """Write the verdict table: one row per video of the source in catalogue order, then those that were left out."""
     text = io.StringIO()
     table = csv.DictWriter(text, [column.name for column in fields(Verdict)], lineterminator="\n")
     table.writeheader()
@@ -128,19 +129,20 @@ def _samples_of(
     for instance, row in enumerate(rows.tolist(), start=first):
         mp4 = staging.video(row, staged[row])
         idx = np.array([instance, samples.group[instance], samples.label[instance]], np.int64)
-        about = _provenance(instance, staged[row], catalog.rows[row].split)
+        about = _provenance(instance, staged[row], catalog.rows[row])
         sample = sealed_sample(instance, mp4, idx, about)
         checks[instance] = crc_of(sample.component("gop"))
         yield sample
 
 
-def _provenance(instance: int, staged: Staged, split: str) -> bytes:
-    origin = staged.verdict
+def _provenance(instance: int, staged: Staged, row: Row) -> bytes:
+    origin, part = staged.verdict, row.part
     return json.dumps(
         {
             "key": sample_key(instance),
-            "split": split,
+            "split": row.split,
             "frames": staged.frames,
+            "fps": staged.fps,
             "width": staged.width,
             "height": staged.height,
             "rotation_applied": origin.rotation,
@@ -153,7 +155,8 @@ def _provenance(instance: int, staged: Staged, split: str) -> bytes:
                 "fps": origin.fps,
                 "frames": origin.frames,
                 "seconds": origin.seconds,
-            },
+            }
+            | ({"start": part.start, "stop": part.stop} if part.is_range else {}),
             "notes": origin.reason,
         },
         separators=(",", ":"),

@@ -13,8 +13,11 @@ import numpy as np
 
 from pipelines.packing.formats.folder import FOLDER
 from pipelines.packing.formats.hmdb51 import HMDB51
+from pipelines.packing.formats.kinetics import KINETICS
+from pipelines.packing.formats.ssv2 import SSV2
 from pipelines.packing.formats.table import CSV
 from pipelines.packing.formats.ucf101 import UCF101
+from pipelines.packing.formats.webdataset import WEBDATASET
 from pipelines.packing.listing import Catalog, Format, Row, without_copies
 from pipelines.packing.options import PackOptions
 from vidssl.errors import DataError, RecipeError
@@ -26,6 +29,9 @@ FORMATS: dict[str, Format] = {
     "csv": CSV,
     "ucf101": UCF101,
     "hmdb51": HMDB51,
+    "kinetics": KINETICS,
+    "ssv2": SSV2,
+    "webdataset": WEBDATASET,
 }
 """Name → format. A new one is its file in `pipelines/packing/formats`, its line here, its test."""
 
@@ -36,7 +42,7 @@ def read_catalog(format: str, src: str | Path, options: PackOptions | None = Non
     Args:
         format: A name in `FORMATS`.
         src: Folder of the videos, or the file that lists them.
-        options: Reads `splits`, `fold`, `group`, `test_share`, `seed`.
+        options: Reads `splits`, `fold`, `group`, `label_key`, `group_key`, `test_share`, `seed`.
 
     Raises:
         RecipeError: an unknown format, or an option that the format does not have.
@@ -44,12 +50,16 @@ def read_catalog(format: str, src: str | Path, options: PackOptions | None = Non
     """
     options, place = options or PackOptions(), Path(src)
     kind = _format(format)
-    if options.splits and not kind.has_split_files:
-        have = " and ".join(name for name, other in FORMATS.items() if other.has_split_files)
-        raise RecipeError(f"splits={options.splits}: only {have} have split files; use csv with a column 'split'")
+    _refuse_what_means_nothing(kind, options)
     if not (os.path.isfile if kind.is_file else os.path.isdir)(place):
         raise DataError(f"{place} is no {'file' if kind.is_file else 'folder'}; type: vidssl pack {format} SRC OUT")
     catalog = kind.read(place, options)
+    if not catalog.rows and catalog.left_out:
+        some, number = catalog.left_out[0], len(catalog.left_out)
+        raise DataError(
+            f"nothing in {place} can be packed: '{some.path}' is left out ({some.reason})"
+            f"{f', and so are {number - 1} more' if number > 1 else ''}; format {format} looks for {kind.looks_for}"
+        )
     if not catalog.rows:
         raise DataError(f"{place} holds no videos; format {format} looks for {kind.looks_for}")
     catalog = without_copies(catalog)
@@ -62,6 +72,20 @@ def _format(name: str) -> Format:
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise RecipeError(f"unknown format '{name}'; there are {', '.join(FORMATS)}{hint}")
     return FORMATS[name]
+
+
+def _refuse_what_means_nothing(kind: Format, options: PackOptions) -> None:
+    def having(trait: str) -> str:
+        return " and ".join(name for name, other in FORMATS.items() if getattr(other, trait))
+
+    if options.splits and not kind.has_split_files:
+        have = having("has_split_files")
+        raise RecipeError(f"splits={options.splits}: only {have} have split files; use csv with a column 'split'")
+    if options.fold != 1 and not kind.has_folds:
+        raise RecipeError(f"fold={options.fold}: only {having('has_folds')} have several official splits; leave it out")
+    for name, value in (("label_key", options.label_key), ("group_key", options.group_key)):
+        if value and not kind.has_keys:
+            raise RecipeError(f"{name}={value}: only {having('has_keys')} has such keys; leave it out")
 
 
 def _with_groups(catalog: Catalog, options: PackOptions) -> Catalog:

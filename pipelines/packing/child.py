@@ -1,7 +1,7 @@
 """The process in which foreign bytes are decoded: it may hang or die, and takes nothing with it.
 
 Started by `pipelines.packing.guard.Guard` as `python -m pipelines.packing.child FD`; FD is one end of a socket pair that carries pickled
-messages: (`Target`, megabytes of memory) first, then (path, name) per video; back go "ready", "alive" now and then, and an
+messages: (`Target`, megabytes of memory) first, then (path, name, part) per video; back go "ready", "alive" now and then, and an
 `Outcome`, or a `Fault` where something other than the video is to blame.
 """
 
@@ -38,10 +38,10 @@ def main(descriptor: int, parent: int) -> None:
     beat = _Beat(wire)
     while True:
         try:
-            path, name = wire.recv()
+            path, name, part = wire.recv()
         except EOFError:
             return
-        wire.send(_answer(lambda path=path, name=name: normalise(path, name, target, beat), beat))
+        wire.send(_answer(lambda path=path, name=name, part=part: normalise(path, name, target, beat, part), beat))
 
 
 def _answer(work: Callable[[], Outcome], beat: _Beat) -> Outcome | Fault:

@@ -7,6 +7,7 @@ otherwise pull in files from outside the source, or from the network.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from typing import Any, BinaryIO, NoReturn, cast
 import av
 from av.container import InputContainer
 from av.error import FFmpegError
+
+from pipelines.packing.part import WHOLE, Part
 
 __all__ = ["PAUSES_S", "Rejected", "cannot_be_reached", "opened"]
 
@@ -52,18 +55,20 @@ class Rejected(Exception):
 
 
 @contextmanager
-def opened(path: str) -> Iterator[InputContainer]:
+def opened(path: str, part: Part = WHOLE) -> Iterator[InputContainer]:
     """The demuxed file.
 
     Args:
         path: A regular file.
+        part: Which of its bytes are the video.
 
     Raises:
         Rejected: it is no regular file, is empty, or points at other files.
         OSError, FFmpegError, ValueError: it cannot be read, or is no video.
     """
-    _refuse_what_is_no_file(path)
-    with open(path, "rb", buffering=0) as stream:
+    _refuse_what_is_no_file(path, part)
+    with open(path, "rb", buffering=0) as whole:
+        stream = whole if part.size is None else _Stretch(whole, part.offset, part.size)
         try:
             container = _open(
                 stream,
@@ -86,12 +91,43 @@ def cannot_be_reached(error: Exception) -> bool:
     return isinstance(error, OSError) and not isinstance(error, FFmpegError) and error.errno in _UNREACHABLE
 
 
-def _refuse_what_is_no_file(path: str) -> None:
+class _Stretch(io.RawIOBase):
+    """Some bytes of an open file, as a file of their own."""
+
+    def __init__(self, whole: io.FileIO, first: int, size: int) -> None:
+        self._whole, self._first, self._size, self._place = whole, first, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = max(0, min(len(buffer), self._size - self._place))
+        self._whole.seek(self._first + self._place)
+        data = self._whole.read(wanted)
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        self._place = max(0, base + offset)
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+
+def _refuse_what_is_no_file(path: str, part: Part) -> None:
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise Rejected("it is no regular file")
-    if found.st_size == 0:
+    if found.st_size == 0 or part.size == 0:
         raise Rejected("the file is empty")
+    if part.size is not None and found.st_size < part.offset + part.size:
+        raise Rejected("the tar ends within it")
 
 
 def _refuse(url: str, flags: int, options: Mapping[str, str]) -> NoReturn:

@@ -11,6 +11,7 @@ import time
 from multiprocessing.connection import Connection
 from types import TracebackType
 
+from pipelines.packing.part import WHOLE, Part
 from pipelines.packing.verdict import Fault, Limits, Outcome, Target, Verdict
 from vidssl.errors import DataError, OurFault, StorageError
 
@@ -47,12 +48,13 @@ class Guard:
         """Close."""
         self.close()
 
-    def run(self, path: str, name: str) -> Outcome:
+    def run(self, path: str, name: str, part: Part = WHOLE) -> Outcome:
         """Decode and pack one file.
 
         Args:
             path: The file.
             name: What the verdict calls it.
+            part: What of the file is the video.
 
         Returns:
             The outcome; a child that hangs or (twice) dies makes the verdict "rejected".
@@ -66,7 +68,7 @@ class Guard:
         for _ in range(_TRIES):  # a second try, since a healthy video may have met a machine short of memory
             wire = self._ready()
             try:
-                wire.send((path, name))
+                wire.send((path, name, part))
                 answer = self._answer(wire)
             except (EOFError, OSError):
                 reason = f"the decoder crashed ({_cause(self._end())})"

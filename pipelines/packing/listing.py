@@ -8,11 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.packing.options import PackOptions
+from pipelines.packing.part import WHOLE, Part
 from vidssl.errors import DataError
 
-__all__ = ["Catalog", "Format", "Row", "classes_of", "files_below", "identities", "is_sidecar", "without_copies"]
+__all__ = [
+    "Catalog",
+    "Format",
+    "LeftOut",
+    "Row",
+    "classes_of",
+    "files_below",
+    "identities",
+    "is_sidecar",
+    "is_video_name",
+    "without_copies",
+]
 
 _SIDECARS = {".csv", ".tsv", ".txt", ".json", ".yaml", ".yml", ".md", ".html", ".pdf", ".xml"}
+_VIDEOS = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".flv", ".3gp", ".ogv", ".mpg", ".mpeg", ".wmv"}
 _SPLIT_ORDER = ("all", "train", "val", "test", "unused")
 
 
@@ -21,16 +34,33 @@ class Row:
     """One video of the source.
 
     Attributes:
-        path: Relative to the catalogue's root, with `/`.
+        path: Its name: where it lies relative to the catalogue's root, with `/`.
         label: Class name; None unknown.
         split: "all", or what the source says.
         group: Name of what it was cut from; rows of one group are never each other's positive.
+        file: The file that holds it, where `path` names a part of one; None: `path` is the file.
+        part: What of the file it is.
     """
 
     path: str
     label: str | None
     split: str
     group: str
+    file: str | None = None
+    part: Part = WHOLE
+
+    @property
+    def source(self) -> str:
+        """The file to read, relative to the catalogue's root."""
+        return self.path if self.file is None else self.file
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A video that the source lists and that is not packed: what it is called, and why."""
+
+    path: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -42,12 +72,14 @@ class Catalog:
         rows: Sorted by path (CSV: as written).
         classes: Class names; labels index them.
         notes: Sentences on what was passed over.
+        left_out: Videos that are listed and not there, or contradicted; `verdicts.csv` names them.
     """
 
     root: Path
     rows: tuple[Row, ...]
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -65,18 +97,27 @@ class Format:
         read: (source, options) → its catalogue; raises DataError for what is missing or damaged.
         looks_for: What an empty source lacks, for people.
         is_file: The source is a file, not a folder.
-        has_split_files: The options `splits` and `fold` mean something.
+        has_split_files: The option `splits` means something.
+        has_folds: The option `fold` means something.
+        has_keys: The options `label_key` and `group_key` mean something.
     """
 
     read: Callable[[Path, PackOptions], Catalog]
     looks_for: str
     is_file: bool = False
     has_split_files: bool = False
+    has_folds: bool = False
+    has_keys: bool = False
 
 
 def is_sidecar(path: str) -> bool:
     """Whether a relative path is a text file beside the class folders (a list, a readme), not a video."""
     return "/" not in path and Path(path).suffix.lower() in _SIDECARS
+
+
+def is_video_name(path: str) -> bool:
+    """Whether a file is called like a video."""
+    return Path(path).suffix.lower() in _VIDEOS
 
 
 def identities(root: Path, paths: Iterable[str]) -> Iterator[Hashable]:
@@ -98,15 +139,15 @@ def identities(root: Path, paths: Iterable[str]) -> Iterator[Hashable]:
 
 
 def without_copies(catalog: Catalog) -> Catalog:
-    """Drop rows that are a file which is listed already (through a link), and note it.
+    """Drop rows that are a file (or a part of one) which is listed already (through a link), and note it.
 
     Raises:
         DataError: one file with two labels or two splits.
     """
     first: dict[Hashable, Row] = {}
     dropped: list[tuple[Row, Row]] = []
-    for row, file in zip(catalog.rows, identities(catalog.root, (row.path for row in catalog.rows)), strict=True):
-        before = first.setdefault(file, row)
+    for row, file in zip(catalog.rows, identities(catalog.root, (row.source for row in catalog.rows)), strict=True):
+        before = first.setdefault((file, row.part), row)
         if before is row:
             continue
         if (before.label, before.split) != (row.label, row.split):

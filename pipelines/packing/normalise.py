@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import cast
 
 import numpy as np
@@ -20,7 +21,9 @@ from av.video.stream import VideoStream
 from pipelines.packing.encode import ClipEncoder, verified_table
 from pipelines.packing.foreign import Rejected, cannot_be_reached, opened
 from pipelines.packing.geometry import Geometry, arrange_planes, plan_geometry
-from pipelines.packing.timeline import Stamps, Timeline, nominal_step
+from pipelines.packing.part import WHOLE, Part
+from pipelines.packing.span import frames_of
+from pipelines.packing.timeline import Stamps, Timeline, nominal_step, plain_rate
 from pipelines.packing.verdict import Outcome, Target, Verdict
 from vidssl.errors import DataError
 
@@ -30,7 +33,7 @@ MAX_PIXELS = 8192 * 8192
 """Larger frames are refused: a few bytes can claim them and fill the memory."""
 
 
-def normalise(path: str, name: str, target: Target, alive: Callable[[], None]) -> Outcome:
+def normalise(path: str, name: str, target: Target, alive: Callable[[], None], part: Part = WHOLE) -> Outcome:
     """Decode a file to its end, bring it to the pack's form and check the result by decoding it again.
 
     Args:
@@ -38,6 +41,7 @@ def normalise(path: str, name: str, target: Target, alive: Callable[[], None]) -
         name: What the verdict calls it (path relative to the source).
         target: Form of the packed video.
         alive: Called after every frame; lets the watchdog tell slow from hung.
+        part: What of the file is the video.
 
     Returns:
         The verdict, with the packed bytes where it is "packed". Never raises for what is wrong with the video.
@@ -46,7 +50,7 @@ def normalise(path: str, name: str, target: Target, alive: Callable[[], None]) -
         OSError: the store of the file does not answer.
         Exception: an error of our own, or of this installation; it says nothing about the video.
     """
-    facts = _Facts()
+    facts = _Facts(part)
     try:
         mp4, frames, size = _pack(path, target, facts, alive)
     except Rejected as reason:
@@ -55,7 +59,7 @@ def normalise(path: str, name: str, target: Target, alive: Callable[[], None]) -
         if not is_complaint(error):
             raise
         return Outcome(facts.verdict(name, "rejected", f"{facts.doing} failed: {_words(error)}"))
-    return Outcome(facts.verdict(name, "packed", "; ".join(facts.notes)), mp4, frames, *size)
+    return Outcome(facts.verdict(name, "packed", "; ".join(facts.notes)), mp4, frames, *size, fps=float(facts.rate))
 
 
 def is_complaint(error: Exception) -> bool:
@@ -75,13 +79,15 @@ def is_complaint(error: Exception) -> bool:
 
 @dataclass
 class _Facts:
-    """What is known of the source so far."""
+    """What is known of the source so far, and the rate of what is made of it."""
 
+    part: Part = WHOLE
     doing: str = "opening"
     codec: str = ""
     width: int = 0
     height: int = 0
     rotation: int = 0
+    rate: Fraction = Fraction(0)
     clock: Timeline | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -93,12 +99,13 @@ class _Facts:
 
 
 def _pack(path: str, target: Target, facts: _Facts, alive: Callable[[], None]) -> tuple[bytes, int, tuple[int, int]]:
-    with opened(path) as container:
+    with opened(path, facts.part) as container:
         stream = _video_stream(container, facts)
+        target = _with_rate(target, stream, facts)
         encoder = _encode_all(container, stream, target, facts, alive)
         announced = stream.frames
     frames = facts.clock.frames if facts.clock else 0
-    if announced > frames * 1.02 + 1:
+    if announced > frames * 1.02 + 1 and not facts.part.is_range:
         facts.notes.append(f"the file announces {announced} frames, {frames} are there")
     if encoder is None or frames < target.min_frames:
         few = f"only {_count(frames, 'frame')}" if frames else "no frame decodes"
@@ -130,6 +137,15 @@ def _video_stream(container: InputContainer, facts: _Facts) -> VideoStream:
     return stream
 
 
+def _with_rate(target: Target, stream: VideoStream, facts: _Facts) -> Target:
+    """The target at the rate of this video: as given, or with `own_rate` its average rate, constant."""
+    if target.own_rate:
+        rate = 1 / nominal_step(stream.average_rate, stream.guessed_rate, stream.base_rate)
+        target = replace(target, fps=plain_rate(rate))
+    facts.rate = target.fps
+    return target
+
+
 def _encode_all(
     container: InputContainer, stream: VideoStream, target: Target, facts: _Facts, alive: Callable[[], None]
 ) -> _Encoding | None:
@@ -138,7 +154,7 @@ def _encode_all(
     clock = facts.clock = Timeline(target.fps, nominal_step(stream.average_rate, stream.guessed_rate, stream.base_rate))
     encoding: _Encoding | None = None
     stamps, held, damaged = Stamps(), 0, 0
-    for frame in _frames(container, stream, target, facts):
+    for frame in _frames(container, stream, target, facts, alive):
         alive()
         ticks = stamps.choose(frame.pts, frame.dts)
         slot = clock.slot(None if ticks is None else ticks * (frame.time_base or stream.time_base or clock.step))
@@ -158,9 +174,11 @@ def _encode_all(
     return encoding
 
 
-def _frames(container: InputContainer, stream: VideoStream, target: Target, facts: _Facts) -> Iterator[VideoFrame]:
+def _frames(
+    container: InputContainer, stream: VideoStream, target: Target, facts: _Facts, alive: Callable[[], None]
+) -> Iterator[VideoFrame]:
     try:
-        yield from container.decode(stream)
+        yield from frames_of(container, stream, facts.part, alive, facts.notes)
     except Exception as error:
         if not is_complaint(error):
             raise

@@ -6,11 +6,11 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipelines.packing.timeline import plain_rate
 from pipelines.packing.verdict import Limits, Target
 from vidssl.errors import RecipeError
 
@@ -25,8 +25,8 @@ class PackOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     codec: Literal["h264", "vp9"] = Field(default="h264", description="vp9 is decoded by DALI on a CPU too")
-    fps: Annotated[float, Field(ge=1, le=120)] = Field(
-        default=25, description="constant frame rate; resampled by timestamps"
+    fps: Annotated[float, Field(ge=1, le=120)] | Literal["source"] = Field(
+        default=25.0, description="constant frame rate, resampled by timestamps; source: each video keeps its own"
     )
     size: Annotated[int, Field(ge=128, le=1024, multiple_of=2)] = Field(default=128, description="short side, pixels")
     crf: Annotated[int, Field(ge=0, le=63)] | None = Field(
@@ -59,10 +59,18 @@ class PackOptions(BaseModel):
         default=8192,
         description="megabytes of address space of a decoding process; a video that wants more is rejected",
     )
-    splits: str | None = Field(default=None, description="folder of the official split files (ucf101, hmdb51)")
+    splits: str | None = Field(
+        default=None, description="folder of the official lists (ucf101, hmdb51, kinetics, ssv2)"
+    )
     fold: Literal[1, 2, 3] = Field(default=1, description="which official split")
     group: str | None = Field(
         default=None, description="regular expression; its first group, in the path, names the source"
+    )
+    label_key: str | None = Field(
+        default=None, description="where a sample has its label (webdataset): cls, txt or json.KEY; none: cls"
+    )
+    group_key: str | None = Field(
+        default=None, description="where a sample names its source (webdataset): cls, txt or json.KEY"
     )
     test_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0, description="share of each class, by group, for test"
@@ -72,6 +80,16 @@ class PackOptions(BaseModel):
     )
     shard_mb: Annotated[float, Field(gt=0, le=1_000_000)] = Field(default=256, description="size of a shard, megabytes")
     fresh: bool = Field(default=False, description="throw away what OUT holds if it was packed from something else")
+
+    @field_validator("fps", mode="before")
+    @classmethod
+    def _rate_from_word(cls, value: object) -> object:
+        if isinstance(value, str) and value != "source":
+            try:
+                return float(value)
+            except ValueError:
+                raise ValueError("input should be a number, or source for each video's own") from None
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("fold", mode="before")
     @classmethod
@@ -88,6 +106,21 @@ class PackOptions(BaseModel):
             raise ValueError(f"no regular expression: {error}") from error
         return value
 
+    @field_validator("label_key", "group_key")
+    @classmethod
+    def _names_a_member(cls, value: str | None) -> str | None:
+        if value is not None and value not in ("cls", "txt") and not re.fullmatch(r"json(\.[^.]+)+", value):
+            raise ValueError("input should be cls, txt or json.KEY, e.g. json.label")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_to_group(self) -> PackOptions:
+        if self.group and self.group_key:
+            raise ValueError(
+                f"group={self.group} and group_key={self.group_key} both name the source; type one of them"
+            )
+        return self
+
     @model_validator(mode="after")
     def _crf_of_x264(self) -> PackOptions:
         if self.codec == "h264" and self.crf is not None and self.crf > 51:
@@ -98,7 +131,8 @@ class PackOptions(BaseModel):
         """The form of one packed video."""
         same = ("size", "codec", "preset", "gop", "min_frames", "min_side", "max_aspect", "keep_partial", "max_minutes")
         return Target(
-            fps=_exact_rate(self.fps),
+            fps=plain_rate(25 if self.fps == "source" else self.fps),
+            own_rate=self.fps == "source",
             crf=_CRF[self.codec] if self.crf is None else self.crf,
             **{name: getattr(self, name) for name in same},
         )
@@ -110,12 +144,6 @@ class PackOptions(BaseModel):
     def identity(self) -> str:
         """What decides the packed bytes, as JSON (neither `fresh` nor the limits of a machine do)."""
         return json.dumps(self.model_dump(mode="json", exclude={"fresh", *vars(Limits())}), sort_keys=True)
-
-
-def _exact_rate(fps: float) -> Fraction:
-    """29.97 means 30000/1001, and so on."""
-    television = Fraction(round(fps) * 1000, 1001)
-    return television if abs(fps - television) < 0.005 else Fraction(fps).limit_denominator(1000)
 
 
 def pack_options(words: Sequence[str]) -> PackOptions:

@@ -34,11 +34,12 @@ def make_plan(format: str, src: str | Path, catalog: Catalog, options: PackOptio
     digest = hashlib.sha256("\n".join(catalog.classes).encode("utf-8", "surrogateescape"))
     for row in catalog.rows:
         try:
-            status = (catalog.root / row.path).stat()
+            status = (catalog.root / row.source).stat()
             state = (status.st_size, status.st_mtime_ns)
         except OSError:
             state = (-1, -1)
-        digest.update(repr((row.path, row.label, row.split, row.group, *state)).encode())
+        part = () if row.file is None else (row.file, row.part)
+        digest.update(repr((row.path, row.label, row.split, row.group, *state, *part)).encode())
     return {
         "version": _PACK_VERSION,
         "format": format,

@@ -32,7 +32,7 @@ class DamagedStaging(VidsslError):
 
 @dataclass(frozen=True)
 class Staged:
-    """One finished video: verdict, and size and checksum of the packed bytes (none when rejected)."""
+    """One finished video: verdict, and size and checksum of the packed bytes (none when rejected), and its frame rate."""
 
     verdict: Verdict
     frames: int
@@ -40,6 +40,7 @@ class Staged:
     height: int
     bytes: int
     sha256: str
+    fps: float = 0.0
 
 
 class Staging:
@@ -85,7 +86,9 @@ class Staging:
         """Write one outcome (any process may; the same row twice is harmless)."""
         data = outcome.mp4
         checksum = hashlib.sha256(data).hexdigest() if data else ""
-        staged = Staged(outcome.verdict, outcome.frames, outcome.width, outcome.height, len(data), checksum)
+        staged = Staged(
+            outcome.verdict, outcome.frames, outcome.width, outcome.height, len(data), checksum, outcome.fps
+        )
         body = json.dumps(asdict(staged)).encode() + b"\n" + data
         path = self._path(row)
         path.parent.mkdir(parents=True, exist_ok=True)

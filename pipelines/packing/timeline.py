@@ -10,7 +10,7 @@ from __future__ import annotations
 from fractions import Fraction
 from math import ceil
 
-__all__ = ["MAX_GAP", "Stamps", "Timeline", "nominal_step"]
+__all__ = ["MAX_GAP", "Stamps", "Timeline", "nominal_step", "plain_rate"]
 
 MAX_GAP = Fraction(10)
 """Seconds; a longer gap between two frames is taken for a broken clock, not for a still picture."""
@@ -23,6 +23,12 @@ def nominal_step(*rates: Fraction | None) -> Fraction:
     """Seconds between two frames: one over the first rate between 0.5 and 240 fps, 1/25 s where there is none."""
     low, high = _SOUND_RATE
     return 1 / next((rate for rate in rates if rate and low <= rate <= high), _FALLBACK_RATE)
+
+
+def plain_rate(fps: float | Fraction) -> Fraction:
+    """A rate that a file can keep: 29.97 means 30000/1001 and so on, others are taken to a thousandth."""
+    television = Fraction(round(fps) * 1000, 1001)
+    return television if abs(fps - television) < 0.005 else Fraction(fps).limit_denominator(1000)
 
 
 class Stamps:

@@ -10,7 +10,10 @@ __all__ = ["Fault", "Limits", "Outcome", "Target", "Verdict"]
 
 @dataclass(frozen=True)
 class Target:
-    """Form of a packed video (see `pipelines.packing.options.PackOptions` for the meaning of each)."""
+    """Form of a packed video (see `pipelines.packing.options.PackOptions` for the meaning of each).
+
+    With `own_rate` a video keeps the frame rate of its source, and `fps` says nothing.
+    """
 
     fps: Fraction = Fraction(25)
     size: int = 128
@@ -23,6 +26,7 @@ class Target:
     max_aspect: float = 4.0
     keep_partial: bool = False
     max_minutes: float = 600
+    own_rate: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One row of `verdicts.csv`; the figures are those of the original.
+    """One row of `verdicts.csv`; the figures are those of the original (of a range: those of its frames).
 
     Attributes:
         path: Relative to the source.
-        verdict: "packed" or "rejected".
+        verdict: "packed", "rejected", or "left out" (listed by the source, and never looked at).
         reason: Why it was rejected, or what was changed or is odd about it; plain words, may be empty when packed.
         frames: Decoded until the verdict was clear (all of them when packed).
         fps: Frames over seconds, by timestamps.
@@ -79,6 +83,7 @@ class Outcome:
         frames: Of the packed video.
         width: Of the packed video.
         height: Of the packed video.
+        fps: Of the packed video.
     """
 
     verdict: Verdict
@@ -86,6 +91,7 @@ class Outcome:
     frames: int = 0
     width: int = 0
     height: int = 0
+    fps: float = 0.0
 
 
 @dataclass(frozen=True)

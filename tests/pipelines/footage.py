@@ -27,7 +27,7 @@ def write_video(
     width: int = 64,
     height: int = 48,
     *,
-    rate: int = 25,
+    rate: int | Fraction = 25,
     stamps: Sequence[int] | None = None,
     codec: str = "libx264",
     rotation: int = 0,
@@ -37,7 +37,7 @@ def write_video(
 ) -> Path:
     """Frame i is grey(i) all over; `stamps` are its milliseconds; `corner` makes the top left quarter black."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    step = Fraction(1, 1000 if stamps else rate)
+    step = Fraction(1) / (1000 if stamps else rate)
     with av.open(path, "w", options=muxer or {}) as container:
         stream = cast(VideoStream, container.add_stream(codec, rate=rate, options=options or {}))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -36,4 +36,4 @@ def _read(root: Path, options: PackOptions) -> Catalog:
     return from_lists(root, folder, split_of, label_of, tuple(path.name.removesuffix(end) for path in lists))
 
 
-HMDB51 = Format(_read, looks_for="CLASS/name.avi", has_split_files=True)
+HMDB51 = Format(_read, looks_for="CLASS/name.avi", has_split_files=True, has_folds=True)

@@ -30,4 +30,4 @@ def _read(root: Path, options: PackOptions) -> Catalog:
     return from_lists(root, folder, split_of, label_of, classes)
 
 
-UCF101 = Format(_read, looks_for="CLASS/v_CLASS_gNN_cNN.avi", has_split_files=True)
+UCF101 = Format(_read, looks_for="CLASS/v_CLASS_gNN_cNN.avi", has_split_files=True, has_folds=True)

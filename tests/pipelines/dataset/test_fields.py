@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines.dataset import manifest as module
-from pipelines.dataset.manifest import Manifest, Samples, load_manifest
+from pipelines.dataset.manifest import Manifest, Samples, load_manifest, write_manifest
 from tests.pipelines.small_packs import make_pack
 from vidssl.errors import DataError
 
@@ -104,6 +104,13 @@ def test_a_field_of_another_type_or_size_is_refused_by_its_name(pack, key, value
     path = pack.root / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     refused(pack, rf"manifest\.json: {key} is .*, but must be ")
+
+
+def test_a_pack_whose_videos_keep_their_own_rates_says_no_rate(pack):
+    write_manifest(replace(load_manifest(pack.root), fps=None))
+    assert json.loads((pack.root / "manifest.json").read_text())["fps"] is None
+    assert load_manifest(pack.root).fps is None
+    assert load_manifest(pack.root).hash != pack.hash
 
 
 @pytest.mark.parametrize("key", ["hash", "codec", "classes", "splits", "shards", "samples", "groups", "fps", "source"])

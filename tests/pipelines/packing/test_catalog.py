@@ -10,6 +10,8 @@ from pipelines.packing.catalog import FORMATS, Format, _share_of, read_catalog
 from pipelines.packing.options import PackOptions
 from vidssl.errors import DataError, RecipeError
 
+SPLIT_LISTS = " and ".join(name for name, kind in FORMATS.items() if kind.has_split_files)
+
 
 def touch(root, *paths):
     for path in paths:
@@ -184,10 +186,18 @@ def test_a_test_share_never_takes_the_last_group_and_misses_by_half_a_group_at_m
 @pytest.mark.parametrize(
     ("format", "options", "kind", "sentence"),
     [
-        ("imagenet", {}, RecipeError, f"unknown format 'imagenet'; there are {', '.join(FORMATS)}$"),
+        ("moments", {}, RecipeError, f"unknown format 'moments'; there are {', '.join(FORMATS)}$"),
         ("ucf-101", {}, RecipeError, r"unknown format 'ucf-101'; .*; did you mean 'ucf101'\?"),
         ("x" * 5000, {}, RecipeError, "unknown format"),
-        ("folder", {"splits": "x"}, RecipeError, "only ucf101 and hmdb51 .*have split files"),
+        ("folder", {"splits": "x"}, RecipeError, f"only {SPLIT_LISTS} have split files"),
+        (
+            "folder",
+            {"fold": 2},
+            RecipeError,
+            "fold=2: only ucf101 and hmdb51 .*have several official splits; leave it out",
+        ),
+        ("csv", {"label_key": "txt"}, RecipeError, "label_key=txt: only webdataset has such keys; leave it out"),
+        ("folder", {"group_key": "txt"}, RecipeError, "group_key=txt: only webdataset has such keys; leave it out"),
         ("csv", {}, DataError, "is no file"),
         ("folder", {}, DataError, "holds no videos; format folder looks for CLASS/file"),
     ],
@@ -211,6 +221,9 @@ def empty_source(root, kind: Format):
     (root / "classInd.txt").write_text("")
     for name in ("trainlist01.txt", "testlist01.txt", "run_test_split1.txt"):
         (root / name).write_text("")
+    (root / "train.csv").write_text("label,youtube_id,time_start,time_end,split\n")
+    (root / "labels.json").write_text("{}")
+    (root / "train.json").write_text("[]")
     return root
 
 
@@ -235,14 +248,14 @@ def test_a_new_format_is_one_line_and_every_message_knows_it(tmp_path, monkeypat
     def read(root, options):
         return read_catalog("folder", root)
 
-    before = ", ".join(FORMATS)
+    there = ", ".join(FORMATS)
     monkeypatch.setitem(FORMATS, "moments", Format(read, looks_for="LABEL/id.mp4", has_split_files=True))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="format folder looks for"):
         read_catalog("moments", tmp_path / "empty")
-    with pytest.raises(RecipeError, match=f"there are {before}, moments; did you mean 'moments'"):
+    with pytest.raises(RecipeError, match=f"there are {there}, moments; did you mean 'moments'"):
         read_catalog("moment", tmp_path)
-    with pytest.raises(RecipeError, match=r"only ucf101 and .* and moments have split files"):
+    with pytest.raises(RecipeError, match=f"only {SPLIT_LISTS} and moments have split files"):
         read_catalog("folder", tmp_path, PackOptions(splits="x"))
     touch(tmp_path, "a/1.mp4")
     assert len(read_catalog("moments", tmp_path).rows) == 1

@@ -118,7 +118,7 @@ def test_the_child_dies_with_a_killed_parent(tmp_path):
 
 BROKEN = """
 import pipelines.packing.normalise as module
-def opened(path): {body}
+def opened(path, part): {body}
 module.opened = opened
 """
 
@@ -187,12 +187,12 @@ SHAKY = """
 import os
 import pipelines.packing.normalise as module
 real = module.opened
-def opened(path):
+def opened(path, part):
     with open({count!r}, "a") as count:
         count.write("x")
     if os.path.getsize({count!r}) <= {failures}:
         raise OSError({errno}, os.strerror({errno}))
-    return real(path)
+    return real(path, part)
 module.opened = opened
 import pipelines.packing.foreign as foreign
 foreign.PAUSES_S = (0.01, 0.02, 0.04, 0.08)

@@ -68,6 +68,30 @@ def test_other_rates_keep_the_length_in_seconds(tmp_path, rate, frames):
     assert outcome.verdict.seconds == pytest.approx(40 / rate)
 
 
+@pytest.mark.parametrize("rate", [12, 30, Fraction(30000, 1001), Fraction(24000, 1001), 50])
+def test_a_video_that_keeps_its_rate_keeps_every_frame_and_says_the_rate(tmp_path, rate):
+    outcome = run(write_video(tmp_path / "a.mp4", frames=40, width=128, height=128, rate=rate), own_rate=True)
+    assert numbers_of(outcome.mp4) == list(range(40))
+    assert outcome.fps == float(rate)
+    with av.open(io.BytesIO(outcome.mp4)) as container:
+        assert container.streams.video[0].average_rate == rate
+
+
+def test_a_variable_rate_is_kept_as_its_average_made_constant(tmp_path):
+    stamps = [40 * number if number < 20 else 760 + 120 * (number - 19) for number in range(30)]  # 25 fps, then 8.3
+    path = write_video(tmp_path / "a.mp4", frames=30, stamps=stamps)
+    with av.open(path) as container:
+        average = container.streams.video[0].average_rate
+    assert average is not None
+    assert 14 < average < 17
+    outcome = run(path, own_rate=True)
+    assert outcome.fps == pytest.approx(float(average), abs=1e-3)
+    assert outcome.frames / outcome.fps == pytest.approx(stamps[-1] / 1000, abs=2 / outcome.fps)
+    shown = numbers_of(outcome.mp4)
+    assert shown == sorted(shown)
+    assert 30 - len(set(shown)) >= 5  # of the fast half not every frame has room
+
+
 @pytest.mark.parametrize(
     ("degrees", "black"), [(0, (0, 0)), (90, (1, 0)), (180, (1, 1)), (270, (0, 1))], ids=["0", "90", "180", "270"]
 )

@@ -40,6 +40,9 @@ def test_words_become_typed_options():
         ("memory_mb=0", "memory_mb=0: input should be greater than or equal to 1024"),
         ("memory_mb=1e99", "memory_mb=1e99: input should be"),
         ("shard_mb=inf", "shard_mb=inf: input should be a finite number"),
+        ("fps=natural", "fps=natural: input should be a number, or source for each video's own"),
+        ("label_key=json", "label_key=json: input should be cls, txt or json.KEY, e.g. json.label"),
+        ("group_key=json..x", "group_key=json..x: input should be cls, txt or json.KEY, e.g. json.label"),
         ("fps=nan", "fps=nan: input should be"),
         ("max_aspect=nan", "max_aspect=nan: input should be"),
         ("test_share=nan", "test_share=nan: input should be"),
@@ -53,6 +56,18 @@ def test_a_wrong_word_is_refused_in_one_sentence(word, sentence):
         pack_options([word])
     assert str(refused.value).startswith(sentence)
     assert "\n" not in str(refused.value)
+
+
+def test_the_rate_of_the_source_is_a_word_and_another_pack():
+    kept = pack_options(["fps=source"])
+    assert (kept.target().own_rate, PackOptions().target().own_rate) == (True, False)
+    assert kept.identity() != PackOptions().identity()
+    assert pack_options(["fps=25"]).identity() == PackOptions(fps=25).identity() == PackOptions().identity()
+
+
+def test_two_ways_to_name_the_source_are_refused():
+    with pytest.raises(RecipeError, match=r"^group=\(a\) and group_key=txt both name the source; type one of them$"):
+        pack_options(["group=(a)", "group_key=txt"])
 
 
 def test_what_does_not_change_the_bytes_is_not_part_of_the_identity():
