@@ -18,6 +18,7 @@ from typing import Protocol
 from pipelines.dataset.manifest import Manifest
 from pipelines.packing.assembly import assemble
 from pipelines.packing.catalog import read_catalog
+from pipelines.packing.flow import require_opencv
 from pipelines.packing.guard import Guard
 from pipelines.packing.listing import Catalog
 from pipelines.packing.options import PackOptions, pack_options
@@ -163,6 +164,7 @@ def pack(
     plan = make_plan(format, src, catalog, options)
     if (done := _nothing_to_do(place, catalog, plan, options, watch)) is not None:
         return done
+    require_opencv(options.flow_form())
     refuse_strangers(place)
     for note in catalog.notes:
         watch.say(note)
@@ -305,7 +307,7 @@ def _tell_size(jobs: list[Job], root: Path, work: Work, workers: int, watch: Wat
     each = (time.perf_counter() - begin) / _SAMPLED
     rows = {job.row for job in sample}
     rest = [job for job in jobs if job.row not in rows]
-    packed = sum(entry.bytes for entry in staged) / _SAMPLED * len(jobs)
+    packed = sum(entry.size for entry in staged) / _SAMPLED * len(jobs)
     watch.say(
         f"{len(jobs)} videos of {_megabytes(sum(bytes_of.values()))}: about {_megabytes(packed)} of shards"
         f" and {_duration(each * len(rest) / workers)} on {workers} workers"

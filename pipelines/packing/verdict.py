@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+from pipelines.dataset.flow import FlowForm
+
 __all__ = ["Fault", "Limits", "Outcome", "Target", "Verdict"]
 
 
@@ -23,6 +25,7 @@ class Target:
     max_aspect: float = 4.0
     keep_partial: bool = False
     max_minutes: float = 600
+    flow: FlowForm | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Outcome:
         frames: Of the packed video.
         width: Of the packed video.
         height: Of the packed video.
+        flow: Its optical flow as fragmented MP4; empty where none was wanted.
     """
 
     verdict: Verdict
@@ -86,6 +90,7 @@ class Outcome:
     frames: int = 0
     width: int = 0
     height: int = 0
+    flow: bytes = b""
 
 
 @dataclass(frozen=True)
