@@ -177,7 +177,9 @@ class Manifest:
         if index.keys != keys:
             raise DataError(f"{path} names other samples than {keys[0]} … {keys[-1]}; copy it again or pack again")
         if self.flow is not None and not index.has_flow:
-            raise DataError(f"{path} names no optical flow, which the manifest says there is; copy it again or pack again")
+            raise DataError(
+                f"{path} names no optical flow, which the manifest says there is; copy it again or pack again"
+            )
         parts = COMPONENTS + (FLOW.members if self.flow is not None else ())
         begins = np.min([index.offset[name] for name in parts], axis=0)
         stops = np.max([index.offset[name] + index.size[name] for name in parts], axis=0)

@@ -61,7 +61,9 @@ def assemble(
     for number, count in enumerate(counts):
         rows = stored[first : first + count]
         name = f"shard-{number:05d}.tar"
-        size, digest = write_shard(out / name, _samples_of(rows, first, samples, catalog, staging, staged, form, checks))
+        size, digest = write_shard(
+            out / name, _samples_of(rows, first, samples, catalog, staging, staged, form, checks)
+        )
         shards.append(Shard(name, size, int(count), digest))
         first += count
     return write_manifest(

@@ -42,7 +42,9 @@ def require_opencv(form: FlowForm | None) -> None:
     if form is None:
         return
     if importlib.util.find_spec("cv2") is None:
-        raise RecipeError(f"flow={form.algorithm} needs OpenCV, which is not installed; type pip install 'vidssl[flow]'")
+        raise RecipeError(
+            f"flow={form.algorithm} needs OpenCV, which is not installed; type pip install 'vidssl[flow]'"
+        )
     import cv2
 
     if form.algorithm == "tvl1" and not hasattr(cv2, "optflow"):
@@ -108,7 +110,9 @@ class FlowMaker:
         if self._scaled:
             import cv2
 
-            grey = cv2.resize(grey, (self.width, self.height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+            grey = cv2.resize(grey, (self.width, self.height), interpolation=cv2.INTER_AREA).astype(
+                np.uint8, copy=False
+            )
         if self._before is not None:
             self._last = self._calculate(self._before, grey)
             self._encode(self._last)

@@ -73,7 +73,9 @@ class PackOptions(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default=0, description="of the order in the shards and of test_share"
     )
-    shard_mb: Annotated[float, Field(gt=0, le=1_000_000)] = Field(default=256, description="size of a shard, megabytes; its flow comes on top")
+    shard_mb: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
+        default=256, description="size of a shard, megabytes; its flow comes on top"
+    )
     flow: Literal["none", "dis", "tvl1"] = Field(
         default="none",
         description="optical flow as a second stream (pip install 'vidssl[flow]'): none | dis (fast) | tvl1 (the papers'; some hundred times as slow)",
@@ -127,7 +129,9 @@ class PackOptions(BaseModel):
         default = type(self).model_fields
         said = [name for name in _OF_FLOW if getattr(self, name) != default[name].default]
         if self.flow == "none" and said:
-            raise ValueError(f"{said[0]}={getattr(self, said[0])} is about flow, and flow=none makes none; type flow=dis")
+            raise ValueError(
+                f"{said[0]}={getattr(self, said[0])} is about flow, and flow=none makes none; type flow=dis"
+            )
         if self.flow == "none" and self.add == "flow":
             raise ValueError("add=flow makes flow, and flow=none makes none; type flow=dis or flow=tvl1")
         if self.flow_size is not None and self.flow_size > self.size:
@@ -164,7 +168,9 @@ class PackOptions(BaseModel):
         Without flow nothing is said of it: such a pack is the same as one that was made before there was any.
         """
         silent = {"flow", *_OF_FLOW} if self.flow == "none" else set()
-        return json.dumps(self.model_dump(mode="json", exclude={"fresh", "add", *vars(Limits()), *silent}), sort_keys=True)
+        return json.dumps(
+            self.model_dump(mode="json", exclude={"fresh", "add", *vars(Limits()), *silent}), sort_keys=True
+        )
 
 
 def _exact_rate(fps: float) -> Fraction:
