@@ -34,8 +34,8 @@ __all__ = [
     "read_index",
     "sample_key",
     "sealed_sample",
-    "write_index",
     "with_flow",
+    "write_index",
     "write_shard",
 ]
 

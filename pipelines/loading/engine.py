@@ -40,10 +40,9 @@ class Ran:
 
 
 def inputs_of(fed: Fed, coloured: bool, together: bool = False, shaded: bool = True) -> list[Any]:
-    """The graph's inputs, one row per clip: bytes and table of each stream, start, crop (2), mirror, and for what is `shaded`
-    mean, std, and colour where it may occur.
+    """The graph's inputs, one row per clip: bytes and table of each stream, start, crop (2), mirror; of what is `shaded` more.
 
-    `colour` [12] holds the matrix (9), the lift, whether they apply, and the blur's sigma. With `together` the clips of
+    That is mean, std, and colour where it may occur. `colour` [12] holds the matrix (9), the lift, whether they apply, and the blur's sigma. With `together` the clips of
     a video are crops of one window: one row per video, and the numbers of its crops stay side by side.
     """
     plan, looks = fed.plan, fed.plan.looks

@@ -106,7 +106,7 @@ def build_pipeline(
         count = 2 * len(streams) + 1 + len(names) + coloured
         given = list(fn.external_source(source=source, num_outputs=count, batch=True))
         stored, (start, *rest) = given[: 2 * len(streams)], given[2 * len(streams) :]
-        look, colour = dict(zip(names, rest, strict=False)), rest[len(names) :]
+        look, colour = {name: rest[number] for number, name in enumerate(names)}, rest[len(names) :]
         out: list[Node] = []
         for number, name in enumerate(streams):
             video, table = stored[2 * number : 2 * number + 2]
