@@ -27,7 +27,7 @@ from pipelines.dataset.shards import COMPONENTS, FLOW, ShardIndex, file_sha256, 
 from vidssl.errors import DataError
 from vidssl.files import written_aside
 
-__all__ = ["FORMAT", "Manifest", "Samples", "Shard", "load_manifest", "write_manifest"]
+__all__ = ["FORMAT", "MANIFEST", "Manifest", "Samples", "Shard", "load_manifest", "write_manifest"]
 
 FORMAT = 2
 WITH_FLOW = 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from pipelines.packing.verdict import Target
 
-__all__ = ["FlowMaker", "flow_sides", "opencv_version", "require_opencv", "seconds_a_frame"]
+__all__ = ["FlowMaker", "costs", "duration", "flow_sides", "megabytes", "opencv_version", "require_opencv"]
 
 _PACKAGE = "opencv-contrib-python-headless"
 _SECONDS_A_PIXEL = {"dis": 1.2e-7, "tvl1": 1.3e-5}
-"""Of one core, both measured at 170×128 and 320×240 (about proportional to the pixels); encoding adds `_ENCODING`."""
-_ENCODING = 2.5e-8
+_ENCODING, _BYTES_A_PIXEL = 5e-8, 0.02
+"""Of one core, measured at 170×128 and 320×240; all are about proportional to the pixels."""
 
 Calculate = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -70,10 +70,36 @@ def flow_sides(width: int, height: int, size: int) -> tuple[int, int]:
     return 2 * round(width * scale / 2), 2 * round(height * scale / 2)
 
 
-def seconds_a_frame(form: FlowForm, width: int, height: int) -> float:
-    """Seconds of one core that the flow of a frame takes, about: pixels times what was measured."""
-    wide, high = flow_sides(width, height, form.size)
-    return wide * high * (_SECONDS_A_PIXEL[form.algorithm] + 2 * _ENCODING)
+def costs(form: FlowForm, frames: Mapping[tuple[int, int], int], workers: int, stored: int = 0) -> str:
+    """What flow will take, in a sentence: pixels times what was measured on the machine this was written on.
+
+    Args:
+        form: What is made.
+        frames: (width, height) of packed videos → how many frames of that size.
+        workers: How many are made at once.
+        stored: Bytes of the shards it is added to; they lie beside the new ones for a while.
+    """
+    sides = {size: flow_sides(*size, form.size) for size in frames}
+    pixels = sum(count * sides[size][0] * sides[size][1] for size, count in frames.items())
+    seconds = pixels * (_SECONDS_A_PIXEL[form.algorithm] + _ENCODING) / workers
+    total = sum(frames.values())
+    beside = f", beside the {megabytes(stored)} there are until the new shards hold both" if stored else ""
+    return (
+        f"flow={form.algorithm} of {total} frames at {form.size} px: about {duration(seconds)} on {workers} workers and "
+        f"{megabytes(pixels * _BYTES_A_PIXEL)} of flow{beside}"
+    )
+
+
+def megabytes(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class FlowMaker:

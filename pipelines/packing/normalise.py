@@ -31,7 +31,13 @@ MAX_PIXELS = 8192 * 8192
 """Larger frames are refused: a few bytes can claim them and fill the memory."""
 
 
-def normalise(path: str, name: str, target: Target, alive: Callable[[], None]) -> Outcome:
+def normalise(
+    path: str,
+    name: str,
+    target: Target,
+    alive: Callable[[], None],
+    slow: Callable[[], None] = lambda: None,
+) -> Outcome:
     """Decode a file to its end, bring it to the pack's form and check the result by decoding it again.
 
     Args:
@@ -39,6 +45,7 @@ def normalise(path: str, name: str, target: Target, alive: Callable[[], None]) -
         name: What the verdict calls it (path relative to the source).
         target: Form of the packed video.
         alive: Called after every frame; lets the watchdog tell slow from hung.
+        slow: Called when nothing foreign is left to decode, and only flow to make.
 
     Returns:
         The verdict, with the packed bytes where it is "packed". Never raises for what is wrong with the video.
@@ -49,7 +56,7 @@ def normalise(path: str, name: str, target: Target, alive: Callable[[], None]) -
     """
     facts = _Facts()
     try:
-        mp4, frames, size, flow = _pack(path, target, facts, alive)
+        mp4, frames, size, flow = _pack(path, target, facts, alive, slow)
     except Rejected as reason:
         return Outcome(facts.verdict(name, "rejected", str(reason)))
     except Exception as error:
@@ -94,7 +101,7 @@ class _Facts:
 
 
 def _pack(
-    path: str, target: Target, facts: _Facts, alive: Callable[[], None]
+    path: str, target: Target, facts: _Facts, alive: Callable[[], None], slow: Callable[[], None]
 ) -> tuple[bytes, int, tuple[int, int], bytes]:
     with opened(path) as container:
         stream = _video_stream(container, facts)
@@ -114,6 +121,8 @@ def _pack(
     mp4 = encoder.finish()
     facts.doing = "checking the packed video"
     size = (encoder.width, encoder.height)
+    if target.flow is not None:
+        slow()
     return mp4, encoder.frames, size, checked_and_flow(mp4, encoder.frames, size, target, alive)
 
 

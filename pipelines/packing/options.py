@@ -132,6 +132,8 @@ class PackOptions(BaseModel):
             raise ValueError(
                 f"{said[0]}={getattr(self, said[0])} is about flow, and flow=none makes none; type flow=dis"
             )
+        if self.fresh and self.add == "flow":
+            raise ValueError("fresh=true throws away the pack that add=flow adds to; leave one of them out")
         if self.flow == "none" and self.add == "flow":
             raise ValueError("add=flow makes flow, and flow=none makes none; type flow=dis or flow=tvl1")
         if self.flow_size is not None and self.flow_size > self.size:

@@ -19,8 +19,9 @@ from pipelines.packing.verdict import Outcome, Verdict
 from vidssl.errors import VidsslError
 from vidssl.files import remove_parts, write_json, written_aside
 
-__all__ = ["DamagedStaging", "Staged", "Staging"]
+__all__ = ["ADDITION", "PACK", "DamagedStaging", "Staged", "Staging"]
 
+PACK, ADDITION = ".staging", ".staging-flow"
 _PER_FOLDER = 1000
 _HEAD = 65  # a sha256 and the end of its line
 _NOTHING = (OSError, ValueError, TypeError, LookupError)
@@ -54,10 +55,11 @@ class Staging:
 
     Args:
         out: Folder that is packed into.
+        name: Of the journal: `PACK`, or `ADDITION` where flow is added to what `out` holds.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.folder = out / ".staging"
+    def __init__(self, out: Path, name: str = PACK) -> None:
+        self.folder = out / name
 
     @property
     def plan(self) -> Mapping[str, str] | None:
