@@ -5,13 +5,14 @@ the right, v down, in pixels per frame at the size of the flow. Both lie side by
 
 | encoding | code c of a flow f, cut at ±20 | what it is for |
 |---|---|---|
-| `companded` | c = sign(f) · sqrt(abs(f) / 20) | steps of .002 px near 0, of .37 px at 20: less than half of the error that equal steps have in as many bytes |
-| `parity` | c = (round((f + 20) · 255 / 40) − 128) / 128 | the 8 bits of CoCLR's, CPR's and ViCC's flow pictures |
+| `companded` | c = 107 · sign(f) · sqrt(abs(f) / 20) | steps of .002 px near 0, of .37 px at 20: less than half of the error that equal steps have in as many bytes |
+| `parity` | d = round((f + 20) · 255 / 40) − 128; c = d up to ±86 (13.5 px), beyond it half a step for each | the 8 bits of CoCLR's, CPR's and ViCC's flow pictures |
 
-Luma is 128 + 107 · c: within the 16 … 235 that every decoder gives back, and with the one value for no motion that codecs
+Luma is 128 + c: within the 16 … 235 that every decoder gives back, and with the one value for no motion that codecs
 predict where they know nothing, so that no motion comes back as exactly that. (CoCLR's codes know no 0: theirs is +.078 px.)
 
-A decoder that makes RGB gives grey levels 255 / 219 · (luma − 16) instead of luma; there is a table for either.
+A decoder that makes RGB gives grey levels 255 / 219 · (luma − 16) instead of luma, cut off by FFmpeg on a CPU and rounded on a
+GPU; there is a table for each.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ __all__ = ["BOUND", "FlowForm", "Reading", "flow_of", "luma_of", "picture_of"]
 
 BOUND = 20.0
 """Pixels per frame at which flow is cut."""
-CENTRE, REACH = 128, 107
+CENTRE, REACH, KNEE = 128, 107, 86
 
-Reading = Literal["luma", "grey"]
-"""What a decoder gives: the luma plane itself, or grey levels made of it."""
+Reading = Literal["luma", "cut", "rounded"]
+"""What a decoder gives: the luma plane itself, or grey levels made of it, cut off or rounded."""
 
 _QUANTISER = {
-    "companded": "luma = 128 + 107 sign(f) sqrt(|f| / 20), |f| cut at 20",
-    "parity": "q = round((f + 20) 255 / 40), f cut at -20 and 20; luma = 128 + 107 (q - 128) / 128",
+    "companded": "luma = 128 + round(107 sign(f) sqrt(|f| / 20)), |f| cut at 20",
+    "parity": "q = round((f + 20) 255 / 40), f cut at -20 and 20; d = q - 128; luma = 128 + d where |d| <= 86, else"
+    " 128 + sign(d) round(86 + (|d| - 86) / 2)",
 }
 _MIRROR = {"companded": "u negated", "parity": "u kept"}
 _ALGORITHM = {"dis": "OpenCV DIS, preset medium", "tvl1": "OpenCV DualTVL1, default settings"}
@@ -82,26 +84,30 @@ def luma_of(flow: NDArray[np.floating], encoding: str) -> NDArray[np.uint8]:
         encoding: `companded` or `parity`.
     """
     if encoding == "parity":
-        code = (np.rint((np.clip(flow, -BOUND, BOUND) + BOUND) * (255 / (2 * BOUND))) - 128) / 128
+        steps = np.rint((np.clip(flow, -BOUND, BOUND) + BOUND) * (255 / (2 * BOUND))) - 128
+        code = np.clip(steps, -KNEE, KNEE) + (steps - np.clip(steps, -KNEE, KNEE)) / 2
     else:
-        code = np.sign(flow) * np.sqrt(np.minimum(np.abs(flow), BOUND) / BOUND)
-    return (CENTRE + np.rint(REACH * code)).astype(np.uint8)
+        code = REACH * np.sign(flow) * np.sqrt(np.minimum(np.abs(flow), BOUND) / BOUND)
+    return (CENTRE + np.rint(code)).astype(np.uint8)
 
 
 def flow_of(encoding: str, reading: Reading = "luma") -> NDArray[np.float32]:
     """Pixels per frame of each of the 256 values that a decoder may give, float32 [256]."""
     if encoding == "parity":
         return (picture_of(reading).astype(np.float64) * (2 * BOUND / 255) - BOUND).astype(np.float32)
-    code = _codes(reading)
+    code = _codes(reading) / REACH
     return (BOUND * code * np.abs(code)).astype(np.float32)
 
 
 def picture_of(reading: Reading = "luma") -> NDArray[np.uint8]:
     """The 8 bits of a published flow picture, of each of the 256 values that a decoder may give; for `parity`."""
-    return np.clip(np.rint(128 + 128 * _codes(reading)), 0, 255).astype(np.uint8)
+    code = _codes(reading)
+    steps = code + (code - np.clip(code, -KNEE, KNEE))
+    return np.clip(CENTRE + steps, 0, 255).astype(np.uint8)
 
 
 def _codes(reading: Reading) -> NDArray[np.float64]:
     values = np.arange(256.0)
-    luma = values if reading == "luma" else np.rint(16 + values * (219 / 255))
-    return np.clip((luma - CENTRE) / REACH, -1, 1)
+    exact = 16 + values * (219 / 255)
+    luma = {"luma": values, "cut": np.ceil(exact), "rounded": np.rint(exact)}[reading]
+    return np.clip(luma - CENTRE, -REACH, REACH)
