@@ -11,8 +11,7 @@ the right, v down, in pixels per frame at the size of the flow. Both lie side by
 Luma is 128 + c: within the 16 … 235 that every decoder gives back, and with the one value for no motion that codecs
 predict where they know nothing, so that no motion comes back as exactly that. (CoCLR's codes know no 0: theirs is +.078 px.)
 
-A decoder that makes RGB gives grey levels 255 / 219 · (luma − 16) instead of luma, cut off by FFmpeg on a CPU and rounded on a
-GPU; there is a table for each.
+DALI's decoders make RGB: they give grey levels round(255 / 219 · (luma − 16)) instead of luma; there is a table for either.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ BOUND = 20.0
 """Pixels per frame at which flow is cut."""
 CENTRE, REACH, KNEE = 128, 107, 86
 
-Reading = Literal["luma", "cut", "rounded"]
-"""What a decoder gives: the luma plane itself, or grey levels made of it, cut off or rounded."""
+Reading = Literal["luma", "grey"]
+"""What a decoder gives: the luma plane itself, or grey levels made of it."""
 
 _QUANTISER = {
     "companded": "luma = 128 + round(107 sign(f) sqrt(|f| / 20)), |f| cut at 20",
@@ -108,6 +107,5 @@ def picture_of(reading: Reading = "luma") -> NDArray[np.uint8]:
 
 def _codes(reading: Reading) -> NDArray[np.float64]:
     values = np.arange(256.0)
-    exact = 16 + values * (219 / 255)
-    luma = {"luma": values, "cut": np.ceil(exact), "rounded": np.rint(exact)}[reading]
+    luma = values if reading == "luma" else np.rint(16 + values * (219 / 255))
     return np.clip(luma - CENTRE, -REACH, REACH)

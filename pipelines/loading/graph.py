@@ -115,7 +115,7 @@ def build_pipeline(
             else:
                 frames = _native(video, table, start, clips, device_id, slicing)
                 faults = fn.slice(video, 0, 0, axes=[0], normalized_anchor=False, normalized_shape=False)
-            reading: Reading = "luma" if decoders is not None else "cut" if device_id is None else "rounded"
+            reading: Reading = "grey" if decoders is None else "luma"
             form = flow if name == "flow" else None
             out += [_made(frames, form, reading, clips.size, crops, colour, look), faults]
         return tuple(out)
