@@ -197,7 +197,6 @@ class Subject:
                 f"{self.home.name} has no encoder of view={view}; type view= one of {', '.join(self.views)}"
             )
 
-
     def _check_flow(self, view: str) -> None:
         """Flow in pixels and flow as pictures are other numbers: no encoder can be shown the other kind."""
         told = self.folder.read_facts().get("flow") if self.folder is not None else None

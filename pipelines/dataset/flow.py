@@ -37,7 +37,10 @@ _QUANTISER = {
     " 128 + sign(d) round(86 + (|d| - 86) / 2)",
 }
 _MIRROR = {"companded": "u negated", "parity": "u kept"}
-_ALGORITHM = {"dis": "OpenCV DIS, preset medium", "tvl1": "OpenCV DualTVL1, default settings"}
+_ALGORITHM = {
+    "dis": "OpenCV DIS, preset medium with patch stride 5, 8 descent steps, 2 refinements",
+    "tvl1": "OpenCV DualTVL1, default settings",
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def luma_of(flow: NDArray[np.floating], encoding: str) -> NDArray[np.uint8]:
         steps = np.rint((np.clip(flow, -BOUND, BOUND) + BOUND) * (255 / (2 * BOUND))) - 128
         code = np.clip(steps, -KNEE, KNEE) + (steps - np.clip(steps, -KNEE, KNEE)) / 2
     else:
-        code = REACH * np.sign(flow) * np.sqrt(np.minimum(np.abs(flow), BOUND) / BOUND)
+        code = np.copysign(np.sqrt(np.minimum(np.abs(flow), BOUND) * (REACH**2 / BOUND)), flow)
     return (CENTRE + np.rint(code)).astype(np.uint8)
 
 

@@ -18,7 +18,7 @@ from vidssl.errors import RecipeError
 __all__ = ["PackOptions", "pack_options"]
 
 _CRF = {"h264": 23, "vp9": 34}  # about the same quality and bytes at 128 pixels
-_FLOW_CRF = {("h264", "companded"): 26, ("vp9", "companded"): 32, ("h264", "parity"): 14, ("vp9", "parity"): 12}
+_FLOW_CRF = {("h264", "companded"): 29, ("vp9", "companded"): 32, ("h264", "parity"): 14, ("vp9", "parity"): 12}
 _OF_FLOW = ("flow_size", "flow_encoding", "flow_crf")
 
 
@@ -88,7 +88,7 @@ class PackOptions(BaseModel):
         description="companded (exact, as numbers) | parity (8-bit pictures, for published flow checkpoints)",
     )
     flow_crf: Annotated[int, Field(ge=0, le=63)] | None = Field(
-        default=None, description="quality of the flow; h264 26 (parity 14), vp9 32 (parity 12)"
+        default=None, description="quality of the flow; h264 29 (parity 14), vp9 32 (parity 12)"
     )
     add: Literal["nothing", "flow"] = Field(
         default="nothing", description="flow: make the flow of the pack that OUT holds; its RGB stays as it is"

@@ -82,7 +82,7 @@ def test_a_pack_without_flow_says_nothing_of_it_and_one_with_it_everything(plain
     assert json.loads(text)["format"] == 2
     tree = json.loads((flowing.root / "manifest.json").read_text())
     assert tree["format"] == 3
-    assert load_manifest(flowing.root).flow == FlowForm("dis", "companded", 128, 26)
+    assert load_manifest(flowing.root).flow == FlowForm("dis", "companded", 128, 29)
     about = json.loads(members(flowing)["00000000.flow.json"])
     assert about["quantiser"] == "luma = 128 + round(107 sign(f) sqrt(|f| / 20)), |f| cut at 20"
     assert {key: about[key] for key in ("bound", "algorithm", "mirror", "frames", "width", "size")} == {
@@ -131,7 +131,7 @@ def test_flow_that_is_there_is_not_made_again_and_the_pack_is_what_the_words_say
     ("words", "error", "sentence"),
     [
         (["flow=tvl1"], DataError, r"holds flow already \(its algorithm is dis, tvl1 was asked for\); give another OUT"),
-        (["flow_encoding=parity"], DataError, r"its encoding is companded, parity was asked for; its crf is 26, 14 was"),
+        (["flow_encoding=parity"], DataError, r"its encoding is companded, parity was asked for; its crf is 29, 14 was"),
         (["size=256"], RecipeError, r"size=256: .* was packed with size=128, and add=flow changes no frame of it; leave size out"),
         (["codec=vp9"], RecipeError, r"codec=vp9: .* was packed with codec=h264"),
         (["flow_size=256"], RecipeError, r"flow_size=256 is larger than size=128"),
