@@ -78,7 +78,8 @@ def describe(
     from vidssl.evaluation.encode import describe_videos
 
     recipe, (rule, usual) = subject.recipe, subject.window_rule
-    spec = LoaderSpec(recipe.clips, recipe.augment, recipe.loader, tuple(views), recipe.evaluation.batch, recipe.seed)
+    given = (recipe.clips, recipe.augment, recipe.loader, tuple(views), recipe.evaluation.batch, recipe.seed)
+    spec = LoaderSpec(*given, recipe.model.flow_channels)
     loader = EvalLoader(
         subject.manifest,
         spec,

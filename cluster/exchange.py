@@ -65,7 +65,7 @@ def import_file(path: str | Path, source: str | None, out: str | None = None, wo
         return "\n".join([*lines, "nothing was written; to keep it, add --out CARD"])
     origin = f"{source} file {Path(path).name}" + ("" if own.encoder == "encoder_q" else f", {own.encoder}")
     facts = _facts(Path(path).expanduser(), origin, recipe, assumed)
-    export(out, published.artifact, card_of(recipe, recipe.method.view, facts))
+    export(out, published.artifact, card_of(recipe, recipe.method.view, facts, "parity"))
     return "\n".join([*lines, f"card: {out}; next: vidssl evaluate {out} data=PACKED"])
 
 

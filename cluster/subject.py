@@ -118,8 +118,10 @@ class Subject:
 
         Raises:
             RecipeError: there is no encoder of this view.
+            DataError: it reads flow, and that of the data is encoded otherwise than where it was trained.
         """
         self._check_view(view)
+        self._check_flow(view)
         if self.method is not None:
             return self.method.encoder(view)
         assert self._encoder is not None  # for the type checker: a card always brings one
@@ -198,6 +200,17 @@ class Subject:
                 f"{self.home.name} has no encoder of view={view}; type view= one of {', '.join(self.views)}"
             )
 
+    def _check_flow(self, view: str) -> None:
+        """Flow in pixels and flow as pictures are other numbers: no encoder can be shown the other kind."""
+        told = self.folder.read_facts().get("flow") if self.folder is not None else None
+        trained = self.card.normalization.flow if self.card is not None else told
+        here = self.manifest.flow
+        if view in ("flow", "u", "v") and trained is not None and here is not None and here.encoding != trained:
+            raise DataError(
+                f"{self.home.name} reads {view} of flow_encoding={trained} and {self.manifest.root} holds flow_encoding="
+                f"{here.encoding}; pack the videos with flow_encoding={trained} into another folder"
+            )
+
 
 def open_subject(path: str | Path, words: Sequence[str]) -> Subject:
     """Open the last checkpoint of a run, or a card, and its data.
@@ -248,9 +261,12 @@ def _open_card(folder: Path, words: Sequence[str]) -> Subject:
     if recipe.data is None:
         raise DataError(f"the card {folder.name} names no data; type data=FOLDER, a folder that `vidssl pack` wrote")
     manifest = _data_of(recipe, facts.data_hash, named=True)
-    if card.view in ("flow", "u", "v") and getattr(manifest, "flow", None) is None:
+    if card.view in ("flow", "u", "v") and manifest.flow is None:
+        encoding = card.normalization.flow
+        words = f"add=flow flow_encoding={encoding}" if encoding is not None else "add=flow"
         raise DataError(
-            f"the card {folder.name} reads {card.view} and {manifest.root} holds no optical flow; pack the data with flow"
+            f"the card {folder.name} reads {card.view} and {manifest.root} holds no optical flow; type the words that it was "
+            f"packed with and {words}"
         )
     device = _device(recipe.trainer.device)
     encoder = build_from(card, read_weights(folder)).to(device)

@@ -25,7 +25,8 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.patience import AGAIN, Patience, Say, say_in_log
 from pipelines.loading.crops import Crops, crops_of_window
 from pipelines.loading.decode import resolve_decode
-from pipelines.loading.feed import Feed, Plan
+from pipelines.loading.feed import Feed, Plan, StreamName, streams_of
+from pipelines.loading.flow import refuse_without_flow, views_of
 from pipelines.loading.order import Cursor, Order, Taken, steps_of
 from pipelines.loading.prefetch import Prefetched
 from pipelines.loading.stream import BadSample, ClipStream, Made
@@ -33,7 +34,6 @@ from pipelines.loading.windows import Rule, padded_in_front, window_starts
 from vidssl.batch import ClipBatch
 from vidssl.errors import CheckpointError, DeviceError
 from vidssl.recipe import Augment, Clips, Loader
-from vidssl.views import make_views
 
 __all__ = ["EvalLoader", "LoaderMeter", "LoaderSpec", "TrainLoader"]
 
@@ -49,6 +49,7 @@ class LoaderSpec:
         views: Streams to make of each clip.
         batch: Videos of one rank in a training step; windows at once in evaluation.
         seed: Seed of order, windows and augmentation.
+        flow_channels: Channels of the view `flow`, 2 or 3 (`model.flow_channels`).
     """
 
     clips: Clips
@@ -57,6 +58,7 @@ class LoaderSpec:
     views: tuple[str, ...]
     batch: int
     seed: int
+    flow_channels: int = 2
 
 
 @dataclass
@@ -99,7 +101,8 @@ class TrainLoader:
         on_bad: Told of each bad sample when it is found; on the thread that reads.
 
     Raises:
-        DataError: fewer videos than one global batch, no such split, or a decoder that does not know the pack's codec.
+        DataError: fewer videos than one global batch, no such split, a decoder that does not know the pack's codec, or a
+            view of flow and a pack without.
         DeviceError: a GPU or decoder that is not there.
     """
 
@@ -118,6 +121,7 @@ class TrainLoader:
     ) -> None:
         self.manifest, self.spec, self.split, self.device = manifest, spec, split, _usable(device)
         self._say, self._on_bad = say, on_bad
+        refuse_without_flow(manifest, spec.views)
         if rank == 0 and not manifest.checked:
             say(_unchecked(manifest))
         rows = manifest.rows(split) if instances is None else instances
@@ -218,7 +222,7 @@ class TrainLoader:
 
     def _batches(self) -> Iterator[tuple[ClipBatch, tuple[BadSample, ...]]]:
         spec = self.spec
-        feed = Feed(self.manifest, spec.clips, spec.augment, spec.seed, self.meter.disk)
+        feed = _feed(self.manifest, spec, self.meter.disk)
         stream = _stream(spec, feed, self.device, spec.clips.per_video, replace=True, on_bad=self._on_bad)
         for made in stream.batches(self._plans(feed, self._delivered, self._cursor)):
             yield _batch_of(made, made.clips, self.manifest, spec, self.device), made.bad
@@ -258,7 +262,7 @@ class EvalLoader:
         crop: int64 [R], number of each row's crop.
 
     Raises:
-        DataError: a decoder that does not know the pack's codec.
+        DataError: a decoder that does not know the pack's codec, or a view of flow and a pack without.
         DeviceError: a GPU or decoder that is not there.
         RecipeError: an unknown rule or crop.
     """
@@ -277,6 +281,7 @@ class EvalLoader:
         self.manifest, self.device, self.rule = manifest, _usable(device), rule
         self.crops: Crops = "inner" if rule == "p2" and crops == "centre" else crops
         self.crops_per_window = crops_of_window(self.crops)
+        refuse_without_flow(manifest, spec.views)
         self._windows_at_once = max(spec.batch // self.crops_per_window, 1)
         self.spec = replace(spec, augment=spec.augment.model_copy(update={"preset": "none"}))
         if not manifest.checked:
@@ -303,7 +308,7 @@ class EvalLoader:
         self.close()
         closed = threading.Event()
         self.meter = LoaderMeter(disk=Patience(self.spec.loader.patience, say_in_log, closed, AGAIN))
-        feed = Feed(self.manifest, self.spec.clips, self.spec.augment, self.spec.seed, self.meter.disk)
+        feed = _feed(self.manifest, self.spec, self.meter.disk)
         sized = replace(self.spec, batch=self._windows_at_once)
         crops = self.crops_per_window
         stream = _stream(sized, feed, self.device, crops, replace=False, together=crops > 1)
@@ -336,10 +341,12 @@ class EvalLoader:
     def _batch(self, made: Made) -> ClipBatch:
         plan, clips = made.plan, made.clips
         if self.rule == "p1":
-            clips = padded_in_front(clips, self.manifest.samples.frames[plan.instance], self.spec.clips.stride)
-        rows = np.repeat(np.arange(len(clips)), self.crops_per_window)
+            frames = self.manifest.samples.frames[plan.instance]
+            clips = {name: padded_in_front(one, frames, self.spec.clips.stride) for name, one in clips.items()}
+        rows = np.repeat(np.arange(len(plan.instance)), self.crops_per_window)
         flat = replace(made, plan=replace(plan.taken(rows), start=plan.start.reshape(-1, 1)))
-        return _batch_of(flat, clips.flatten(0, 1)[:, None], self.manifest, self.spec, self.device)
+        each = {name: one.flatten(0, 1)[:, None] for name, one in clips.items()}
+        return _batch_of(flat, each, self.manifest, self.spec, self.device)
 
 
 def _cursor_of(state: Mapping[str, Any], videos: int) -> Cursor:
@@ -382,12 +389,18 @@ def _stream(
     return ClipStream(feed, decode, spec.loader, rows=spec.batch, device=device, **kind)
 
 
-def _batch_of(made: Made, clips: Tensor, manifest: Manifest, spec: LoaderSpec, device: torch.device) -> ClipBatch:
-    instance, form = made.plan.instance, spec.clips
+def _feed(manifest: Manifest, spec: LoaderSpec, disk: Patience) -> Feed:
+    return Feed(manifest, spec.clips, spec.augment, spec.seed, disk, streams_of(spec.views))
+
+
+def _batch_of(
+    made: Made, clips: Mapping[StreamName, Tensor], manifest: Manifest, spec: LoaderSpec, device: torch.device
+) -> ClipBatch:
+    instance = made.plan.instance
     columns = (instance, manifest.samples.group[instance], manifest.samples.label[instance], made.plan.start)
     ids, group, label, start = (torch.from_numpy(column.astype(np.int64)).to(device) for column in columns)
     return ClipBatch(
-        clips=make_views(clips, spec.views, boundary=form.residual_boundary, scale=form.residual_scale),
+        clips=views_of(clips, spec.views, spec.clips, manifest.flow, spec.flow_channels),
         instance=ids,
         group=group,
         label=label,

@@ -6,25 +6,22 @@ catalogue → plan (refused when OUT holds another) → each video in a guarded 
 from __future__ import annotations
 
 import os
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.manifest import MANIFEST, Manifest
+from pipelines.packing.added import WHOLE, addition_to, finish_switch, put_flow_in
 from pipelines.packing.assembly import assemble
 from pipelines.packing.catalog import read_catalog
-from pipelines.packing.guard import Guard
+from pipelines.packing.flow import costs, duration, megabytes, require_opencv
 from pipelines.packing.listing import Catalog
 from pipelines.packing.options import PackOptions, pack_options
-from pipelines.packing.part import WHOLE, Part
 from pipelines.packing.plan import begin, finished, make_plan, refuse_address, refuse_overlap, refuse_strangers
-from pipelines.packing.staging import DamagedStaging, Staged, Staging
-from pipelines.packing.verdict import Limits, Target, Verdict
+from pipelines.packing.staging import ADDITION, DamagedStaging, Staging
+from pipelines.packing.work import Job, Mapper, Silent, Watch, Work, in_threads, stage_one
 from vidssl.errors import RecipeError, StorageError
 from vidssl.files import disk_words, is_full
 from vidssl.lock import held
@@ -36,87 +33,6 @@ _SAMPLED = 4
 _WORTH_SAMPLING = 24
 _ROUNDS = 3
 """How often staged videos may be damaged before the disk is to blame."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One video to do.
-
-    Attributes:
-        row: Its row in the catalogue.
-        path: What it is called: where it lies, relative to the root.
-        there: The file was there when the pack began.
-        file: The file that holds it, relative to the root, where `path` names a part of one.
-        part: What of the file it is.
-    """
-
-    row: int
-    path: str
-    there: bool = True
-    file: str | None = None
-    part: Part = WHOLE
-
-    @property
-    def source(self) -> str:
-        """The file to read, relative to the root."""
-        return self.path if self.file is None else self.file
-
-
-@dataclass(frozen=True)
-class Work:
-    """What every worker needs to know; small and picklable.
-
-    Attributes:
-        root: Folder the paths are relative to.
-        out: Folder that is packed into (shared by all workers).
-        target: Form of the packed videos.
-        limits: What one video may take.
-    """
-
-    root: str
-    out: str
-    target: Target
-    limits: Limits
-
-
-Mapper = Callable[[Sequence[Job], Work, int], Iterator[Staged]]
-"""(jobs, work, workers) → what was staged, in any order."""
-
-
-class Watch(Protocol):
-    """What a pack tells while it runs."""
-
-    def say(self, sentence: str) -> None:
-        """A sentence for the user."""
-        ...
-
-    def begin(self, total: int, done: int) -> None:
-        """The work starts: so many videos, so many of them done before."""
-        ...
-
-    def tick(self, verdict: Verdict) -> None:
-        """One video is done."""
-        ...
-
-    def end(self) -> None:
-        """No more ticks."""
-        ...
-
-
-class Silent:
-    """A watch that tells nothing."""
-
-    def say(self, sentence: str) -> None:
-        """Nothing."""
-
-    def begin(self, total: int, done: int) -> None:
-        """Nothing."""
-
-    def tick(self, verdict: Verdict) -> None:
-        """Nothing."""
-
-    def end(self) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -168,16 +84,21 @@ def pack(
     refuse_address(out, "OUT")
     if workers is not None and workers < 1:
         raise RecipeError(f"{workers} workers pack nothing; give at least 1, or none for one per core")
+    cores, mapper = workers or len(os.sched_getaffinity(0)), run or in_threads
+    _finish(place, watch)
+    if options.add == "flow":
+        return _add_flow(place, options, cores, mapper, watch)
     catalog = read_catalog(format, src, options)
     refuse_overlap(catalog.root, place, format)
     plan = make_plan(format, src, catalog, options)
     if (done := _nothing_to_do(place, catalog, plan, options, watch)) is not None:
         return done
+    require_opencv(options.flow_form())
     refuse_strangers(place)
     for note in catalog.notes:
         watch.say(note)
     work = Work(os.path.realpath(catalog.root), os.path.realpath(place), options.target(), options.limits())
-    task = _Task(catalog, plan, options, work, workers or len(os.sched_getaffinity(0)), run or in_threads, watch)
+    task = _Task(catalog, plan, options, work, cores, mapper, watch)
     with _sentences_for_the_disk(place, len(catalog.rows)), held(place, "pack", watch.say):
         # Another pack may have ended while this one looked.
         if (done := _nothing_to_do(place, catalog, plan, options, watch)) is not None:
@@ -188,59 +109,28 @@ def pack(
     return manifest
 
 
-def stage_one(job: Job, work: Work, guard: Guard) -> Staged:
-    """Do one job and write its outcome down.
-
-    Raises:
-        StorageError: the source does not answer, or has gone away.
-        OurFault: as `Guard.run`.
-        OSError: the outcome cannot be written.
-    """
-    path = os.path.join(work.root, job.source)
-    outcome = guard.run(path, job.path, job.part)
-    if outcome.verdict.verdict == "rejected" and job.there and not os.path.lexists(path):
-        raise StorageError(
-            f"{path} was there when the pack began and is gone now, so the pack stops; when the source is whole again, type"
-            " the same command again: what is done is kept"
-        )
-    return Staging(Path(work.out)).store(job.row, outcome)
+def _finish(place: Path, watch: Watch) -> None:
+    """Renames that are left over from a killed `add=flow` are made first; until then the folder is no whole pack."""
+    if (Staging(place, ADDITION).folder / WHOLE / MANIFEST).is_file():
+        with _sentences_for_the_disk(place, 0), held(place, "pack", watch.say):
+            finish_switch(place)
 
 
-def in_threads(jobs: Sequence[Job], work: Work, workers: int) -> Iterator[Staged]:
-    """The mapper of one machine: each thread has a guarded child process, so all cores work.
-
-    Raises:
-        VidsslError, OSError: the first error of any thread; the others stop after their video.
-    """
-    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    for job in jobs:
-        waiting.put(job)
-    results: queue.SimpleQueue[Staged | BaseException] = queue.SimpleQueue()
-    stop = threading.Event()
-
-    def serve() -> None:
-        try:
-            with Guard(work.target, work.limits) as guard:
-                while not stop.is_set():
-                    results.put(stage_one(waiting.get_nowait(), work, guard))
-        except queue.Empty:
-            return
-        except BaseException as error:  # raised again in the caller's thread
-            results.put(error)
-
-    threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(workers, len(jobs)))]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in jobs:
-            result = results.get()
-            if isinstance(result, BaseException):
-                raise result
-            yield result
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+def _add_flow(place: Path, options: PackOptions, workers: int, run: Mapper, watch: Watch) -> Manifest:
+    """`add=flow`: the source is not looked at, for flow is made of the packed frames."""
+    added = addition_to(place, options)
+    if isinstance(added, Manifest):
+        watch.say(f"nothing to do: {place} holds this flow already (data {added.hash})")
+        return added
+    real = os.path.realpath(place)
+    work = Work(real, real, added.options.target(), options.limits(), packed=True)
+    with _sentences_for_the_disk(place, len(added.manifest)), held(place, "pack", watch.say):
+        for _ in range(_ROUNDS):
+            try:
+                return put_flow_in(added, work, workers, run, watch)
+            except DamagedStaging:
+                watch.say("staged flow is damaged (a loss of power?) and made again")
+    raise _forgetful_disk(place)
 
 
 def _nothing_to_do(
@@ -264,8 +154,12 @@ def _stage_and_assemble(task: _Task, staging: Staging) -> Manifest:
             return assemble(Path(task.work.out), task.catalog, staging, task.options, task.plan)
         except DamagedStaging:
             _forget_damaged(staging, range(len(task.catalog.rows)), task.watch, read_all=True)
-    raise StorageError(
-        f"{task.work.out} does not give back what is written to it: staged videos were damaged {_ROUNDS} times in a row; look"
+    raise _forgetful_disk(task.work.out)
+
+
+def _forgetful_disk(out: str | Path) -> StorageError:
+    return StorageError(
+        f"{out} does not give back what is written to it: staged videos were damaged {_ROUNDS} times in a row; look"
         " after that disk, or give another OUT"
     )
 
@@ -291,6 +185,11 @@ def _stage_all(task: _Task, staging: Staging) -> None:
     ]
     if before:
         watch.say(f"going on: {len(before)} of {len(rows)} videos were done before")
+    if (form := task.options.flow_form()) is not None and jobs:
+        hour = {(task.options.size * 4 // 3, task.options.size): round(3600 * task.options.target().fps)}
+        watch.say(
+            f"an hour of video has {costs(form, hour, task.workers).removeprefix(f'flow={form.algorithm} of ')}, by {form.algorithm}"
+        )
     watch.begin(len(rows), len(before))
     try:
         if len(jobs) > _WORTH_SAMPLING:
@@ -315,10 +214,10 @@ def _tell_size(jobs: list[Job], root: Path, work: Work, workers: int, watch: Wat
     each = (time.perf_counter() - begin) / _SAMPLED
     rows = {job.row for job in sample}
     rest = [job for job in jobs if job.row not in rows]
-    packed = sum(entry.bytes for entry in staged) / _SAMPLED * len(jobs)
+    packed = sum(entry.size for entry in staged) / _SAMPLED * len(jobs)
     watch.say(
-        f"{len(jobs)} videos of {_megabytes(sum(bytes_of.values()))}: about {_megabytes(packed)} of shards"
-        f" and {_duration(each * len(rest) / workers)} on {workers} workers"
+        f"{len(jobs)} videos of {megabytes(sum(bytes_of.values()))}: about {megabytes(packed)} of shards"
+        f" and {duration(each * len(rest) / workers)} on {workers} workers"
     )
     return rest
 
@@ -348,17 +247,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _megabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )

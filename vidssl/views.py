@@ -102,7 +102,7 @@ def channels_of(view: str, flow_channels: int = 2) -> int:
 
 
 def make_views(
-    rgb: Tensor,
+    rgb: Tensor | None,
     views: Sequence[str],
     *,
     boundary: Boundary = "repeat",
@@ -112,7 +112,7 @@ def make_views(
     """Every asked view of one clip, in the asked order.
 
     Args:
-        rgb: [..., C, T, H, W], normalised. `rgb` itself is returned as it is, not copied.
+        rgb: [..., C, T, H, W], normalised. `rgb` itself is returned as it is, not copied. None where flow alone is asked for.
         views: Names out of `VIEWS`.
         boundary: See `residual`.
         scale: See `residual`.
@@ -126,12 +126,12 @@ def make_views(
     made: dict[str, Tensor] = {}
     for view in views:
         channels_of(view)  # refuses an unknown one
-        if view == "rgb":
-            made[view] = rgb
-        elif view == "residual":
-            made[view] = residual(rgb, boundary, scale)
-        else:
+        if view not in ("rgb", "residual"):
             made[view] = _flow_view(view, flow)
+        elif rgb is None:
+            raise DataError(f"view '{view}' is made of RGB frames, and none were given")
+        else:
+            made[view] = rgb if view == "rgb" else residual(rgb, boundary, scale)
     return made
 
 

@@ -108,7 +108,8 @@ def spec_of(task: FineTuning, batch: int) -> LoaderSpec:
 
     recipe = task.recipe
     clips = recipe.clips.model_copy(update={"per_video": 1})
-    return LoaderSpec(clips, recipe.augment, recipe.loader, (task.view,), batch, recipe.seed)
+    given = (clips, recipe.augment, recipe.loader, (task.view,), batch, recipe.seed)
+    return LoaderSpec(*given, recipe.model.flow_channels)
 
 
 def settings_of(task: FineTuning) -> str:

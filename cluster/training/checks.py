@@ -76,7 +76,7 @@ def check_recipe(
     if sources:
         _check_sources(recipe, later)
     _check_labels(recipe, manifest)
-    _check_flow(recipe)
+    _check_flow(recipe, manifest)
     if recipe.mines:
         in_queue = recipe.mining.where == "inline" and recipe.method.traits.mines_in == "queue"
         plan_from(mining_of(recipe), recipe.method.queue if in_queue else len(manifest.training_rows()))
@@ -149,10 +149,7 @@ def _check_labels(recipe: Recipe, manifest: Manifest) -> None:
         )
 
 
-def _check_flow(recipe: Recipe) -> None:
-    wanted = [view for view in recipe.views if view in ("flow", "u", "v")]
-    if wanted:
-        raise DataError(
-            f"{recipe.data} holds no optical flow, which the view '{wanted[0]}' is made of; "
-            "type method.second_view=residual (or method.view=rgb), which need none"
-        )
+def _check_flow(recipe: Recipe, manifest: Manifest) -> None:
+    from pipelines.loading.flow import refuse_without_flow
+
+    refuse_without_flow(manifest, recipe.views)

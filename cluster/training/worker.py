@@ -301,6 +301,7 @@ class Worker:
             views=recipe.views,
             batch=recipe.trainer.batch,
             seed=recipe.seed,
+            flow_channels=recipe.model.flow_channels,
         )
         place = {"rank": self.rank, "world": self.world, "device": self.device}
         skipped, split = SkippedVideos(self.folder, self.rank, say), self.manifest.training_split

@@ -111,6 +111,17 @@ class Fields:
             raise self._wrong(key, value, "a list of distinct texts")
         return tuple(value)
 
+    def object(self, key: str) -> Fields:
+        """An object within the object.
+
+        Raises:
+            DataError: another type.
+        """
+        value = self._get(key)
+        if not isinstance(value, dict):
+            raise self._wrong(key, value, "an object")
+        return Fields(value, f"{self._where}: {key}")
+
     def objects(self, key: str) -> list[Fields]:
         """A list of objects.
 

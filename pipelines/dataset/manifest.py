@@ -12,23 +12,26 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.dataset.fields import Fields, checked_column, read_json
+from pipelines.dataset.flow import FlowForm
 from pipelines.dataset.patience import Patience, read_whole
-from pipelines.dataset.shards import COMPONENTS, ShardIndex, file_sha256, parse_index, sample_key
+from pipelines.dataset.shards import COMPONENTS, FLOW, ShardIndex, file_sha256, parse_index, sample_key
 from vidssl.errors import DataError
 from vidssl.files import written_aside
 
-__all__ = ["FORMAT", "Manifest", "Samples", "Shard", "load_manifest", "write_manifest"]
+__all__ = ["FORMAT", "MANIFEST", "Manifest", "Samples", "Shard", "load_manifest", "write_manifest"]
 
 FORMAT = 2
+WITH_FLOW = 3
+"""The format of packs that hold optical flow: a version that knows none must not take them for damaged."""
 UNCHECKED = 1
 """The format of packs that were made before samples had checksums; they are still read."""
 MANIFEST = "manifest.json"
@@ -44,6 +47,7 @@ _KINDS: dict[str, np.dtype[Any]] = {
     "height": np.dtype(np.int16),
     "name": np.dtype(np.str_),
     "crc": np.dtype(np.uint32),
+    "flow_crc": np.dtype(np.uint32),
 }
 
 
@@ -72,6 +76,7 @@ class Samples:
         name: unicode [N], path of the original, relative to the source.
         crc: uint32 [N], crc32 of the sample's `gop` member, which holds those of all its other bytes; None in packs of
             format 1.
+        flow_crc: uint32 [N], the same of its `flow.gop` member; None without flow.
     """
 
     shard: NDArray[np.int32]
@@ -83,6 +88,7 @@ class Samples:
     height: NDArray[np.int16]
     name: NDArray[np.str_]
     crc: NDArray[np.uint32] | None = None
+    flow_crc: NDArray[np.uint32] | None = None
 
     def __len__(self) -> int:
         """N, the number of samples."""
@@ -107,6 +113,7 @@ class Manifest:
         groups: Number of groups.
         rejected: Videos of the source that were not packed (`verdicts.csv` says why).
         source: Format and place it was packed from; not part of the hash.
+        flow: What its optical flow is; None: it has none.
     """
 
     root: Path
@@ -122,6 +129,7 @@ class Manifest:
     groups: int = 0
     rejected: int = 0
     source: Mapping[str, str] = field(default_factory=dict)
+    flow: FlowForm | None = None
 
     def __len__(self) -> int:
         """N, the number of samples."""
@@ -168,8 +176,13 @@ class Manifest:
         keys = tuple(sample_key(self.first_of(shard) + row) for row in range(wanted.samples))
         if index.keys != keys:
             raise DataError(f"{path} names other samples than {keys[0]} … {keys[-1]}; copy it again or pack again")
-        begins = np.min([index.offset[name] for name in COMPONENTS], axis=0)
-        stops = np.max([index.offset[name] + index.size[name] for name in COMPONENTS], axis=0)
+        if self.flow is not None and not index.has_flow:
+            raise DataError(
+                f"{path} names no optical flow, which the manifest says there is; copy it again or pack again"
+            )
+        parts = COMPONENTS + (FLOW.members if self.flow is not None else ())
+        begins = np.min([index.offset[name] for name in parts], axis=0)
+        stops = np.max([index.offset[name] + index.size[name] for name in parts], axis=0)
         wrong = np.flatnonzero((begins < np.concatenate([[0], stops[:-1]])) | (stops > wanted.bytes))
         if len(wrong):
             row = int(wrong[0])
@@ -231,7 +244,7 @@ def write_manifest(manifest: Manifest) -> Manifest:
     with written_aside(sealed.root / SAMPLES) as stream:
         np.savez_compressed(stream, allow_pickle=False, **_columns(sealed.samples))
     tree = {
-        "format": FORMAT if sealed.checked else UNCHECKED,
+        "format": WITH_FLOW if sealed.flow else FORMAT if sealed.checked else UNCHECKED,
         "hash": sealed.hash,
         **_content(sealed),
         "rejected": sealed.rejected,
@@ -262,7 +275,7 @@ def _content(manifest: Manifest) -> dict[str, Any]:
         "splits": list(manifest.splits),
         "samples": len(manifest),
         "shards": [vars(shard) for shard in manifest.shards],
-    }
+    } | ({} if manifest.flow is None else {"flow": asdict(manifest.flow)})
 
 
 def _columns(samples: Samples) -> dict[str, NDArray[Any]]:
@@ -277,8 +290,10 @@ def _fields(root: Path) -> Fields:
     except OSError as error:
         why = f"no {MANIFEST}" if isinstance(error, FileNotFoundError) else f"{MANIFEST}: {error.strerror}"
         raise DataError(f"{root} is no packed data ({why}); type: vidssl pack folder VIDEOS {root}") from error
-    if not tree.has("format") or tree.number("format", 0) not in (UNCHECKED, FORMAT):
-        raise DataError(f"{path} is no manifest of format {UNCHECKED} or {FORMAT}; pack again with this version")
+    if not tree.has("format") or tree.number("format", 0) not in (UNCHECKED, FORMAT, WITH_FLOW):
+        raise DataError(
+            f"{path} is no manifest of format {UNCHECKED}, {FORMAT} or {WITH_FLOW}; pack again with this version"
+        )
     return tree
 
 
@@ -307,8 +322,11 @@ def _manifest(root: Path, tree: Fields, columns: Mapping[str, NDArray[Any]]) -> 
         "height": (1, 2**15 - 1),
         "name": (0, 0),
         "crc": (0, 2**32 - 1),
+        "flow_crc": (0, 2**32 - 1),
     }
-    wanted = [name for name in bounds if name != "crc" or tree.number("format", 0) == FORMAT]
+    version = tree.number("format", 0)
+    missing = {UNCHECKED: ("crc", "flow_crc"), FORMAT: ("flow_crc",)}.get(version, ())
+    wanted = [name for name in bounds if name not in missing]
     samples = Samples(**{name: checked_column(columns, name, _KINDS[name], rows, bounds[name]) for name in wanted})
     stored = np.repeat(np.arange(len(shards)), [shard.samples for shard in shards])
     if (samples.shard != stored).any():
@@ -331,6 +349,16 @@ def _manifest(root: Path, tree: Fields, columns: Mapping[str, NDArray[Any]]) -> 
         groups=groups,
         rejected=tree.number("rejected", 0),
         source=tree.words("source"),
+        flow=_flow(tree.object("flow")) if version == WITH_FLOW else None,
+    )
+
+
+def _flow(tree: Fields) -> FlowForm:
+    return FlowForm(
+        algorithm=cast(Any, tree.text("algorithm", "dis|tvl1", "dis or tvl1")),
+        encoding=cast(Any, tree.text("encoding", "companded|parity", "companded or parity")),
+        size=tree.number("size", 1, 2**15 - 1),
+        crf=tree.number("crf", 0, 63),
     )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipelines.dataset.checksums import crc_of, damaged_parts, unsealed
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.patience import Patience
-from pipelines.dataset.shards import COMPONENTS, ShardIndex
+from pipelines.dataset.shards import RGB, ShardIndex, Stream
 from vidssl.errors import DataError
 
 __all__ = ["DamagedError", "SampleError", "ShardReader", "check_sample"]
@@ -53,8 +53,8 @@ class ShardReader:
         self._indexes: dict[int, ShardIndex] = {}
         self._open: OrderedDict[int, int] = OrderedDict()
 
-    def read(self, instance: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        """Bytes and fragment table [2·G + 5] of a sample.
+    def read(self, instance: int, stream: Stream = RGB) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        """Bytes and fragment table [2·G + 5] of a stream of a sample; no byte of another stream is read.
 
         Raises:
             SampleError: the bytes are not what was packed, also when they are read a second time.
@@ -62,25 +62,25 @@ class ShardReader:
             StorageError: the shard cannot be reached.
         """
         try:
-            return self._checked(instance)
+            return self._checked(instance, stream)
         except SampleError:
             self._forget(int(self.manifest.samples.shard[instance]))
-            return self._checked(instance)  # the error may have happened on the way here
+            return self._checked(instance, stream)  # the error may have happened on the way here
 
     def close(self) -> None:
         """Close the shards."""
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def _checked(self, instance: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    def _checked(self, instance: int, stream: Stream) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         shard = int(self.manifest.samples.shard[instance])
         index = self._index(shard)
         row = instance - self.manifest.first_of(shard)
-        begin, stop = index.span(row)
+        begin, stop = index.span(row, stream)
         span = self._bytes(shard, begin, stop - begin)
-        table = check_sample(self.manifest, index, instance, span)
-        at = int(index.offset["mp4"][row]) - begin
-        return np.frombuffer(span, np.uint8, int(index.size["mp4"][row]), at), table
+        table = check_sample(self.manifest, index, instance, span, stream)
+        at = int(index.offset[stream.video][row]) - begin
+        return np.frombuffer(span, np.uint8, int(index.size[stream.video][row]), at), table
 
     def _index(self, shard: int) -> ShardIndex:
         if shard not in self._indexes:
@@ -115,14 +115,17 @@ class ShardReader:
             os.close(descriptor)
 
 
-def check_sample(manifest: Manifest, index: ShardIndex, instance: int, span: bytes) -> NDArray[np.int32]:
-    """Hold a sample against its checksums.
+def check_sample(
+    manifest: Manifest, index: ShardIndex, instance: int, span: bytes, stream: Stream = RGB
+) -> NDArray[np.int32]:
+    """Hold a stream of a sample against its checksums.
 
     Args:
         manifest: The packed data.
         index: Of the sample's shard.
         instance: Which sample.
-        span: The bytes of the shard from the sample's first component to its last.
+        span: The bytes of the shard from the stream's first component to its last.
+        stream: Which stream.
 
     Returns:
         Its fragment table, int32 [2·G + 5].
@@ -133,27 +136,28 @@ def check_sample(manifest: Manifest, index: ShardIndex, instance: int, span: byt
     """
     shard = int(manifest.samples.shard[instance])
     row = instance - manifest.first_of(shard)
-    begin, _ = index.span(row)
-    at = {name: int(index.offset[name][row]) for name in COMPONENTS}
+    begin, _ = index.span(row, stream)
+    at = {name: int(index.offset[name][row]) for name in stream.members}
     view = memoryview(span)
-    parts = {name: view[at[name] - begin :][: int(index.size[name][row])] for name in COMPONENTS}
-    name, crc = manifest.shards[shard].name, manifest.samples.crc
-    if crc is not None and crc_of(parts["gop"]) != int(crc[instance]):
-        raise _damaged(name, [(at["gop"], at["gop"] + len(parts["gop"]))])
-    table, checks = _unsealed(bytes(parts["gop"]))
+    parts = {name: view[at[name] - begin :][: int(index.size[name][row])] for name in stream.members}
+    name, crc = manifest.shards[shard].name, manifest.samples.crc if stream is RGB else manifest.samples.flow_crc
+    gop, video = parts[stream.table], parts[stream.video]
+    if crc is not None and crc_of(gop) != int(crc[instance]):
+        raise _damaged(name, [(at[stream.table], at[stream.table] + len(gop))])
+    table, checks = _unsealed(bytes(gop), len(stream.others))
     if checks is not None:
-        if found := damaged_parts(parts, table, checks):
+        if found := damaged_parts(parts, table, checks, stream.video, stream.others):
             raise _damaged(name, [(at[part] + first, at[part] + stop) for part, (first, stop) in found])
     elif crc is not None:
         raise SampleError("its fragment table has no checksums though its manifest says so; pack again")
-    elif bytes(parts["mp4"][4:8]) != b"ftyp" or len(parts["mp4"]) < table[3 + int(table[2])]:
+    elif bytes(video[4:8]) != b"ftyp" or len(video) < table[3 + int(table[2])]:
         raise SampleError("its bytes are no MP4 of the length that its fragment table says")
     return table
 
 
-def _unsealed(gop: bytes) -> tuple[NDArray[np.int32], NDArray[np.uint32] | None]:
+def _unsealed(gop: bytes, others: int) -> tuple[NDArray[np.int32], NDArray[np.uint32] | None]:
     try:
-        return unsealed(np.frombuffer(gop, "<i4"))
+        return unsealed(np.frombuffer(gop, "<i4"), others)
     except ValueError as error:
         raise SampleError("its fragment table is damaged") from error
 

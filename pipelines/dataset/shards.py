@@ -1,7 +1,9 @@
 """How do samples lie in a tar? Reproducible WebDataset shards and DALI's index beside them.
 
 A sample is four members, in this order: `KEY.mp4`, `KEY.gop` (int32 fragment table and checksums), `KEY.idx` (int64
-instance, group, label), `KEY.json`. Owner, mode and time of every member are fixed, so equal samples make equal bytes.
+instance, group, label), `KEY.json`. With optical flow three more follow: `KEY.flow.mp4`, `KEY.flow.gop`, `KEY.flow.json`;
+they come last, so that who wants one stream reads its bytes only, and the first four are the same with flow and without.
+Owner, mode and time of every member are fixed, so equal samples make equal bytes.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import tarfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +24,49 @@ from vidssl.files import written_aside
 
 __all__ = [
     "COMPONENTS",
+    "FLOW",
+    "RGB",
     "ShardIndex",
     "StoredSample",
+    "Stream",
     "file_sha256",
     "parse_index",
     "read_index",
     "sample_key",
     "sealed_sample",
+    "with_flow",
     "write_index",
     "write_shard",
 ]
 
 COMPONENTS = ("mp4", "gop", "idx", "json")
+"""Members that every sample has."""
 INDEX_VERSION = "v1.2"
 _REMEDY = "copy it again, or write it with `wds2idx SHARD.tar SHARD.idx`"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The members of one of a sample's streams.
+
+    Attributes:
+        video: Fragmented MP4.
+        table: Its fragment table and checksums.
+        others: What is sealed with it.
+    """
+
+    video: str
+    table: str
+    others: tuple[str, ...]
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """All of them, as they lie in the tar."""
+        return (self.video, self.table, *self.others)
+
+
+RGB = Stream("mp4", "gop", ("idx", "json"))
+FLOW = Stream("flow.mp4", "flow.gop", ("flow.json",))
 
 
 @dataclass(frozen=True)
@@ -48,6 +79,9 @@ class StoredSample:
         gop: int32 [2·G + 5] fragment table, or with checksums [3·G + 9] (`pipelines.dataset.checksums`).
         idx: int64 [3]: instance, group, label.
         json: UTF-8 JSON object.
+        flow_mp4: Fragmented MP4 of the flow; empty: there is none.
+        flow_gop: As `gop`, of `flow_mp4` and `flow_json`.
+        flow_json: UTF-8 JSON object.
     """
 
     instance: int
@@ -55,18 +89,21 @@ class StoredSample:
     gop: NDArray[np.int32]
     idx: NDArray[np.int64]
     json: bytes
+    flow_mp4: bytes = b""
+    flow_gop: NDArray[np.int32] | None = None
+    flow_json: bytes = b""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """What it has, in the order of the tar."""
+        return COMPONENTS + (FLOW.members if self.flow_mp4 else ())
 
     def component(self, name: str) -> bytes:
-        """The bytes of a member (little-endian for the two arrays)."""
-        match name:
-            case "mp4":
-                return self.mp4
-            case "gop":
-                return self.gop.astype("<i4").tobytes()
-            case "idx":
-                return self.idx.astype("<i8").tobytes()
-            case _:
-                return self.json
+        """The bytes of a member (little-endian for the arrays)."""
+        value = getattr(self, name.replace(".", "_"))
+        if isinstance(value, np.ndarray):
+            return value.astype("<i8" if name == "idx" else "<i4").tobytes()
+        return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +124,15 @@ class ShardIndex:
         """Number of samples."""
         return len(self.keys)
 
-    def span(self, row: int) -> tuple[int, int]:
-        """The bytes from the first to the last component of a sample: (first, one after the last)."""
-        begins = [int(self.offset[name][row]) for name in COMPONENTS]
-        stops = [begin + int(self.size[name][row]) for name, begin in zip(COMPONENTS, begins, strict=True)]
+    @property
+    def has_flow(self) -> bool:
+        """Whether every sample has its flow here."""
+        return FLOW.video in self.offset
+
+    def span(self, row: int, stream: Stream = RGB) -> tuple[int, int]:
+        """The bytes from the first to the last component of a stream: (first, one after the last)."""
+        begins = [int(self.offset[name][row]) for name in stream.members]
+        stops = [begin + int(self.size[name][row]) for name, begin in zip(stream.members, begins, strict=True)]
         return min(begins), max(stops)
 
 
@@ -103,6 +145,15 @@ def sealed_sample(instance: int, mp4: bytes, idx: NDArray[np.int64], json: bytes
     table = fragment_table(mp4)
     gop = sealed(table, mp4, idx.astype("<i8").tobytes(), json)
     return StoredSample(instance, mp4, gop, idx, json)
+
+
+def with_flow(sample: StoredSample, mp4: bytes, json: bytes) -> StoredSample:
+    """The sample with a flow stream beside what it had, its table and checksums made.
+
+    Raises:
+        DataError: `mp4` is no fragmented MP4.
+    """
+    return replace(sample, flow_mp4=mp4, flow_gop=sealed(fragment_table(mp4), mp4, json), flow_json=json)
 
 
 def sample_key(instance: int) -> str:
@@ -123,9 +174,9 @@ def write_shard(path: Path, samples: Iterable[StoredSample]) -> tuple[int, str]:
 
     same = {"user": "", "group": "", "mode": 0o644, "mtime": 0}
     with written_aside(path) as stream, TarWriter(stream, encoder=False, compress=False, **same) as tar:
-        # TarWriter sorts the members of one write(); one write per member keeps the order of COMPONENTS.
+        # TarWriter sorts the members of one write(); one write per member keeps their order.
         for sample in samples:
-            for name in COMPONENTS:
+            for name in sample.members:
                 tar.write({"__key__": sample_key(sample.instance), name: sample.component(name)})
     write_index(path)
     return path.stat().st_size, file_sha256(path)
@@ -193,8 +244,9 @@ def parse_index(data: bytes, name: str) -> ShardIndex:
     if not all(set(COMPONENTS) <= set(form) for form in forms):
         raise DataError(f"{name}: {_lack(words)}; {_REMEDY}")
     uniform = next(iter(forms)) if len(forms) == 1 else None
+    flow = FLOW.members if all(set(FLOW.members) <= set(form) for form in forms) else ()
     offset, size = {}, {}
-    for part in COMPONENTS:
+    for part in COMPONENTS + flow:
         at = [4 * uniform.index(part)] * len(words) if uniform else [4 * row[::4].index(part) for row in words]
         offset[part] = _numbers(name, [row[k + 1] for row, k in zip(words, at, strict=True)], "offset")
         size[part] = _numbers(name, [row[k + 2] for row, k in zip(words, at, strict=True)], "size")

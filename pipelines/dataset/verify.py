@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.dataset.patience import Patience, Say, say_in_log
 from pipelines.dataset.reader import DamagedError, SampleError, check_sample
-from pipelines.dataset.shards import ShardIndex, sample_key
+from pipelines.dataset.shards import FLOW, RGB, ShardIndex, Stream, sample_key
 from vidssl.errors import DataError, StorageError
 
 __all__ = ["Damage", "Verified", "verify"]
@@ -128,23 +129,23 @@ class _ShardCheck:
         return Damage(self.shard.name, (), f"has {size} bytes, the manifest says {self.shard.bytes}")
 
     def _samples(self, index: ShardIndex, size: int) -> Iterator[Damage]:
-        place = 0
-        for row in range(len(index)):
-            begin, stop = index.span(row)
+        place, streams = 0, (RGB,) if self.manifest.flow is None else (RGB, FLOW)
+        for row, stream in itertools.product(range(len(index)), streams):
+            begin, stop = index.span(row, stream)
             self._skim(place, min(begin, size))
-            damage = self._sample(index, row, begin, stop)
+            damage = self._sample(index, row, begin, stop, stream)
             if damage is not None:
                 yield damage
             place = min(stop, size)
         self._skim(place, size)
 
-    def _sample(self, index: ShardIndex, row: int, begin: int, stop: int) -> Damage | None:
+    def _sample(self, index: ShardIndex, row: int, begin: int, stop: int, stream: Stream) -> Damage | None:
         instance = self.manifest.first_of(self.number) + row
         try:
             span = self._read(begin, stop - begin)
             if len(span) < stop - begin:
                 raise SampleError("it ends before this sample does")
-            check_sample(self.manifest, index, instance, span)
+            check_sample(self.manifest, index, instance, span, stream)
             if not self.manifest.checked:
                 _check_by_origin(index, row, begin, span)
         except (SampleError, StorageError) as error:

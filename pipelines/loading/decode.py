@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from av import Packet, VideoCodecContext, VideoFrame
     from av.video.reformatter import VideoReformatter
 
-__all__ = ["DALI_CPU_CODECS", "Decode", "decode_clips", "resolve_decode"]
+__all__ = ["DALI_CPU_CODECS", "Decode", "Picture", "decode_clips", "resolve_decode"]
 
 Decode = Literal["nvdec", "dali-cpu", "py"]
+Picture = Literal["rgb", "luma"]
 DALI_CPU_CODECS = ("vp8", "vp9", "mjpeg")
 
 
@@ -69,6 +70,7 @@ def decode_clips(
     frames: int,
     stride: int,
     slicing: bool = True,
+    picture: Picture = "rgb",
 ) -> NDArray[np.uint8]:
     """Clips of one packed video; what they share is decoded once.
 
@@ -79,9 +81,10 @@ def decode_clips(
         frames: T.
         stride: Source frames from one clip frame to the next.
         slicing: Skip fragments without wanted frames (off: to measure what skipping saves).
+        picture: What is made of a frame: `rgb`, or its `luma` plane as it is.
 
     Returns:
-        uint8 [n, T, H, W, 3], RGB. Frames past the end are the last frame again.
+        uint8 [n, T, H, W, 3], RGB, or [n, T, H, W, 1]. Frames past the end are the last frame again.
 
     Raises:
         DataError: the bytes do not decode to those frames.
@@ -89,14 +92,14 @@ def decode_clips(
     last = int(table[0]) - 1
     numbers = np.minimum(np.asarray(starts)[:, None] + np.arange(frames) * stride, last)
     wanted, place = np.unique(numbers, return_inverse=True)
-    found = _decode_frames(video, table, wanted, slicing)
+    found = _decode_frames(video, table, wanted, slicing, picture)
     return found[place.reshape(numbers.shape)]
 
 
 def _decode_frames(
-    video: NDArray[np.uint8], table: NDArray[np.int32], wanted: NDArray[np.int64], slicing: bool
+    video: NDArray[np.uint8], table: NDArray[np.int32], wanted: NDArray[np.int64], slicing: bool, kind: Picture
 ) -> NDArray[np.uint8]:
-    """RGB frames of ascending numbers, uint8 [m, H, W, 3]."""
+    """Frames of ascending numbers, uint8 [m, H, W, 3] or [m, H, W, 1]."""
     import av
     from av.error import FFmpegError
     from av.video.reformatter import VideoReformatter
@@ -114,7 +117,7 @@ def _decode_frames(
                 raise DataError(f"frame {frame.pts} is damaged")
             place = places.get(frame.pts if frame.pts is not None else -1)
             if place is not None:
-                picture = _rgb(frame, converter)
+                picture = _rgb(frame, converter) if kind == "rgb" else _luma(frame)
                 out = np.empty((len(wanted), *picture.shape), np.uint8) if out is None else out
                 out[place] = picture
                 filled += 1
@@ -134,6 +137,11 @@ def _decoded(decoder: VideoCodecContext, packets: Iterator[Packet]) -> Iterator[
 def _rgb(frame: VideoFrame, converter: VideoReformatter) -> NDArray[np.uint8]:
     # One converter for all frames (a new one builds its tables again, 0.3 ms), one thread (it starts a pool otherwise).
     return converter.reformat(frame, format="rgb24", threads=1).to_ndarray().astype(np.uint8, copy=False)
+
+
+def _luma(frame: VideoFrame) -> NDArray[np.uint8]:
+    plane = frame.planes[0]
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width, None]
 
 
 def _packets_of(

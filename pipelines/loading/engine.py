@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,39 +13,61 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.dataset.flow import FlowForm
 from pipelines.loading.augment import Looks
-from pipelines.loading.decode import Decode, decode_clips
-from pipelines.loading.feed import Fed
-from pipelines.loading.graph import build_pipeline
+from pipelines.loading.decode import Decode, Picture, decode_clips
+from pipelines.loading.feed import Fed, StreamName
+from pipelines.loading.graph import build_pipeline, shaded
 from vidssl.errors import DataError, DeviceError
 from vidssl.recipe import Clips
 
-__all__ = ["ClipGraph", "inputs_of", "last_line"]
+__all__ = ["ClipGraph", "Ran", "inputs_of", "last_line"]
+
+_PICTURE: dict[StreamName, Picture] = {"rgb": "rgb", "flow": "luma"}
 
 
-def inputs_of(fed: Fed, coloured: bool, together: bool = False) -> list[Any]:
-    """The graph's inputs, one row per clip: bytes, table, start, crop (2), mirror, mean, std, and colour where it may occur.
+@dataclass(frozen=True)
+class Ran:
+    """A batch that went through the graph.
 
-    `colour` [12] holds the matrix (9), the lift, whether they apply, and the blur's sigma. With `together` the clips of
+    Attributes:
+        clips: stream → [rows, C, T, H, W] (several crops: [rows, crops, C, T, H, W]) on the device.
+        faults: Each row's fault, in any stream; empty: none.
+    """
+
+    clips: Mapping[StreamName, Tensor]
+    faults: list[str]
+
+
+def inputs_of(fed: Fed, coloured: bool, together: bool = False, shaded: bool = True) -> list[Any]:
+    """The graph's inputs, one row per clip: bytes and table of each stream, start, crop (2), mirror; of what is `shaded` more.
+
+    That is mean, std, and colour where it may occur. `colour` [12] holds the matrix (9), the lift, whether they apply, and the blur's sigma. With `together` the clips of
     a video are crops of one window: one row per video, and the numbers of its crops stay side by side.
     """
     plan, looks = fed.plan, fed.plan.looks
     if together:
-        numbers = (looks.roi_start, looks.roi_end, looks.mirror, looks.mean, looks.std)
+        numbers = (looks.roi_start, looks.roi_end, looks.mirror, *((looks.mean, looks.std) if shaded else ()))
         start = plan.start[:, 0].astype(np.int32)
-        return [list(fed.videos), list(fed.tables), start, *(np.ascontiguousarray(one) for one in numbers)]
-    clips = plan.start.shape[1]
+        return [*_stored(fed, 1), start, *(np.ascontiguousarray(one) for one in numbers)]
     flat = plan.start.size
     return [
-        [video for video in fed.videos for _ in range(clips)],
-        [table for table in fed.tables for _ in range(clips)],
+        *_stored(fed, plan.start.shape[1]),
         plan.start.reshape(flat).astype(np.int32),
         looks.roi_start.reshape(flat, 2),
         looks.roi_end.reshape(flat, 2),
         looks.mirror.reshape(flat),
-        np.ascontiguousarray(looks.mean.reshape(flat, 3)),
-        np.ascontiguousarray(looks.std.reshape(flat, 3)),
+        *(np.ascontiguousarray(one.reshape(flat, 3)) for one in ((looks.mean, looks.std) if shaded else ())),
         *([_colour_rows(looks, flat)] if coloured else []),
+    ]
+
+
+def _stored(fed: Fed, clips: int) -> list[list[Any]]:
+    """Bytes and tables of each stream, once for every clip."""
+    return [
+        [one for one in those for _ in range(clips)]
+        for name in fed.videos
+        for those in (fed.videos[name], fed.tables[name])
     ]
 
 
@@ -65,6 +89,8 @@ class ClipGraph:
         coloured: Whether colour and blur may occur.
         slicing: See `build_pipeline`.
         crops: Crops of one row; with more than one, a row is a window.
+        streams: What is decoded.
+        flow: What the flow of the pack is; needed where it is decoded.
 
     Raises:
         DeviceError: the GPU graph cannot be built.
@@ -82,22 +108,27 @@ class ClipGraph:
         coloured: bool,
         slicing: bool = True,
         crops: int = 1,
+        streams: tuple[StreamName, ...] = ("rgb",),
+        flow: FlowForm | None = None,
     ) -> None:
-        self.crops = crops
-        self.decode, self.clips, self.group, self.coloured, self.slicing = decode, clips, group, coloured, slicing
+        self.crops, self.streams, self.shaded = crops, streams, shaded(streams, flow)
+        self.decode, self.clips, self.group, self.slicing = decode, clips, group, slicing
+        self.coloured = coloured and self.shaded
         self._source: Callable[[], Fed] | None = None
         self._pool = ThreadPoolExecutor(threads, "decode") if decode == "py" and threads > 1 else None
         device_id = None if device.type == "cpu" else device.index or 0
         self._pipeline = build_pipeline(
             self._inputs,
-            self._decoded if decode == "py" else None,
+            {name: partial(self._decoded, _PICTURE[name]) for name in streams} if decode == "py" else None,
             clips,
             rows=rows,
             threads=threads,
             device_id=device_id,
-            coloured=coloured,
+            coloured=self.coloured,
             slicing=slicing,
             crops=crops,
+            streams=streams,
+            flow=flow,
         )
         try:
             self._pipeline.build()
@@ -110,16 +141,17 @@ class ClipGraph:
         """Where each batch comes from."""
         self._source = source
 
-    def run(self) -> tuple[Tensor, list[str]]:
-        """Clips [rows, 3, T, H, W] (several crops: [rows, crops, 3, T, H, W]) on the device, each row's fault (empty: none).
+    def run(self) -> Ran:
+        """The clips of the next batch.
 
         Raises:
             RuntimeError: DALI's decoder failed; the graph is not to be used again.
         """
-        clips, faults = self._pipeline.run()
-        texts = [bytes(np.asarray(faults[row])).decode() for row in range(len(faults))]
+        out = self._pipeline.run()
+        texts = [[bytes(np.asarray(of[row])).decode() for row in range(len(of))] for of in out[1::2]]
         # The tensor keeps DALI's buffer alive, and DALI does not write to a buffer that is still held.
-        return torch.from_dlpack(clips.as_tensor()), texts
+        clips = {name: torch.from_dlpack(one.as_tensor()) for name, one in zip(self.streams, out[::2], strict=True)}
+        return Ran(clips, [next(filter(None, row), "") for row in zip(*texts, strict=True)])
 
     def close(self) -> None:
         """End the decode threads."""
@@ -129,27 +161,26 @@ class ClipGraph:
     def _inputs(self) -> list[Any]:
         if self._source is None:
             raise RuntimeError("a graph without a source was run")
-        return inputs_of(self._source(), self.coloured, self.crops > 1)
+        return inputs_of(self._source(), self.coloured, self.crops > 1, self.shaded)
 
     def _decoded(
-        self, videos: Sequence[Any], tables: Sequence[Any], starts: Sequence[Any]
+        self, picture: Picture, videos: Sequence[Any], tables: Sequence[Any], starts: Sequence[Any]
     ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
         heads = range(0, len(videos), self.group)
         jobs = [(videos[head], tables[head], [int(one) for one in starts[head : head + self.group]]) for head in heads]
-        mapped = self._pool.map(self._decoded_video, jobs) if self._pool else map(self._decoded_video, jobs)
-        done = list(mapped)
+        work = partial(self._decoded_video, picture)
+        done = list(self._pool.map(work, jobs) if self._pool else map(work, jobs))
         return [clip for clips, _ in done for clip in clips], [fault for _, faults in done for fault in faults]
 
     def _decoded_video(
-        self, job: tuple[Any, Any, list[int]]
+        self, picture: Picture, job: tuple[Any, Any, list[int]]
     ) -> tuple[Sequence[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
         video, table, starts = job
         try:
-            clips = decode_clips(
-                np.asarray(video), np.asarray(table), starts, self.clips.frames, self.clips.stride, self.slicing
-            )
+            form, stored = self.clips, (np.asarray(video), np.asarray(table))
+            clips = decode_clips(*stored, starts, form.frames, form.stride, self.slicing, picture)
         except DataError as error:
-            blank = np.zeros((self.clips.frames, 16, 16, 3), np.uint8)
+            blank = np.zeros((self.clips.frames, 16, 32, 3 if picture == "rgb" else 1), np.uint8)
             fault = np.frombuffer((str(error) or "unknown").encode(), np.uint8)
             return [blank] * len(starts), [fault] * len(starts)
         return list(clips), [np.empty(0, np.uint8)] * len(starts)

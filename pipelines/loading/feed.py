@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +12,25 @@ from numpy.typing import NDArray
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.patience import Patience
 from pipelines.dataset.reader import SampleError, ShardReader
+from pipelines.dataset.shards import FLOW, RGB, Stream
 from pipelines.loading.augment import Looks, drawn_looks
 from pipelines.loading.crops import crop_looks
 from pipelines.loading.windows import drawn_starts, span_of
 from vidssl.errors import DataError
 from vidssl.recipe import Augment, Clips
 
-__all__ = ["Fed", "Feed", "Plan", "rows_to_take"]
+__all__ = ["Fed", "Feed", "Plan", "StreamName", "rows_to_take", "streams_of"]
+
+StreamName = Literal["rgb", "flow"]
+OF_FLOW = ("flow", "u", "v")
+_STREAMS: dict[StreamName, Stream] = {"rgb": RGB, "flow": FLOW}
+
+
+def streams_of(views: Sequence[str]) -> tuple[StreamName, ...]:
+    """The stored streams that views are made of; what no view is made of is neither read nor decoded."""
+    rgb: tuple[StreamName, ...] = ("rgb",) if any(view not in OF_FLOW for view in views) else ()
+    flow: tuple[StreamName, ...] = ("flow",) if any(view in OF_FLOW for view in views) else ()
+    return rgb + flow
 
 
 @dataclass(frozen=True)
@@ -49,13 +62,17 @@ class Fed:
 
     Attributes:
         plan: Which clips.
-        videos: uint8 arrays, one per row.
-        tables: int32 fragment tables, one per row.
+        videos: stream → uint8 arrays, one per row.
+        tables: stream → int32 fragment tables, one per row.
     """
 
     plan: Plan
-    videos: tuple[NDArray[np.uint8], ...]
-    tables: tuple[NDArray[np.int32], ...]
+    videos: Mapping[StreamName, tuple[NDArray[np.uint8], ...]] = field(default_factory=dict)
+    tables: Mapping[StreamName, tuple[NDArray[np.int32], ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.plan.instance)
 
 
 class Feed:
@@ -67,11 +84,19 @@ class Feed:
         augment: What may be changed.
         seed: Seed of the run.
         patience: How long a disk that does not answer is asked again.
+        streams: What is read of each sample.
     """
 
     def __init__(
-        self, manifest: Manifest, clips: Clips, augment: Augment, seed: int, patience: Patience | None = None
+        self,
+        manifest: Manifest,
+        clips: Clips,
+        augment: Augment,
+        seed: int,
+        patience: Patience | None = None,
+        streams: tuple[StreamName, ...] = ("rgb",),
     ) -> None:
+        self.streams = streams
         self.reader = ShardReader(manifest, patience)
         self.manifest, self.clips, self.augment, self.seed = manifest, clips, augment, seed
         self.span = span_of(clips.frames, clips.stride)
@@ -124,18 +149,20 @@ class Feed:
             DataError: no row could be read and bad rows were to be replaced.
             StorageError: a shard cannot be reached.
         """
-        read: dict[int, tuple[NDArray[np.uint8], NDArray[np.int32]]] = {}
+        read: dict[int, list[tuple[NDArray[np.uint8], NDArray[np.int32]]]] = {}
         faults: dict[int, str] = {}
         for row, instance in enumerate(plan.instance.tolist()):
             try:
                 if instance in known_bad:
                     raise SampleError("it failed before")
-                read[row] = self.reader.read(instance)
+                read[row] = [self.reader.read(instance, _STREAMS[stream]) for stream in self.streams]
             except SampleError as error:
                 faults[row] = str(error)
                 name(plan, instance, str(error))
         rows = rows_to_take(len(plan.instance), faults, replace)
-        videos, tables = zip(*(read[row] for row in rows.tolist()), strict=True) if len(rows) else ((), ())
+        of_stream = {stream: [read[row][number] for row in rows] for number, stream in enumerate(self.streams)}
+        videos = {stream: tuple(video for video, _ in those) for stream, those in of_stream.items()}
+        tables = {stream: tuple(table for _, table in those) for stream, those in of_stream.items()}
         return Fed(plan.taken(rows), videos, tables), faults
 
     def _sides(self, instance: NDArray[np.int64]) -> NDArray[np.int16]:

@@ -3,12 +3,17 @@
 One row of the graph is one clip; the n clips of a video are neighbours. With several crops a row is one window, which is
 decoded once and cut as often as there are crops. On a GPU the same graph runs with two words
 changed: the device of the decoder (`mixed`) and `device_id`.
+
+RGB and flow of a row share its window, crop and mirror. Companded flow is expanded to pixels per frame *before* it is
+resized, and its u changes sign in a mirror; its values do not grow with the crop (a crop of half the frame shows the same
+motion in the same pixels per frame), as published. Flow of the encoding `parity` is the published picture (128, v, u), and
+everything that happens to RGB happens to it too: colours, blur, normalisation, a mirror that leaves u as it is.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,10 +21,13 @@ import numpy as np
 from nvidia import dali
 from nvidia.dali.pipeline import Pipeline
 
+from pipelines.dataset.flow import FlowForm, Reading, flow_of, picture_of
 from pipelines.loading.augment import LUMA
+from pipelines.loading.feed import StreamName
+from vidssl.flow import STILL
 from vidssl.recipe import Clips
 
-__all__ = ["build_pipeline", "window_bytes"]
+__all__ = ["build_pipeline", "shaded", "window_bytes"]
 
 Node = Any
 """A DALI DataNode."""
@@ -29,6 +37,8 @@ fn: Any = dali.fn
 math: Any = dali.math
 types: Any = dali.types
 pipeline_def: Any = dali.pipeline_def
+
+_VALUES = list(range(256))
 
 
 def window_bytes(video: Node, table: Node, start: Node, span: int) -> tuple[Node, Node]:
@@ -54,7 +64,7 @@ def window_bytes(video: Node, table: Node, start: Node, span: int) -> tuple[Node
 
 def build_pipeline(
     source: Callable[[], list[Any]],
-    decoder: Callable[..., Any] | None,
+    decoders: Mapping[StreamName, Callable[..., Any]] | None,
     clips: Clips,
     *,
     rows: int,
@@ -63,12 +73,14 @@ def build_pipeline(
     coloured: bool,
     slicing: bool = True,
     crops: int = 1,
+    streams: tuple[StreamName, ...] = ("rgb",),
+    flow: FlowForm | None = None,
 ) -> Pipeline:
     """The graph, constructed but not built.
 
     Args:
         source: Called once per batch; returns `inputs_of` a batch.
-        decoder: Python decoder of a whole batch; None: DALI's own, on the GPU where there is one.
+        decoders: Python decoders of a whole batch, of each stream; None: DALI's own, on the GPU where there is one.
         clips: T, stride, size.
         rows: The most clips of a batch.
         threads: DALI's threads.
@@ -77,9 +89,12 @@ def build_pipeline(
         slicing: Cut windows out of the bytes before DALI decodes them.
         crops: Crops of one row; with more than one, crop, mirror, mean and std have an axis of crops in front (and
             `coloured` is not read).
+        streams: What is decoded.
+        flow: What the flow of the pack is.
 
     Returns:
-        Pipeline with outputs float [rows, 3, T, H, W] (several crops: [rows, crops, 3, T, H, W]) and uint8 fault texts, empty where a row is good.
+        Pipeline with two outputs of each stream: float [rows, C, T, H, W] (several crops: [rows, crops, C, T, H, W]), and
+        uint8 fault texts, empty where a row is good.
     """
     options = {"batch_size": rows, "num_threads": threads, "device_id": device_id, "set_affinity": False}
     # Two batches in flight overlap copies, decoding and augmentation on a GPU; on a CPU they would only hold memory.
@@ -87,24 +102,96 @@ def build_pipeline(
 
     @pipeline_def(**options, prefetch_queue_depth=depth, enable_conditionals=True)
     def graph() -> tuple[Node, ...]:
-        given = fn.external_source(source=source, num_outputs=9 if coloured else 8, batch=True)
-        video, table, start, roi_start, roi_end, mirror, mean, std, *colour = given
-        if decoder is not None:
-            frames, faults = fn.python_function(
-                video, table, start, function=decoder, batch_processing=True, num_outputs=2, output_layouts=["FHWC", ""]
-            )
-            frames = frames if device_id is None else frames.gpu()
-        else:
-            frames = _native(video, table, start, clips, device_id, slicing)
-            faults = fn.slice(video, 0, 0, axes=[0], normalized_anchor=False, normalized_shape=False)
-        look = {"roi_start": roi_start, "roi_end": roi_end, "mirror": mirror, "mean": mean, "std": std}
-        if crops == 1:
-            return _augmented(frames, clips.size, *colour, **look), faults
-        cut = [_augmented(frames, clips.size, **{key: one[crop] for key, one in look.items()}) for crop in range(crops)]
-        return fn.stack(*cut), faults
+        names = ("roi_start", "roi_end", "mirror", *(("mean", "std") if shaded(streams, flow) else ()))
+        count = 2 * len(streams) + 1 + len(names) + coloured
+        given = list(fn.external_source(source=source, num_outputs=count, batch=True))
+        stored, (start, *rest) = given[: 2 * len(streams)], given[2 * len(streams) :]
+        look, colour = {name: rest[number] for number, name in enumerate(names)}, rest[len(names) :]
+        out: list[Node] = []
+        for number, name in enumerate(streams):
+            video, table = stored[2 * number : 2 * number + 2]
+            if decoders is not None:
+                frames, faults = _by_python(decoders[name], video, table, start, device_id)
+            else:
+                frames = _native(video, table, start, clips, device_id, slicing)
+                faults = fn.slice(video, 0, 0, axes=[0], normalized_anchor=False, normalized_shape=False)
+            reading: Reading = "grey" if decoders is None else "luma"
+            form = flow if name == "flow" else None
+            out += [_made(frames, form, reading, clips.size, crops, colour, look), faults]
+        return tuple(out)
 
     with _annotations_of_dali():
         return graph()
+
+
+def shaded(streams: tuple[StreamName, ...], flow: FlowForm | None) -> bool:
+    """Whether anything is decoded that has colours: RGB, or flow that is handled as a picture."""
+    return "rgb" in streams or (flow is not None and flow.parity)
+
+
+def _by_python(
+    decoder: Callable[..., Any], video: Node, table: Node, start: Node, device_id: int | None
+) -> tuple[Node, Node]:
+    frames, faults = fn.python_function(
+        video, table, start, function=decoder, batch_processing=True, num_outputs=2, output_layouts=["FHWC", ""]
+    )
+    return (frames if device_id is None else frames.gpu()), faults
+
+
+def _made(
+    frames: Node,
+    form: FlowForm | None,
+    reading: Reading,
+    size: int,
+    crops: int,
+    colour: list[Node],
+    look: Mapping[str, Node],
+) -> Node:
+    """Decoded frames of one stream → clips; `form` is that of flow, None for RGB."""
+    if form is None:
+        finish = _augmented
+    elif form.parity:
+        frames, finish = _flow_picture(frames, reading), _augmented
+    else:
+        frames, finish, colour = _flow(frames, reading), _resized_flow, []
+    if crops == 1:
+        return finish(frames, size, *colour, **look)
+    return fn.stack(*(finish(frames, size, **{key: one[crop] for key, one in look.items()}) for crop in range(crops)))
+
+
+def _flow(frames: Node, reading: Reading) -> Node:
+    """Luma or grey [T, H, 2·W, C] → u and v in pixels per frame, float [T, H, W, 2]."""
+    u, v = _halves(
+        fn.lookup_table(frames, keys=_VALUES, values=flow_of("companded", reading).tolist(), dtype=types.FLOAT)
+    )
+    return fn.reinterpret(fn.cat(u, v, axis=3), layout="FHWC")
+
+
+def _flow_picture(frames: Node, reading: Reading) -> Node:
+    """Luma or grey [T, H, 2·W, C] → the published picture (no motion, v, u), uint8 [T, H, W, 3]."""
+    codes = fn.lookup_table(frames, keys=_VALUES, values=picture_of(reading).tolist(), dtype=types.UINT8)
+    u, v = _halves(codes)
+    still = fn.cast(u * np.uint8(0) + np.uint8(STILL), dtype=types.UINT8)
+    return fn.reinterpret(fn.cat(still, v, u, axis=3), layout="FHWC")
+
+
+def _halves(frames: Node) -> tuple[Node, Node]:
+    """Left and right half of the first channel."""
+    one = fn.slice(frames, 0, 1, axes=[3], normalized_anchor=False, normalized_shape=False)
+    return tuple(
+        fn.slice(one, begin, 0.5, axes=[2], normalized_anchor=True, normalized_shape=True) for begin in (0.0, 0.5)
+    )
+
+
+def _resized_flow(frames: Node, size: int, *, roi_start: Node, roi_end: Node, mirror: Node, **_: Node) -> Node:
+    """Crop and resize as `_augmented`, flip, and turn u round in a mirror; mean and deviation are those of RGB."""
+    frames = _resized(frames, size, roi_start, roi_end)
+    sign = 1.0 - 2.0 * fn.cast(mirror, dtype=types.FLOAT)
+    turned = fn.stack(sign, sign * sign)  # (-1, 1) in a mirror, else (1, 1)
+    zero = types.Constant(np.zeros(2, np.float32))
+    return fn.crop_mirror_normalize(
+        frames, dtype=types.FLOAT, output_layout="CFHW", mirror=mirror, mean=zero, std=turned
+    )
 
 
 @contextmanager
@@ -141,7 +228,14 @@ def _augmented(
     std: Node,
 ) -> Node:
     """Crop and resize in one pass, colour and blur of the rows that have them, flip and normalise in one pass."""
-    frames = fn.resize(
+    frames = _resized(frames, size, roi_start, roi_end)
+    if colour is not None:
+        frames = _blurred(_coloured(frames, colour), colour)
+    return fn.crop_mirror_normalize(frames, dtype=types.FLOAT, output_layout="CFHW", mirror=mirror, mean=mean, std=std)
+
+
+def _resized(frames: Node, size: int, roi_start: Node, roi_end: Node) -> Node:
+    return fn.resize(
         frames,
         size=[size, size],
         roi_start=roi_start,
@@ -150,9 +244,6 @@ def _augmented(
         interp_type=types.INTERP_LINEAR,
         antialias=False,
     )
-    if colour is not None:
-        frames = _blurred(_coloured(frames, colour), colour)
-    return fn.crop_mirror_normalize(frames, dtype=types.FLOAT, output_layout="CFHW", mirror=mirror, mean=mean, std=std)
 
 
 def _coloured(frames: Node, colour: Node) -> Node:

@@ -8,7 +8,7 @@ be doubled (evaluation). A disk that does not answer is no reason: it is asked a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pipelines.dataset.shards import sample_key
 from pipelines.loading.decode import Decode
-from pipelines.loading.engine import ClipGraph, last_line
-from pipelines.loading.feed import Fed, Feed, Plan, rows_to_take
+from pipelines.loading.engine import ClipGraph, Ran, last_line
+from pipelines.loading.feed import Fed, Feed, Plan, StreamName, rows_to_take
 from vidssl.errors import DataError
 from vidssl.recipe import Loader
 
@@ -50,12 +50,12 @@ class Made:
 
     Attributes:
         plan: What its rows are, donors in place of bad rows.
-        clips: float32 [B, n_clips, 3, T, H, W].
+        clips: stream → float32 [B, n_clips, C, T, H, W].
         bad: Samples found to be bad since the batch before.
     """
 
     plan: Plan
-    clips: Tensor
+    clips: Mapping[StreamName, Tensor]
     bad: tuple[BadSample, ...]
 
 
@@ -115,21 +115,21 @@ class ClipStream:
             self._graphs.clear()
             self.feed.reader.close()
 
-    def _ran(self) -> tuple[Fed, Tensor, list[str]] | None:
+    def _ran(self) -> tuple[Fed, Ran] | None:
         """One batch through the graph; None after the last."""
         graph = self._graph(self.decode)
         graph.start(self._next_fed)
         try:
-            clips, faults = graph.run()
+            ran = graph.run()
         except StopIteration:
             return None
         except RuntimeError as error:
             if self.decode == "py" or not self._flying:
                 raise
             return self._decoded_singly(last_line(error))
-        return self._flying.popleft(), clips, faults
+        return self._flying.popleft(), ran
 
-    def _decoded_singly(self, reason: str) -> tuple[Fed, Tensor, list[str]]:
+    def _decoded_singly(self, reason: str) -> tuple[Fed, Ran]:
         """DALI fails whole batches: take this one apart with PyAV, and begin anew with the one after it."""
         fed = self._flying.popleft()
         self._again.extend(later.plan for later in self._flying)
@@ -137,11 +137,11 @@ class ClipStream:
         self._graphs.pop(self.decode).close()
         graph = self._graph("py")
         graph.start(lambda: fed)
-        clips, faults = graph.run()
-        if not any(faults):
+        ran = graph.run()
+        if not any(ran.faults):
             said = f"{self.decode} failed, PyAV did not: {reason}"
             self._count(BadSample(-1, f"step {fed.plan.step}", said, "", fed.plan.step))
-        return fed, clips, faults
+        return fed, ran
 
     def _graph(self, decode: Decode) -> ClipGraph:
         if decode not in self._graphs:
@@ -154,6 +154,8 @@ class ClipStream:
                 threads=self.loader.threads,
                 device=self.device,
                 coloured=self.feed.augment.preset == "paper",
+                streams=self.feed.streams,
+                flow=self.feed.manifest.flow,
             )
         return self._graphs[decode]
 
@@ -163,20 +165,21 @@ class ClipStream:
             plan = self._again.popleft() if self._again else next(self._plans)
             self._tried[plan.instance] = True
             fed, _ = self.feed.read(plan, {one.instance for one in self.bad}, self.replace, self._name)
-            if fed.videos:
+            if len(fed):
                 self._flying.append(fed)
                 return fed
 
-    def _finished(self, fed: Fed, clips: Tensor, texts: list[str]) -> Iterator[Made]:
-        clips = clips.reshape(-1, self.per_video, *clips.shape[-4:])
-        faults = _by_video(texts, self._clips)
+    def _finished(self, fed: Fed, ran: Ran) -> Iterator[Made]:
+        clips = {name: _owned(one.reshape(-1, self.per_video, *one.shape[-4:])) for name, one in ran.clips.items()}
+        faults = _by_video(ran.faults, self._clips)
         for row, reason in faults.items():
             self._name(fed.plan, int(fed.plan.instance[row]), reason)
-        plan, clips = fed.plan, _owned(clips)
+        plan = fed.plan
         if faults:
-            rows = rows_to_take(len(clips), faults, self.replace)
-            plan, clips = plan.taken(rows), clips[torch.from_numpy(rows).to(clips.device)]
-        if len(clips):
+            rows = rows_to_take(len(fed), faults, self.replace)
+            plan = plan.taken(rows)
+            clips = {name: one[torch.from_numpy(rows).to(one.device)] for name, one in clips.items()}
+        if len(plan.instance):
             bad, self._bad_delivered = tuple(self.bad[self._bad_delivered :]), len(self.bad)
             yield Made(plan, clips, bad)
 

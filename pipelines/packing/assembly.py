@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.dataset.checksums import crc_of
+from pipelines.dataset.flow import FlowForm
 from pipelines.dataset.manifest import Manifest, Samples, Shard, write_manifest
-from pipelines.dataset.shards import StoredSample, sample_key, sealed_sample, write_shard
+from pipelines.dataset.shards import FLOW, RGB, StoredSample, sample_key, sealed_sample, with_flow, write_shard
+from pipelines.packing.flow import flow_sides, opencv_version
 from pipelines.packing.listing import Catalog, Row
 from pipelines.packing.options import PackOptions
 from pipelines.packing.staging import Staged, Staging
@@ -22,7 +24,7 @@ from pipelines.packing.verdict import Verdict
 from vidssl.errors import DataError
 from vidssl.files import remove_parts, written_aside
 
-__all__ = ["assemble", "write_verdicts"]
+__all__ = ["assemble", "flow_facts", "write_verdicts"]
 
 _ENOUGH_FOR_FOUR = 64
 """From this many samples on there are four shards at least, so that a few ranks can read side by side."""
@@ -37,7 +39,7 @@ def assemble(
         out: The folder.
         catalog: All rows; each is staged.
         staging: Verdicts and packed bytes.
-        options: Reads codec, size, fps, gop, seed, shard_mb.
+        options: Reads codec, size, fps, gop, seed, shard_mb and what is said of flow.
         source: What the manifest says of the origin.
 
     Raises:
@@ -55,11 +57,14 @@ def assemble(
     stored = good[np.random.default_rng(options.seed).permutation(len(good))]
     counts = _shard_counts([staged[row].bytes for row in stored], options.shard_mb * 1e6)
     samples = _columns(catalog, staged, stored, counts)
-    shards, first, checks = [], 0, np.zeros(len(stored), np.uint32)
+    form = options.flow_form()
+    shards, first, checks = [], 0, np.zeros((2, len(stored)), np.uint32)
     for number, count in enumerate(counts):
         rows = stored[first : first + count]
         name = f"shard-{number:05d}.tar"
-        size, digest = write_shard(out / name, _samples_of(rows, first, samples, catalog, staging, staged, checks))
+        size, digest = write_shard(
+            out / name, _samples_of(rows, first, samples, catalog, staging, staged, form, checks)
+        )
         shards.append(Shard(name, size, int(count), digest))
         first += count
     return write_manifest(
@@ -73,10 +78,11 @@ def assemble(
             classes=catalog.classes,
             splits=catalog.splits,
             shards=tuple(shards),
-            samples=replace(samples, crc=checks),
+            samples=replace(samples, crc=checks[0], flow_crc=None if form is None else checks[1]),
             groups=int(samples.group.max()) + 1,
             rejected=len(staged) - len(good),
-            source=source,
+            source=dict(source) if form is None else {**source, "opencv": opencv_version()},
+            flow=form,
         )
     )
 
@@ -123,16 +129,27 @@ def _samples_of(
     catalog: Catalog,
     staging: Staging,
     staged: Sequence[Staged],
+    form: FlowForm | None,
     checks: NDArray[np.uint32],
 ) -> Iterator[StoredSample]:
-    """Samples of one shard; `first` is the instance of its first row. Fills in `checks`, the crc32 of each."""
+    """Samples of one shard; `first` is the instance of its first row. Fills in `checks`, the crc32s of each stream's table."""
     for instance, row in enumerate(rows.tolist(), start=first):
-        mp4 = staging.video(row, staged[row])
+        mp4, flow = staging.videos(row, staged[row])
         idx = np.array([instance, samples.group[instance], samples.label[instance]], np.int64)
         about = _provenance(instance, staged[row], catalog.rows[row])
         sample = sealed_sample(instance, mp4, idx, about)
-        checks[instance] = crc_of(sample.component("gop"))
+        checks[0, instance] = crc_of(sample.component(RGB.table))
+        if form is not None:
+            sample = with_flow(sample, flow, flow_facts(instance, form, staged[row]))
+            checks[1, instance] = crc_of(sample.component(FLOW.table))
         yield sample
+
+
+def flow_facts(instance: int, form: FlowForm, staged: Staged) -> bytes:
+    """`KEY.flow.json`: what the flow of a sample is, for who reads the shards without us."""
+    width, height = flow_sides(staged.width, staged.height, form.size)
+    about = {"key": sample_key(instance), "frames": staged.frames, "width": width, "height": height}
+    return json.dumps(about | {"sha256": staged.flow_sha256} | form.facts(), separators=(",", ":")).encode()
 
 
 def _provenance(instance: int, staged: Staged, row: Row) -> bytes:

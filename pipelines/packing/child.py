@@ -1,8 +1,9 @@
 """The process in which foreign bytes are decoded: it may hang or die, and takes nothing with it.
 
 Started by `pipelines.packing.guard.Guard` as `python -m pipelines.packing.child FD`; FD is one end of a socket pair that carries pickled
-messages: (`Target`, megabytes of memory) first, then (path, name, part) per video; back go "ready", "alive" now and then, and an
-`Outcome`, or a `Fault` where something other than the video is to blame.
+messages: (`Target`, megabytes of memory) first, then (path, name, part) per video, or (pack, name, instance) for the flow of a
+packed one; back go "ready", "alive" now and then, "flow" when only flow is left to make, and an `Outcome`, or a `Fault` where
+something other than the video is to blame.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
+
+from vidssl.errors import StorageError
 
 if TYPE_CHECKING:
     from pipelines.packing.verdict import Fault, Outcome
@@ -31,6 +35,8 @@ def main(descriptor: int, parent: int) -> None:
     _die_with(parent)
     wire = Connection(descriptor)
     from pipelines.packing.normalise import normalise  # brings PyAV; a failure here ends the process before "ready"
+    from pipelines.packing.part import Part
+    from pipelines.packing.stored import flow_of_stored
 
     wire.send("ready")
     target, memory_mb = wire.recv()
@@ -38,10 +44,15 @@ def main(descriptor: int, parent: int) -> None:
     beat = _Beat(wire)
     while True:
         try:
-            path, name, part = wire.recv()
+            path, name, what = wire.recv()
         except EOFError:
             return
-        wire.send(_answer(lambda path=path, name=name, part=part: normalise(path, name, target, beat, part), beat))
+        if isinstance(what, Part):
+            work = partial(normalise, path, name, target, beat, what, lambda: wire.send("flow"))
+        else:
+            wire.send("flow")
+            work = partial(flow_of_stored, path, what, name, target, beat)
+        wire.send(_answer(work, beat))
 
 
 def _answer(work: Callable[[], Outcome], beat: _Beat) -> Outcome | Fault:
@@ -53,6 +64,8 @@ def _answer(work: Callable[[], Outcome], beat: _Beat) -> Outcome | Fault:
         try:
             return work()
         except Exception as error:  # normalise() makes a verdict of whatever the video is to blame for
+            if isinstance(error, StorageError):  # asked again by the reader of packs
+                return _no_answer(error)
             if not cannot_be_reached(error):
                 return _fault(error)
             if not pauses:

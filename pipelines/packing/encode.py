@@ -63,7 +63,13 @@ class ClipEncoder:
         return self._buffer.getvalue()
 
 
-def verified_table(data: bytes, frames: int, gop: int, alive: Callable[[], None]) -> NDArray[np.int32]:
+def verified_table(
+    data: bytes,
+    frames: int,
+    gop: int,
+    alive: Callable[[], None],
+    see: Callable[[VideoFrame], None] = lambda frame: None,
+) -> NDArray[np.int32]:
     """The fragment table of a packed file, after decoding every frame of it again.
 
     Args:
@@ -71,6 +77,7 @@ def verified_table(data: bytes, frames: int, gop: int, alive: Callable[[], None]
         frames: How many were put in.
         gop: Frames per fragment.
         alive: Called after each frame.
+        see: Shown each frame as it comes out of the decoder.
 
     Returns:
         int32 [2·G + 5].
@@ -88,6 +95,7 @@ def verified_table(data: bytes, frames: int, gop: int, alive: Callable[[], None]
             if frame.key_frame:
                 keys.append(decoded)
             decoded += 1
+            see(frame)
             alive()
     if decoded != frames or keys != expected or table[4 + table[2] :].tolist() != [*expected, frames]:
         raise DataError(f"the packed video does not decode as written: {decoded} of {frames} frames, keys at {keys}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -18,6 +19,8 @@ from vidssl.errors import DataError, OurFault, StorageError
 __all__ = ["Guard"]
 
 _START_S = 120
+_SLOW_S = 900.0
+"""Seconds within which a frame of flow has to come: TV-L1 of the largest frames takes a minute."""
 _TRIES = 2
 
 
@@ -64,11 +67,31 @@ class Guard:
             OurFault: an error of our own, which says nothing about the file.
             StorageError: the store of the file does not answer, several times.
         """
+        return self._run((path, name, part))
+
+    def flow_of(self, root: str, instance: int, name: str) -> Outcome:
+        """Make the optical flow of one packed video.
+
+        Args:
+            root: The packed folder.
+            instance: Which video.
+            name: What the verdict calls it.
+
+        Returns:
+            The outcome without an mp4; "rejected" where the packed bytes are damaged.
+
+        Raises:
+            DataError, OurFault, StorageError: as `run`.
+        """
+        return self._run((root, name, instance))
+
+    def _run(self, wanted: tuple[str, str, Part | int]) -> Outcome:
+        path, name, _ = wanted
         reason = ""
         for _ in range(_TRIES):  # a second try, since a healthy video may have met a machine short of memory
             wire = self._ready()
             try:
-                wire.send((path, name, part))
+                wire.send(wanted)
                 answer = self._answer(wire)
             except (EOFError, OSError):
                 reason = f"the decoder crashed ({_cause(self._end())})"
@@ -85,14 +108,17 @@ class Guard:
     def _answer(self, wire: Connection) -> Outcome | Fault | str:
         """What the child says of a video; or, in words, that it hangs or takes too long."""
         limits, end = self.limits, time.monotonic() + self.limits.max_seconds
+        timeout = limits.timeout
         while (left := end - time.monotonic()) > 0:
-            if not wire.poll(min(limits.timeout, left)):
-                if left > limits.timeout:
-                    return f"decoding hung: no new frame within {limits.timeout:g} s"
+            if not wire.poll(min(timeout, left)):
+                if left > timeout:
+                    return f"decoding hung: no new frame within {timeout:g} s"
                 break
             message = wire.recv()
             if isinstance(message, Outcome | Fault):
                 return message
+            if message == "flow":  # of frames that are packed and counted: it ends, and says nothing of the video
+                timeout, end = max(timeout, _SLOW_S), math.inf
         return f"not done after {limits.max_seconds:g} s of work (max_seconds={limits.max_seconds:g})"
 
     def close(self) -> None:

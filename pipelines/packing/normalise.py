@@ -19,6 +19,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from av.video.stream import VideoStream
 
 from pipelines.packing.encode import ClipEncoder, verified_table
+from pipelines.packing.flow import FlowMaker
 from pipelines.packing.foreign import Rejected, cannot_be_reached, opened
 from pipelines.packing.geometry import Geometry, arrange_planes, plan_geometry
 from pipelines.packing.part import WHOLE, Part
@@ -27,13 +28,20 @@ from pipelines.packing.timeline import Stamps, Timeline, nominal_step, plain_rat
 from pipelines.packing.verdict import Outcome, Target, Verdict
 from vidssl.errors import DataError
 
-__all__ = ["is_complaint", "normalise"]
+__all__ = ["checked_and_flow", "is_complaint", "normalise"]
 
 MAX_PIXELS = 8192 * 8192
 """Larger frames are refused: a few bytes can claim them and fill the memory."""
 
 
-def normalise(path: str, name: str, target: Target, alive: Callable[[], None], part: Part = WHOLE) -> Outcome:
+def normalise(
+    path: str,
+    name: str,
+    target: Target,
+    alive: Callable[[], None],
+    part: Part = WHOLE,
+    slow: Callable[[], None] = lambda: None,
+) -> Outcome:
     """Decode a file to its end, bring it to the pack's form and check the result by decoding it again.
 
     Args:
@@ -42,6 +50,7 @@ def normalise(path: str, name: str, target: Target, alive: Callable[[], None], p
         target: Form of the packed video.
         alive: Called after every frame; lets the watchdog tell slow from hung.
         part: What of the file is the video.
+        slow: Called when nothing foreign is left to decode, and only flow to make.
 
     Returns:
         The verdict, with the packed bytes where it is "packed". Never raises for what is wrong with the video.
@@ -52,14 +61,16 @@ def normalise(path: str, name: str, target: Target, alive: Callable[[], None], p
     """
     facts = _Facts(part)
     try:
-        mp4, frames, size = _pack(path, target, facts, alive)
+        mp4, frames, size, flow = _pack(path, target, facts, alive, slow)
     except Rejected as reason:
         return Outcome(facts.verdict(name, "rejected", str(reason)))
     except Exception as error:
         if not is_complaint(error):
             raise
         return Outcome(facts.verdict(name, "rejected", f"{facts.doing} failed: {_words(error)}"))
-    return Outcome(facts.verdict(name, "packed", "; ".join(facts.notes)), mp4, frames, *size, fps=float(facts.rate))
+    return Outcome(
+        facts.verdict(name, "packed", "; ".join(facts.notes)), mp4, frames, *size, fps=float(facts.rate), flow=flow
+    )
 
 
 def is_complaint(error: Exception) -> bool:
@@ -98,7 +109,9 @@ class _Facts:
         return replace(known, seconds=round(seconds, 3), fps=round(frames / seconds, 3) if seconds else 0.0)
 
 
-def _pack(path: str, target: Target, facts: _Facts, alive: Callable[[], None]) -> tuple[bytes, int, tuple[int, int]]:
+def _pack(
+    path: str, target: Target, facts: _Facts, alive: Callable[[], None], slow: Callable[[], None]
+) -> tuple[bytes, int, tuple[int, int], bytes]:
     with opened(path, facts.part) as container:
         stream = _video_stream(container, facts)
         target = _with_rate(target, stream, facts)
@@ -117,8 +130,38 @@ def _pack(path: str, target: Target, facts: _Facts, alive: Callable[[], None]) -
     facts.doing = "encoding"
     mp4 = encoder.finish()
     facts.doing = "checking the packed video"
-    verified_table(mp4, encoder.frames, target.gop, alive)
-    return mp4, encoder.frames, (encoder.width, encoder.height)
+    size = (encoder.width, encoder.height)
+    if target.flow is not None:
+        slow()
+    return mp4, encoder.frames, size, checked_and_flow(mp4, encoder.frames, size, target, alive)
+
+
+def checked_and_flow(
+    mp4: bytes, frames: int, size: tuple[int, int], target: Target, alive: Callable[[], None]
+) -> bytes:
+    """Decode a packed video again to its end, and make its optical flow on the way where it is wanted.
+
+    Args:
+        mp4: The packed video.
+        frames: How many were put in.
+        size: Its (width, height).
+        target: Form of the packed video.
+        alive: Called after every frame.
+
+    Returns:
+        The flow's video, checked too; empty where none is wanted.
+
+    Raises:
+        DataError: a video does not decode as it was written.
+    """
+    if target.flow is None:
+        verified_table(mp4, frames, target.gop, alive)
+        return b""
+    maker = FlowMaker(target.flow, size, target)
+    verified_table(mp4, frames, target.gop, alive, maker.add)
+    flow = maker.finish()
+    verified_table(flow, frames, target.gop, alive)
+    return flow
 
 
 def _video_stream(container: InputContainer, facts: _Facts) -> VideoStream:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipelines.dataset.flow import FlowForm
 from pipelines.packing.timeline import plain_rate
 from pipelines.packing.verdict import Limits, Target
 from vidssl.errors import RecipeError
@@ -17,6 +18,8 @@ from vidssl.errors import RecipeError
 __all__ = ["PackOptions", "pack_options"]
 
 _CRF = {"h264": 23, "vp9": 34}  # about the same quality and bytes at 128 pixels
+_FLOW_CRF = {("h264", "companded"): 29, ("vp9", "companded"): 32, ("h264", "parity"): 14, ("vp9", "parity"): 12}
+_OF_FLOW = ("flow_size", "flow_encoding", "flow_crf")
 
 
 class PackOptions(BaseModel):
@@ -78,7 +81,26 @@ class PackOptions(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default=0, description="of the order in the shards and of test_share"
     )
-    shard_mb: Annotated[float, Field(gt=0, le=1_000_000)] = Field(default=256, description="size of a shard, megabytes")
+    shard_mb: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
+        default=256, description="size of a shard, megabytes; its flow comes on top"
+    )
+    flow: Literal["none", "dis", "tvl1"] = Field(
+        default="none",
+        description="optical flow as a second stream (pip install 'vidssl[flow]'): none | dis (fast) | tvl1 (the papers'; some hundred times as slow)",
+    )
+    flow_size: Annotated[int, Field(ge=128, le=1024, multiple_of=2)] | None = Field(
+        default=None, description="short side of the flow, pixels, at most size; none: size"
+    )
+    flow_encoding: Literal["companded", "parity"] = Field(
+        default="companded",
+        description="companded (exact, as numbers) | parity (8-bit pictures, for published flow checkpoints)",
+    )
+    flow_crf: Annotated[int, Field(ge=0, le=63)] | None = Field(
+        default=None, description="quality of the flow; h264 29 (parity 14), vp9 32 (parity 12)"
+    )
+    add: Literal["nothing", "flow"] = Field(
+        default="nothing", description="flow: make the flow of the pack that OUT holds; its RGB stays as it is"
+    )
     fresh: bool = Field(default=False, description="throw away what OUT holds if it was packed from something else")
 
     @field_validator("fps", mode="before")
@@ -121,10 +143,37 @@ class PackOptions(BaseModel):
             )
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _adding_makes(cls, given: object) -> object:
+        if isinstance(given, dict) and given.get("add") == "flow":
+            return {"flow": "dis"} | given
+        return given
+
     @model_validator(mode="after")
     def _crf_of_x264(self) -> PackOptions:
-        if self.codec == "h264" and self.crf is not None and self.crf > 51:
-            raise ValueError(f"crf={self.crf}: h264 takes 0 to 51")
+        for name in ("crf", "flow_crf"):
+            if self.codec == "h264" and (value := getattr(self, name)) is not None and value > 51:
+                raise ValueError(f"{name}={value}: h264 takes 0 to 51")
+        return self
+
+    @model_validator(mode="after")
+    def _flow_goes_together(self) -> PackOptions:
+        default = type(self).model_fields
+        said = [name for name in _OF_FLOW if getattr(self, name) != default[name].default]
+        if self.flow == "none" and said:
+            raise ValueError(
+                f"{said[0]}={getattr(self, said[0])} is about flow, and flow=none makes none; type flow=dis"
+            )
+        if self.fresh and self.add == "flow":
+            raise ValueError("fresh=true throws away the pack that add=flow adds to; leave one of them out")
+        if self.flow == "none" and self.add == "flow":
+            raise ValueError("add=flow makes flow, and flow=none makes none; type flow=dis or flow=tvl1")
+        if self.flow_size is not None and self.flow_size > self.size:
+            raise ValueError(
+                f"flow_size={self.flow_size} is larger than size={self.size}, and flow is made of the stored frames; "
+                f"type flow_size={self.size} or less"
+            )
         return self
 
     def target(self) -> Target:
@@ -134,16 +183,30 @@ class PackOptions(BaseModel):
             fps=plain_rate(25 if self.fps == "source" else self.fps),
             own_rate=self.fps == "source",
             crf=_CRF[self.codec] if self.crf is None else self.crf,
+            flow=self.flow_form(),
             **{name: getattr(self, name) for name in same},
         )
+
+    def flow_form(self) -> FlowForm | None:
+        """What the flow is made as; None: none is made."""
+        if self.flow == "none":
+            return None
+        crf = _FLOW_CRF[self.codec, self.flow_encoding] if self.flow_crf is None else self.flow_crf
+        return FlowForm(self.flow, self.flow_encoding, self.flow_size or self.size, crf)
 
     def limits(self) -> Limits:
         """What one video may take."""
         return Limits(self.timeout, self.max_seconds, self.memory_mb)
 
     def identity(self) -> str:
-        """What decides the packed bytes, as JSON (neither `fresh` nor the limits of a machine do)."""
-        return json.dumps(self.model_dump(mode="json", exclude={"fresh", *vars(Limits())}), sort_keys=True)
+        """What decides the packed bytes, as JSON (neither `fresh` nor the limits of a machine do).
+
+        Without flow nothing is said of it: such a pack is the same as one that was made before there was any.
+        """
+        silent = {"flow", *_OF_FLOW} if self.flow == "none" else set()
+        return json.dumps(
+            self.model_dump(mode="json", exclude={"fresh", "add", *vars(Limits()), *silent}), sort_keys=True
+        )
 
 
 def pack_options(words: Sequence[str]) -> PackOptions:

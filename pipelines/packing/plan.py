@@ -180,4 +180,5 @@ def _options(text: str) -> dict[str, object]:
         given = json.loads(text)
     except ValueError:
         given = {}
-    return {**json.loads(PackOptions().identity()), **(given if isinstance(given, dict) else {})}
+    none = PackOptions().model_dump(mode="json", include={"flow", "flow_size", "flow_encoding", "flow_crf"})
+    return {**none, **json.loads(PackOptions().identity()), **(given if isinstance(given, dict) else {})}

@@ -1,7 +1,7 @@
 """What is done already? One small file per finished video, so that a killed pack goes on where it was.
 
 `OUT/.staging/plan.json` says what is being packed; `OUT/.staging/done/NNN/NNNNNNNN` holds one video each: a line with the
-sha256 of what follows, a JSON line with the verdict, then the packed bytes. These files are not fsynced, which would cost
+sha256 of what follows, a JSON line with the verdict, then the packed bytes, then those of its flow. These files are not fsynced, which would cost
 a disk more than the packing: what a loss of power damages is found by size or checksum, and packed again. The folder goes
 when the manifest is written.
 """
@@ -19,8 +19,9 @@ from pipelines.packing.verdict import Outcome, Verdict
 from vidssl.errors import VidsslError
 from vidssl.files import remove_parts, write_json, written_aside
 
-__all__ = ["DamagedStaging", "Staged", "Staging"]
+__all__ = ["ADDITION", "PACK", "DamagedStaging", "Staged", "Staging"]
 
+PACK, ADDITION = ".staging", ".staging-flow"
 _PER_FOLDER = 1000
 _HEAD = 65  # a sha256 and the end of its line
 _NOTHING = (OSError, ValueError, TypeError, LookupError)
@@ -32,7 +33,7 @@ class DamagedStaging(VidsslError):
 
 @dataclass(frozen=True)
 class Staged:
-    """One finished video: verdict, and size and checksum of the packed bytes (none when rejected), and its frame rate."""
+    """One finished video: verdict, size, checksum and frame rate of the packed bytes (none when rejected), and its flow's."""
 
     verdict: Verdict
     frames: int
@@ -41,6 +42,13 @@ class Staged:
     bytes: int
     sha256: str
     fps: float = 0.0
+    flow_bytes: int = 0
+    flow_sha256: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of both streams."""
+        return self.bytes + self.flow_bytes
 
 
 class Staging:
@@ -48,10 +56,11 @@ class Staging:
 
     Args:
         out: Folder that is packed into.
+        name: Of the journal: `PACK`, or `ADDITION` where flow is added to what `out` holds.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.folder = out / ".staging"
+    def __init__(self, out: Path, name: str = PACK) -> None:
+        self.folder = out / name
 
     @property
     def plan(self) -> Mapping[str, str] | None:
@@ -84,12 +93,19 @@ class Staging:
 
     def store(self, row: int, outcome: Outcome) -> Staged:
         """Write one outcome (any process may; the same row twice is harmless)."""
-        data = outcome.mp4
-        checksum = hashlib.sha256(data).hexdigest() if data else ""
-        staged = Staged(
-            outcome.verdict, outcome.frames, outcome.width, outcome.height, len(data), checksum, outcome.fps
+        data, flow = outcome.mp4, outcome.flow
+        figures = (
+            outcome.frames,
+            outcome.width,
+            outcome.height,
+            len(data),
+            _sha256(data),
+            outcome.fps,
+            len(flow),
+            _sha256(flow),
         )
-        body = json.dumps(asdict(staged)).encode() + b"\n" + data
+        staged = Staged(outcome.verdict, *figures)
+        body = json.dumps(asdict(staged)).encode() + b"\n" + data + flow
         path = self._path(row)
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path, durable=False) as stream:
@@ -109,19 +125,20 @@ class Staging:
         except _NOTHING as error:
             raise DamagedStaging(f"{self._path(row)} is damaged") from error
 
-    def video(self, row: int, staged: Staged) -> bytes:
-        """The packed bytes of a finished row.
+    def videos(self, row: int, staged: Staged) -> tuple[bytes, bytes]:
+        """The packed bytes of a finished row, and those of its flow (empty: it has none).
 
         Raises:
             DamagedStaging: they are not what was written.
         """
         try:
-            data = self._path(row).read_bytes()[-staged.bytes :]
+            both = self._path(row).read_bytes()[-staged.size :]
         except OSError as error:
             raise DamagedStaging(f"{self._path(row)} is damaged") from error
-        if hashlib.sha256(data).hexdigest() != staged.sha256:
+        data, flow = both[: staged.bytes], both[staged.bytes :]
+        if (_sha256(data), _sha256(flow)) != (staged.sha256, staged.flow_sha256):
             raise DamagedStaging(f"{self._path(row)} is damaged")
-        return data
+        return data, flow
 
     def remove(self) -> None:
         """Forget everything."""
@@ -132,7 +149,7 @@ class Staging:
         try:
             with path.open("rb") as stream:
                 head, line = stream.read(_HEAD), stream.readline()
-                if len(head) + len(line) + _staged(line).bytes != path.stat().st_size:
+                if len(head) + len(line) + _staged(line).size != path.stat().st_size:
                     return False
                 return not read_all or hashlib.sha256(line + stream.read()).hexdigest().encode() + b"\n" == head
         except _NOTHING:
@@ -140,6 +157,10 @@ class Staging:
 
     def _path(self, row: int) -> Path:
         return self.folder / "done" / f"{row // _PER_FOLDER:05d}" / f"{row:08d}"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest() if data else ""
 
 
 def _staged(line: bytes) -> Staged:

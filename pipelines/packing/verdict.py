@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+from pipelines.dataset.flow import FlowForm
+
 __all__ = ["Fault", "Limits", "Outcome", "Target", "Verdict"]
 
 
@@ -27,6 +29,7 @@ class Target:
     keep_partial: bool = False
     max_minutes: float = 600
     own_rate: bool = False
+    flow: FlowForm | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Outcome:
         width: Of the packed video.
         height: Of the packed video.
         fps: Of the packed video.
+        flow: Its optical flow as fragmented MP4; empty where none was wanted.
     """
 
     verdict: Verdict
@@ -92,6 +96,7 @@ class Outcome:
     width: int = 0
     height: int = 0
     fps: float = 0.0
+    flow: bytes = b""
 
 
 @dataclass(frozen=True)

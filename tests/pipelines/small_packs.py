@@ -14,9 +14,10 @@ from pathlib import Path
 import av
 import numpy as np
 
+from pipelines.dataset.flow import FlowForm
 from pipelines.dataset.fmp4 import fragment_table
 from pipelines.dataset.manifest import Manifest, Samples, Shard, load_manifest, write_manifest
-from pipelines.dataset.shards import read_index, sealed_sample, write_shard
+from pipelines.dataset.shards import read_index, sealed_sample, with_flow, write_shard
 
 GOP = 16
 ENCODERS = {
@@ -74,8 +75,32 @@ def whole_decode(video: bytes) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
 
 
+def encode_luma(planes: Sequence[np.ndarray], codec: str) -> bytes:
+    """Luma planes uint8 [H, W] as they are, without chroma: how flow is stored."""
+    name, options = ENCODERS[codec]
+    out = io.BytesIO()
+    height, width = planes[0].shape
+    with av.open(out, "w", format="mp4", options={"movflags": "frag_keyframe+empty_moov+default_base_moof"}) as file:
+        stream = file.add_stream(name, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 25)
+        for number, plane in enumerate(planes):
+            chroma = np.full((height // 2, width), 128, np.uint8)
+            frame = av.VideoFrame.from_ndarray(np.concatenate([plane, chroma]), format="yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return out.getvalue()
+
+
 def write_pack(
-    root: Path, codec: str, videos: Sequence[bytes], sides: Sequence[tuple[int, int]], checked: bool = True
+    root: Path,
+    codec: str,
+    videos: Sequence[bytes],
+    sides: Sequence[tuple[int, int]],
+    checked: bool = True,
+    flows: Sequence[bytes] | None = None,
+    form: FlowForm | None = None,
 ) -> Manifest:
     """Two shards; group = instance // 2, label = instance % 3."""
     root.mkdir(parents=True, exist_ok=True)
@@ -84,6 +109,8 @@ def write_pack(
     rows = [sealed_sample(i, videos[i], np.array([i, i // 2, i % 3]), b'{"key": "%08d"}' % i) for i in range(n)]
     if not checked:  # as before format 2
         rows = [replace(row, gop=table) for row, table in zip(rows, tables, strict=True)]
+    if flows is not None:
+        rows = [with_flow(row, flow, b"{}") for row, flow in zip(rows, flows, strict=True)]
     cut = math.ceil(n / 2)
     shards = []
     for number, part in enumerate((rows[:cut], rows[cut:])):
@@ -101,10 +128,10 @@ def write_pack(
         height=np.array([side[1] for side in sides], np.int16),
         name=np.array([f"videos/{i}.mp4" for i in range(n)]),
         crc=np.array([zlib.crc32(row.component("gop")) for row in rows], np.uint32) if checked else None,
+        flow_crc=np.array([zlib.crc32(row.component("flow.gop")) for row in rows], np.uint32) if flows else None,
     )
-    return write_manifest(
-        Manifest(root, "", codec, 128, 25.0, GOP, ("a", "b", "c"), ("all",), tuple(shards), samples, groups=cut)
-    )
+    kind = ("a", "b", "c"), ("all",), tuple(shards), samples
+    return write_manifest(Manifest(root, "", codec, 128, 25.0, GOP, *kind, groups=cut, flow=form))
 
 
 LENGTHS = (5, 16, 33, 40, 47, 64, 21, 50)

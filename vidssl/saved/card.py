@@ -53,6 +53,12 @@ _BOUNDARY: Final = {
     "drop": "one frame fewer",
     "repeat": "the first difference twice",
 }
+_FLOW: Final = {
+    None: "decoded flow of the pack, as the loader makes it",
+    "companded": "optical flow in pixels per frame: (u, v), or (0, v, u) where it has three channels",
+    "parity": "optical flow as 8-bit pictures (128, v, u), normalised like RGB",
+}
+FlowEncoding = Literal["companded", "parity"]
 
 
 class Normalization(Section):
@@ -62,6 +68,9 @@ class Normalization(Section):
     mean: tuple[float, float, float] = Field(description="of RGB pixels in 0..1, subtracted")
     std: tuple[float, float, float] = Field(description="of RGB pixels in 0..1, divided by")
     words: str = Field(description="the same as a sentence")
+    flow: FlowEncoding | None = Field(
+        default=None, description="encoding of the flow it was trained on; None: another stream, or nobody knows"
+    )
 
     @model_validator(mode="after")
     def _agrees(self) -> Normalization:
@@ -70,16 +79,19 @@ class Normalization(Section):
         return self
 
     @classmethod
-    def of(cls, preset: Literal["imagenet", "unit"], view: str, clips: Clips) -> Normalization:
-        """What `view` is made of with this preset."""
+    def of(
+        cls, preset: Literal["imagenet", "unit"], view: str, clips: Clips, flow: FlowEncoding | None = None
+    ) -> Normalization:
+        """What `view` is made of with this preset, on data whose flow is encoded as `flow`."""
         mean, std = _NUMBERS[preset]
         start = "RGB pixels / 255" + (", minus mean, divided by std, per channel" if preset == "imagenet" else "")
         if view == "residual":
             half = ", then (d + 1) / 2" if clips.residual_scale == "half_shift" else ""
             start += f"; then differences of frames, {_BOUNDARY[clips.residual_boundary]}{half}"
-        elif view in ("flow", "u", "v"):
-            start = "decoded flow of the pack, as the loader makes it"
-        return cls(preset=preset, mean=mean, std=std, words=start)
+        of_flow = view in ("flow", "u", "v")
+        if of_flow:
+            start = _FLOW[flow]
+        return cls(preset=preset, mean=mean, std=std, words=start, flow=flow if of_flow else None)
 
 
 class Facts(Section):
@@ -120,7 +132,7 @@ class Card(Section):
     def seen_as(self, view: str) -> Card:
         """This card for another of its `views`: the same weights, clips made another way."""
         also = tuple(name for name in self.views if name != view)
-        words = Normalization.of(self.normalization.preset, view, self.clips)
+        words = Normalization.of(self.normalization.preset, view, self.clips, self.normalization.flow)
         return self.model_copy(update={"view": view, "also": also, "normalization": words})
 
     def recipe(self) -> dict[str, Any]:
@@ -136,8 +148,8 @@ class Card(Section):
         }
 
 
-def card_of(recipe: Recipe, view: str, facts: Facts) -> Card:
-    """The card of one stream of a recipe.
+def card_of(recipe: Recipe, view: str, facts: Facts, flow: FlowEncoding | None = None) -> Card:
+    """The card of one stream of a recipe; `flow` is how the flow of its data is encoded.
 
     A method that trains one network on all its views (IIC): the others stand under `also`.
     """
@@ -149,7 +161,7 @@ def card_of(recipe: Recipe, view: str, facts: Facts) -> Card:
             "also": also,
             "model": recipe.model.model_copy(update=plain),
             "clips": recipe.clips,
-            "normalization": Normalization.of(recipe.augment.normalize, view, recipe.clips),
+            "normalization": Normalization.of(recipe.augment.normalize, view, recipe.clips, flow),
             "protocol": facts,
             "versions": {name: found for name in ("vidssl", "torch", "safetensors") if (found := _version(name))},
         }

@@ -120,7 +120,8 @@ def read_encoder(path: str | Path, view: str | None = None) -> tuple[Card, dict[
         data_hash=meta.data,
         recipe=meta.recipe,
     )
-    return card_of(recipe, chosen, facts), method.artifact(chosen)
+    flow = folder.read_facts().get("flow")
+    return card_of(recipe, chosen, facts, flow if flow in ("companded", "parity") else None), method.artifact(chosen)
 
 
 def _check_view(path: str | Path, view: str | None, have: tuple[str, ...]) -> None:

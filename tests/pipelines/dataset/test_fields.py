@@ -51,7 +51,8 @@ def sealed_again(pack: Manifest) -> None:
 
 
 def columns_edited(pack: Manifest, **changes: np.ndarray) -> None:
-    kept = {one.name: getattr(pack.samples, one.name) for one in fields(Samples)}
+    named = {one.name: getattr(pack.samples, one.name) for one in fields(Samples)}
+    kept = {name: values for name, values in named.items() if values is not None}  # there is no flow
     np.savez(pack.root / "samples.npz", **(kept | changes))
     sealed_again(pack)
 

@@ -30,9 +30,10 @@ def run(manifest, preset, clips, plan_of):
         coloured=preset == "paper",
     )  # fmt: skip
     graph.start(lambda: feed.read(plan, (), True)[0])
-    tensor, faults = graph.run()
+    ran = graph.run()
+    tensor = ran.clips["rgb"]
     graph.close()
-    assert not any(faults)
+    assert not any(ran.faults)
     return tensor.numpy().reshape(*plan.start.shape, *tensor.shape[1:]), plan
 
 
