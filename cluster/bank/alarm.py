@@ -15,9 +15,13 @@ class FallbackAlarm:
     """Looks at the rows of the log: more than 5 % of the worst rank's rows over 100 steps, beyond videos never seen before.
 
     A video that was never pushed has no row to be mined with: the first pass over the data falls back by itself.
+
+    Args:
+        shards: As `mining.shards`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shards: int = 1) -> None:
+        self._shards = shards
         self._rows: deque[tuple[int, float]] = deque()
         self._last, self._said = -1, False
 
@@ -44,13 +48,15 @@ class FallbackAlarm:
         if mined is not None and needed is not None and mined < 0.95 * needed:
             return (
                 f"{said}: {mined:,.0f} rows/s are mined and {needed:,.0f} are needed; type "
-                f"{more_mining(mined, needed)}, or a smaller mining.stages"
+                f"{more_mining(mined, needed, self._shards)}, or a smaller mining.stages"
             )
         return f"{said}, although {_or_unknown(mined)} rows/s are mined: answers come too late; type a larger mining.lookahead"
 
 
-def more_mining(mined: float, needed: float) -> str:
-    """The setting that makes up the difference."""
+def more_mining(mined: float, needed: float, shards: int = 1) -> str:
+    """The setting that makes up the difference; shards mine by themselves, so there it is more of them."""
+    if shards > 1:
+        return f"mining.shards={math.ceil(shards * needed / max(mined, 1))}"
     return f"mining.miners={max(2, math.ceil(needed / max(mined, 1)))}"
 
 

@@ -154,7 +154,7 @@ class Worker:
             self.recipe.trainer.batch * self.recipe.clips.per_video,
             self.device,
         )
-        self.alarm = FallbackAlarm()
+        self.alarm = FallbackAlarm(self.recipe.mining.shards)
         self.finite = FiniteWatch(self.recipe, self.folder, self.length.total, self.device)
         self.log = self.open.enter_context(RunLog(self.folder, self.start)) if self.rank == 0 else None
 

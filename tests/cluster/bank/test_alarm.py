@@ -29,6 +29,11 @@ def test_miners_that_are_too_slow_are_named_with_what_to_set():
     )
 
 
+def test_shards_that_are_too_slow_are_to_be_more_for_a_recipe_with_miners_would_be_refused():
+    (line,) = said(0.23, alarm=FallbackAlarm(3), mined_per_s=420.0, needed_per_s=1280.0)
+    assert line.endswith("420 rows/s are mined and 1,280 are needed; type mining.shards=10, or a smaller mining.stages")
+
+
 def test_answers_that_come_too_late_are_told_from_slow_miners():
     (line,) = said(0.3, mined_per_s=1280.0, needed_per_s=1280.0)
     assert line.endswith("1,280 rows/s are mined: answers come too late; type a larger mining.lookahead")
