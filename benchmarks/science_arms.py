@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.science_data import Clips
 from benchmarks.science_training import Training, method_of, recipe_of, train_together
@@ -27,7 +28,7 @@ from vidssl.mining.space import SpaceKind, fit_space, raw_space
 from vidssl.queue import RingQueue
 from vidssl.recipe import Recipe
 
-__all__ = ["Arm", "Phase", "run_phase"]
+__all__ = ["Arm", "Phase", "SoftArm", "run_phase", "soft_weights", "weighted_mil_nce"]
 
 REFIT_EVERY = 4
 """Steps for which one map is used."""
@@ -58,6 +59,19 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class SoftArm(Arm):
+    """An arm whose positives count by their score in the space that they were mined in.
+
+    Attributes:
+        heat: Temperature of the softmax over a row's positives.
+        of: Whose score: "both" views' mean cosine (their agreement), or the "main" view's alone.
+    """
+
+    heat: float = 0.1
+    of: Literal["both", "main"] = "both"
+
+
+@dataclass(frozen=True)
 class Phase:
     """One phase of a stream; the same for every arm.
 
@@ -81,7 +95,9 @@ class Phase:
         recipe_words = [*words, "method.name=cpr", "mining.where=inline", f"mining.strategy={arm.strategy}"]
         method = method_of(recipe_words, seed, videos)
         assert isinstance(method, CoCLR)  # for the type checker
-        method.mined = ArmLoss(recipe_of(recipe_words), seed, (method.main_view, method.aux_view), arm)
+        views = (method.main_view, method.aux_view)
+        loss = SoftLoss if isinstance(arm, SoftArm) else ArmLoss
+        method.mined = loss(recipe_of(recipe_words), seed, views, arm)
         return method
 
 
@@ -183,6 +199,63 @@ class ArmLoss(MinedLoss):
         near = np.einsum("bd,bmd->bm", query, trained[np.maximum(ids, 0)])
         order = np.argsort(np.where(ids >= 0, near, np.inf), axis=1, kind="stable")[:, : self.arm.k]
         return np.take_along_axis(ids, order, axis=1)
+
+
+class SoftLoss(ArmLoss):
+    """MIL-NCE whose numerator counts each mined positive by its weight; siblings and the own key count 1.
+
+    The weights of a row are the softmax of its positives' scores times their number, so their mean is 1: with equal
+    scores the loss is the published one. No gradient flows through them, and no label is read.
+    """
+
+    _weights: Tensor | None = None
+
+    def _mine_inline(self, rows: Rows, queue: RingQueue, batch: ClipBatch, siblings: Tensor, k: int) -> Tensor:
+        self._weights = None
+        return super()._mine_inline(rows, queue, batch, siblings, k)
+
+    def _ids(self, queries: list[NDArray], bank: list[NDArray], exclude: Exclusions) -> NDArray[np.int64]:
+        ids = super()._ids(queries, bank, exclude)
+        assert isinstance(self.arm, SoftArm)  # for the type checker
+        views = (0, 1) if self.arm.of == "both" else (0,)
+        scores = [
+            np.einsum("bd,bkd->bk", self._space.apply(v, queries[v]), self._space.apply(v, bank[v])[ids]) for v in views
+        ]
+        self._weights = _spread(ids, soft_weights(np.mean(scores, axis=0), ids >= 0, self.arm.heat), len(bank[0]))
+        return ids
+
+    def _nce(self, logits: Tensor, positive: Tensor, valid: Tensor) -> Tensor:
+        if self._weights is None:
+            return super()._nce(logits, positive, valid)
+        return weighted_mil_nce(logits, positive, valid, nn.functional.pad(self._weights, (1, 0), value=1.0))
+
+
+def soft_weights(scores: NDArray, there: NDArray[np.bool_], heat: float) -> NDArray[np.float32]:
+    """float32 [B, k], softmax of a row's scores over `heat` times how many there are; 1 where there is none.
+
+    Args:
+        scores: [B, k].
+        there: Bool [B, k], which positives exist.
+        heat: Temperature.
+    """
+    hot = np.where(there, scores / heat, -np.inf)
+    share = np.exp(hot - np.max(hot, axis=1, keepdims=True, initial=-1e30))
+    total = np.maximum(share.sum(axis=1, keepdims=True), 1e-30)
+    return np.where(there, share / total * there.sum(axis=1, keepdims=True), 1.0).astype(np.float32)
+
+
+def weighted_mil_nce(logits: Tensor, positive: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
+    """Mean over rows of lse(valid) − log Σ over positives of weight · exp(logit); weights of 1 give `mil_nce`."""
+    every = logits.masked_fill(~valid, float("-inf")).logsumexp(1)
+    chosen = (logits + weights.log()).masked_fill(~(positive & valid), float("-inf")).logsumexp(1)
+    return (every - chosen).mean()
+
+
+def _spread(ids: NDArray[np.int64], weights: NDArray[np.float32], size: int) -> Tensor:
+    """float32 [B, K]: each slot's weight, 1 where nothing was mined."""
+    table = torch.ones(len(ids), size + 1)
+    table.scatter_(1, torch.from_numpy(np.where(ids >= 0, ids, size)), torch.from_numpy(weights))
+    return table[:, :size]
 
 
 def _mask(ids: NDArray[np.int64], size: int) -> Tensor:

@@ -14,15 +14,24 @@ from torch import Tensor
 
 from benchmarks.science_arms import Phase, run_phase
 from benchmarks.science_data import Clips, draw_sources
-from benchmarks.science_precision import STAGES, bank_precision
+from benchmarks.science_precision import bank_precision
 from benchmarks.science_training import describe, method_of, recall, train
-from benchmarks.science_worlds import CASCADE, SETUPS, VIEWS, Setup
+from benchmarks.science_worlds import CASCADE, SETUPS, VIEWS, Gestures, Setup
 
 __all__ = ["SETUPS", "Setup", "comparisons", "register", "run"]
 
 WHOLE_POOL = True
 """`run` is given all training videos and draws the seed's own."""
+OTHER = dict(zip(VIEWS, VIEWS[::-1], strict=True))
 NAMES = {CASCADE: "cascade"}
+IIC = (
+    "method.name=iic",
+    "method.iic.negatives=128",
+    "method.iic.intra=repeat",
+    "method.iic.intra_negative=live",
+    "method.iic.normalize=true",
+)
+"""As `cpr-real-tiny` begins."""
 
 
 def register(setup: Setup) -> dict[str, object]:
@@ -32,8 +41,9 @@ def register(setup: Setup) -> dict[str, object]:
         "metric": "R@1 of test videos among the seed's training videos, p1_strict; precision@k as in (d) on the streams before the phase",
         "phase": "positives mined inline in the queue, maps fitted on it every 4 steps; own sources never mined, siblings are positives "
         "in all arms but 'none'; equal updates, clips, order and weights at the start for all arms of a seed",
-        "published cascade": "S=7, last pool 8 (with 512 slots r=.5)",
-        "direction": "train rgb: main = residual; train residual: main = rgb; the main view is frozen",
+        "published cascade": f"S={setup.stages}, last pool {setup.pool}{' (with 512 slots r=.5)' if setup.pool == 8 else ''}",
+        "direction": "; ".join(f"train {view}: main = {OTHER[view]}" for view in setup.trained)
+        + "; the main view is frozen",
         "setup": asdict(setup),
     }
 
@@ -43,7 +53,7 @@ def comparisons(setup: Setup) -> list[tuple[str, str, str]]:
     return [
         (f"{panel}: {arm} - {NAMES.get(rival, rival)}", f"{panel}: R@1 | {arm}", f"{panel}: R@1 | {rival}")
         for rival in setup.rivals
-        for panel in ("both streams", *(f"train {view}" for view in VIEWS))
+        for panel in ("both streams", *(f"train {view}" for view in setup.trained))
         for arm in setup.arms
         if arm != rival
     ]
@@ -52,16 +62,18 @@ def comparisons(setup: Setup) -> list[tuple[str, str, str]]:
 def run(setup: Setup, pool: Clips, test: Clips, seed: int) -> dict[str, float]:
     """All numbers of one seed: `panel | arm` → value."""
     clips = _drawn(pool, setup.world.sources, seed)
-    weights = {view: _alone(setup, view, clips, seed) for view in VIEWS}
+    weights = _one_network(setup, clips, seed) if isinstance(setup, Gestures) else _alone(setup, clips, seed)
     table = _before(setup, weights, pool, clips, test, seed)
     after = _cycles(setup, weights, clips, test, seed, table) if setup.cycles else {}
-    for view, second in () if setup.cycles else (VIEWS, VIEWS[::-1]):
+    for view in () if setup.cycles else setup.trained:
         starts = dict.fromkeys(setup.arms, weights)
-        for arm, method in run_phase(_phase(setup, view, second), setup.arms, starts, clips, seed + 1_000).items():
+        for arm, method in run_phase(_phase(setup, view, OTHER[view]), setup.arms, starts, clips, seed + 1_000).items():
             after[view, arm] = recall(describe(method.encoder(view), view, clips, test), clips, test)
     table |= {f"train {view}: R@1 | {arm}": value for (view, arm), value in after.items()}
     for arm in ("before", *setup.arms):
-        table[f"both streams: R@1 | {arm}"] = float(np.mean([table[f"train {view}: R@1 | {arm}"] for view in VIEWS]))
+        table[f"both streams: R@1 | {arm}"] = float(
+            np.mean([table[f"train {view}: R@1 | {arm}"] for view in setup.trained])
+        )
     return table
 
 
@@ -82,7 +94,7 @@ def _cycles(
 
 
 def _phase(setup: Setup, view: str, second: str) -> Phase:
-    return Phase([*_words(setup, view), f"method.second_view={second}"], setup.together, STAGES, setup.pool)
+    return Phase([*_words(setup, view), f"method.second_view={second}"], setup.together, setup.stages, setup.pool)
 
 
 def _drawn(clips: Clips, sources: int, seed: int) -> Clips:
@@ -91,13 +103,23 @@ def _drawn(clips: Clips, sources: int, seed: int) -> Clips:
 
 def _words(setup: Setup, view: str) -> list[str]:
     sizes = [f"model.width={setup.width}", f"model.dim={setup.dim}", f"method.queue={setup.queue}"]
-    return [*sizes, f"method.view={view}", "method.warmup_steps=0", "method.exclude_siblings=true"]
+    return [*sizes, *setup.words, f"method.view={view}", "method.warmup_steps=0", "method.exclude_siblings=true"]
 
 
-def _alone(setup: Setup, view: str, clips: Clips, seed: int) -> dict[str, Tensor]:
-    method = method_of([*_words(setup, view), "method.name=infonce"], seed, len(clips))
-    train(method, clips, (view,), replace(setup.together, steps=setup.alone[view]), seed)
-    return method.artifact(view)
+def _alone(setup: Setup, clips: Clips, seed: int) -> dict[str, dict[str, Tensor]]:
+    weights = {}
+    for view in VIEWS:
+        method = method_of([*_words(setup, view), "method.name=infonce"], seed, len(clips))
+        train(method, clips, (view,), replace(setup.together, steps=setup.alone[view]), seed)
+        weights[view] = method.artifact(view)
+    return weights
+
+
+def _one_network(setup: Gestures, clips: Clips, seed: int) -> dict[str, dict[str, Tensor]]:
+    """What IIC makes of one network for both views, its own frozen frame among the negatives."""
+    method = method_of([*_words(setup, VIEWS[0]), f"method.second_view={VIEWS[1]}", *IIC], seed, len(clips))
+    train(method, clips, VIEWS, setup.first, seed)
+    return {view: method.artifact(view) for view in VIEWS}
 
 
 def _before(

@@ -99,7 +99,7 @@ class MinedLoss:
         dropped = self_dropped(self.seed, batch.step, self.options.drop_p)
         others = positive[:, 1:].any(1)  # siblings in the queue, or mined
         positive, valid, lost = apply_self_rule(positive, valid, self.options.self_positive, dropped)
-        loss = mil_nce(logits, positive, valid)
+        loss = self._nce(logits, positive, valid)
         return loss, {
             "loss/total": loss.detach(),
             "train/acc@1": own_accuracy(logits, valid),
@@ -111,6 +111,9 @@ class MinedLoss:
             "mining/rows_with_others": others.float().mean(),
             "mining/self_dropped": lost.float().mean(),
         }
+
+    def _nce(self, logits: Tensor, positive: Tensor, valid: Tensor) -> Tensor:
+        return mil_nce(logits, positive, valid)
 
     def _table(
         self, rows: Rows, queue: RingQueue, batch: ClipBatch, given: Positives | None, k: int
