@@ -36,15 +36,17 @@ IIC = (
 
 def register(setup: Setup) -> dict[str, object]:
     """What is claimed, how it is measured and how long it takes, fixed before the run."""
+    sizes = asdict(setup)
+    del sizes["asked"]  # it stands in what is said, in direction and recipe
     return {
-        **setup.said,
+        **setup.asked.said,
         "metric": "R@1 of test videos among the seed's training videos, p1_strict; precision@k as in (d) on the streams before the phase",
         "phase": "positives mined inline in the queue, maps fitted on it every 4 steps; own sources never mined, siblings are positives "
         "in all arms but 'none'; equal updates, clips, order and weights at the start for all arms of a seed",
-        "published cascade": f"S={setup.stages}, last pool {setup.pool}{' (with 512 slots r=.5)' if setup.pool == 8 else ''}",
-        "direction": "; ".join(f"train {view}: main = {OTHER[view]}" for view in setup.trained)
+        "published cascade": f"S={setup.asked.stages}, last pool {setup.pool}{' (with 512 slots r=.5)' if setup.pool == 8 else ''}",
+        "direction": "; ".join(f"train {view}: main = {OTHER[view]}" for view in setup.asked.trained)
         + "; the main view is frozen",
-        "setup": asdict(setup),
+        "setup": sizes,
     }
 
 
@@ -52,8 +54,8 @@ def comparisons(setup: Setup) -> list[tuple[str, str, str]]:
     """(what, arm, rival): every arm against the published cascade, mean of both streams first; then other rivals."""
     return [
         (f"{panel}: {arm} - {NAMES.get(rival, rival)}", f"{panel}: R@1 | {arm}", f"{panel}: R@1 | {rival}")
-        for rival in setup.rivals
-        for panel in ("both streams", *(f"train {view}" for view in setup.trained))
+        for rival in setup.asked.rivals
+        for panel in ("both streams", *(f"train {view}" for view in setup.asked.trained))
         for arm in setup.arms
         if arm != rival
     ]
@@ -65,14 +67,14 @@ def run(setup: Setup, pool: Clips, test: Clips, seed: int) -> dict[str, float]:
     weights = _one_network(setup, clips, seed) if isinstance(setup, Gestures) else _alone(setup, clips, seed)
     table = _before(setup, weights, pool, clips, test, seed)
     after = _cycles(setup, weights, clips, test, seed, table) if setup.cycles else {}
-    for view in () if setup.cycles else setup.trained:
+    for view in () if setup.cycles else setup.asked.trained:
         starts = dict.fromkeys(setup.arms, weights)
         for arm, method in run_phase(_phase(setup, view, OTHER[view]), setup.arms, starts, clips, seed + 1_000).items():
             after[view, arm] = recall(describe(method.encoder(view), view, clips, test), clips, test)
     table |= {f"train {view}: R@1 | {arm}": value for (view, arm), value in after.items()}
     for arm in ("before", *setup.arms):
         table[f"both streams: R@1 | {arm}"] = float(
-            np.mean([table[f"train {view}: R@1 | {arm}"] for view in setup.trained])
+            np.mean([table[f"train {view}: R@1 | {arm}"] for view in setup.asked.trained])
         )
     return table
 
@@ -94,7 +96,7 @@ def _cycles(
 
 
 def _phase(setup: Setup, view: str, second: str) -> Phase:
-    return Phase([*_words(setup, view), f"method.second_view={second}"], setup.together, setup.stages, setup.pool)
+    return Phase([*_words(setup, view), f"method.second_view={second}"], setup.together, setup.asked.stages, setup.pool)
 
 
 def _drawn(clips: Clips, sources: int, seed: int) -> Clips:
@@ -103,7 +105,7 @@ def _drawn(clips: Clips, sources: int, seed: int) -> Clips:
 
 def _words(setup: Setup, view: str) -> list[str]:
     sizes = [f"model.width={setup.width}", f"model.dim={setup.dim}", f"method.queue={setup.queue}"]
-    return [*sizes, *setup.words, f"method.view={view}", "method.warmup_steps=0", "method.exclude_siblings=true"]
+    return [*sizes, *setup.asked.words, f"method.view={view}", "method.warmup_steps=0", "method.exclude_siblings=true"]
 
 
 def _alone(setup: Setup, clips: Clips, seed: int) -> dict[str, dict[str, Tensor]]:

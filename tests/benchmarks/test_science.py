@@ -20,7 +20,8 @@ from benchmarks.science_arms import Arm, Phase, SoftArm, run_phase, soft_weights
 from benchmarks.science_data import Clips, RealWorld, World
 from benchmarks.science_picture import draw, draw_worlds
 from benchmarks.science_precision import bank_precision
-from benchmarks.science_training import Training, method_of, train
+from benchmarks.science_training import Rows as TrainedRows
+from benchmarks.science_training import Training, method_of, recall, train
 from benchmarks.science_worlds import Gestures
 from pipelines.synthetic import MOTIONS, render
 from vidssl.losses import mil_nce
@@ -399,6 +400,39 @@ def test_soft_positives_weigh_as_the_views_score_them_and_siblings_weigh_one(vid
         )
         rest = torch.ones(20, dtype=torch.bool).index_fill(0, slots, False)
         assert (weights[row, rest] == 1).all()
+
+
+def test_real_clips_are_asked_without_their_own_source():
+    rng = np.random.default_rng(6)
+    label, group = rng.integers(3, size=12), np.repeat(np.arange(6), 2)
+    feature = rng.normal(size=(12, 4)).astype(np.float32)
+    rows = TrainedRows(feature, feature, feature)
+    real, made = (
+        Clips(world, torch.zeros(12, 3, 2, 1, 1, dtype=torch.uint8), label, group) for world in (RealWorld(), World())
+    )
+    unit = feature - feature.mean(0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    hits = []
+    for video in range(12):
+        others = [one for one in range(12) if group[one] != group[video]]
+        hits.append(label[max(others, key=lambda one: unit[one] @ unit[video])] == label[video])
+    assert recall(rows, real, real) == pytest.approx(np.mean(hits))
+    assert recall(rows, made, made) == 1  # generated test videos are no training videos: there each would find itself
+
+
+@pytest.mark.slow
+def test_real_clips_are_all_trained_on_and_all_asked(tmp_path, monkeypatch):
+    for place, name in enumerate(("one", "two")):
+        (tmp_path / "clips" / "some" / name).mkdir(parents=True)
+        for number in (1, 2, 9):
+            scene = science_data._scene(WORLD, place, number)
+            frames = render(scene, frames=16, size=128, seed=0)
+            science_data._encode(frames, tmp_path / "clips" / "some" / name / f"{name}_{number}.mp4")
+    monkeypatch.setenv("VIDSSL_CLIPS", str(tmp_path / "clips"))
+    train, test = science_data.load_world(RealWorld(frames=4, size=16, folder="some"), tmp_path)
+    assert len(train) == len(test) == 6
+    assert len(np.unique(train.group)) == 4  # clips 1 and 2 are of one block of eight
+    assert np.bincount(train.label).tolist() == [3, 3]
 
 
 def test_a_longer_stride_takes_every_other_decoded_frame(videos):
