@@ -4,7 +4,8 @@
     python -m benchmarks.science d e --seeds 10 11 12 13 14 15 16 17
 
 (a) CPR's cascade against its rivals, (b) IIC with and without intra-negatives, (c) ViCC's second stream, (d) spaces to mine
-in on simulated banks, (e) spaces and strategies in training, in several worlds (`e` is all of them, `e-poor` is one).
+in on simulated banks, (e) spaces and strategies in training, in several worlds (`e` is four of them, `e-poor` is one); beside
+these `e-more` (other strategies), `e-soft` (weights), `e-cycles`, and the real clips of `e-thermal` and `e-gestures`.
 What is claimed, against what and after how many updates is printed and stored before the first seed runs; every seed
 goes through all experiments before the next one begins; finished seeds are stored as they come and not run again, so
 that a run that was cut off goes on. Seeds from 100 on are for pilots: they are shown, never stored.
@@ -89,14 +90,14 @@ def _draw(entries: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     from benchmarks.science_picture import draw, draw_worlds
 
     drawn = {name: entry for name, entry in entries.items() if entry["seeds"]}
-    for name, entry in drawn.items():
-        if not name.startswith("e-"):
-            print(f"picture: {draw(name, entry, folder)}")
     worlds = {name: entry for name, entry in drawn.items() if name in WORLDS["e"]}
-    others = {name: entry for name, entry in drawn.items() if name.startswith("e-") and name not in worlds}
-    for picture, of in (("e", worlds), ("e-more", others)):
-        if of:
-            print(f"picture: {draw_worlds(of, folder, picture)}")
+    for name, entry in drawn.items():
+        if name.startswith("e-") and name not in worlds:
+            print(f"picture: {draw_worlds({name: entry}, folder, name)}")
+        elif name not in worlds:
+            print(f"picture: {draw(name, entry, folder)}")
+    if worlds:
+        print(f"picture: {draw_worlds(worlds, folder)}")
 
 
 def run_experiments(

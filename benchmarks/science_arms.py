@@ -28,7 +28,7 @@ from vidssl.mining.space import SpaceKind, fit_space, raw_space
 from vidssl.queue import RingQueue
 from vidssl.recipe import Recipe
 
-__all__ = ["Arm", "Phase", "SoftArm", "run_phase", "soft_weights", "weighted_mil_nce"]
+__all__ = ["Arm", "Phase", "SoftArm", "run_phase", "soft_weights"]
 
 REFIT_EVERY = 4
 """Steps for which one map is used."""
@@ -165,11 +165,11 @@ class ArmLoss(MinedLoss):
 
     def _table(
         self, rows: Rows, queue: RingQueue, batch: ClipBatch, given: Positives | None, k: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        logits, positive, valid, mined = super()._table(rows, queue, batch, given, k)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        logits, positive, valid, mined, weights = super()._table(rows, queue, batch, given, k)
         if self._quiet is not None:
             valid = valid & ~torch.cat([torch.zeros_like(valid[:, :1]), self._quiet], 1) | positive
-        return logits, positive, valid, mined
+        return logits, positive, valid, mined, weights
 
     def _mine_inline(self, rows: Rows, queue: RingQueue, batch: ClipBatch, siblings: Tensor, k: int) -> Tensor:
         """Bool [B, K], the slots that are positives; what is to be quiet is kept for `_table`."""
@@ -202,60 +202,33 @@ class ArmLoss(MinedLoss):
 
 
 class SoftLoss(ArmLoss):
-    """MIL-NCE whose numerator counts each mined positive by its weight; siblings and the own key count 1.
+    """As `mining.weights=agreement`, with the arm's map, heat and views."""
 
-    The weights of a row are the softmax of its positives' scores times their number, so their mean is 1: with equal
-    scores the loss is the published one. No gradient flows through them, and no label is read.
-    """
-
-    _weights: Tensor | None = None
-
-    def _mine_inline(self, rows: Rows, queue: RingQueue, batch: ClipBatch, siblings: Tensor, k: int) -> Tensor:
-        self._weights = None
-        return super()._mine_inline(rows, queue, batch, siblings, k)
-
-    def _ids(self, queries: list[NDArray], bank: list[NDArray], exclude: Exclusions) -> NDArray[np.int64]:
-        ids = super()._ids(queries, bank, exclude)
+    def _weights(self, rows: Rows, queue: RingQueue, mined: Tensor, step: int) -> Tensor | None:
+        if not queue.ready():
+            return None
         assert isinstance(self.arm, SoftArm)  # for the type checker
-        views = (0, 1) if self.arm.of == "both" else (0,)
+        queries = (rows.main.numpy(), rows.query.detach().numpy())
         scores = [
-            np.einsum("bd,bkd->bk", self._space.apply(v, queries[v]), self._space.apply(v, bank[v])[ids]) for v in views
+            self._space.apply(place, queries[place]) @ self._space.apply(place, queue.rows(view).numpy()).T
+            for place, view in enumerate(self.views if self.arm.of == "both" else self.views[:1])
         ]
-        self._weights = _spread(ids, soft_weights(np.mean(scores, axis=0), ids >= 0, self.arm.heat), len(bank[0]))
-        return ids
-
-    def _nce(self, logits: Tensor, positive: Tensor, valid: Tensor) -> Tensor:
-        if self._weights is None:
-            return super()._nce(logits, positive, valid)
-        return weighted_mil_nce(logits, positive, valid, nn.functional.pad(self._weights, (1, 0), value=1.0))
+        weights = soft_weights(np.mean(scores, axis=0), mined.numpy(), self.arm.heat)
+        return nn.functional.pad(torch.from_numpy(weights), (1, 0), value=1.0)
 
 
-def soft_weights(scores: NDArray, there: NDArray[np.bool_], heat: float) -> NDArray[np.float32]:
-    """float32 [B, k], softmax of a row's scores over `heat` times how many there are; 1 where there is none.
+def soft_weights(scores: NDArray, mined: NDArray[np.bool_], heat: float) -> NDArray[np.float32]:
+    """float32 [B, K], softmax of a row's mined slots over `heat` times how many there are; 1 in all other slots.
 
     Args:
-        scores: [B, k].
-        there: Bool [B, k], which positives exist.
+        scores: [B, K].
+        mined: Bool [B, K].
         heat: Temperature.
     """
-    hot = np.where(there, scores / heat, -np.inf)
+    hot = np.where(mined, scores / heat, -np.inf)
     share = np.exp(hot - np.max(hot, axis=1, keepdims=True, initial=-1e30))
     total = np.maximum(share.sum(axis=1, keepdims=True), 1e-30)
-    return np.where(there, share / total * there.sum(axis=1, keepdims=True), 1.0).astype(np.float32)
-
-
-def weighted_mil_nce(logits: Tensor, positive: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
-    """Mean over rows of lse(valid) − log Σ over positives of weight · exp(logit); weights of 1 give `mil_nce`."""
-    every = logits.masked_fill(~valid, float("-inf")).logsumexp(1)
-    chosen = (logits + weights.log()).masked_fill(~(positive & valid), float("-inf")).logsumexp(1)
-    return (every - chosen).mean()
-
-
-def _spread(ids: NDArray[np.int64], weights: NDArray[np.float32], size: int) -> Tensor:
-    """float32 [B, K]: each slot's weight, 1 where nothing was mined."""
-    table = torch.ones(len(ids), size + 1)
-    table.scatter_(1, torch.from_numpy(np.where(ids >= 0, ids, size)), torch.from_numpy(weights))
-    return table[:, :size]
+    return np.where(mined, share / total * mined.sum(axis=1, keepdims=True), 1.0).astype(np.float32)
 
 
 def _mask(ids: NDArray[np.int64], size: int) -> Tensor:

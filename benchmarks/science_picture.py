@@ -80,7 +80,8 @@ def draw_worlds(entries: Mapping[str, Mapping[str, Any]], folder: Path, name: st
             if arm != "before"
         }
     title = "R@1 after a phase, mean of both streams, less the published cascade's\ndots: seeds; bar: mean"
-    return _page(name, tables, title, folder, marked=("single, canonical",), paired=True)
+    across = min(ACROSS, len(tables))
+    return _page(name, tables, title, folder, across, marked=("single, canonical",), paired=True)
 
 
 def _page(

@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks are run from the repository, they are not installed
 
 from benchmarks import science, science_a, science_b, science_c, science_d, science_data, science_e
-from benchmarks.science_arms import Arm, Phase, SoftArm, run_phase, soft_weights, weighted_mil_nce
+from benchmarks.science_arms import Arm, Phase, SoftArm, run_phase, soft_weights
 from benchmarks.science_data import Clips, RealWorld, World
 from benchmarks.science_picture import draw, draw_worlds
 from benchmarks.science_precision import bank_precision
@@ -24,7 +24,6 @@ from benchmarks.science_training import Rows as TrainedRows
 from benchmarks.science_training import Training, method_of, recall, train
 from benchmarks.science_worlds import Gestures
 from pipelines.synthetic import MOTIONS, render
-from vidssl.losses import mil_nce
 from vidssl.methods.mined import Rows
 
 WORLD = World(pool=20, sources=20, cuts=2, test=20, frames=4, size=16)
@@ -343,7 +342,7 @@ def test_what_is_to_be_quiet_is_neither_positive_nor_negative(videos):
     batch = videos[0].batch(np.arange(5), ("rgb", "residual"), seed=0, step=50)
     query, key = method._encode("rgb", batch)
     rows = Rows(query, key, method.stream("residual").frozen_rows(batch.clips["residual"][:, 1]))
-    _, positive, valid, mined = method.mined._table(rows, method.queue, batch, None, 6)
+    _, positive, valid, mined, _ = method.mined._table(rows, method.queue, batch, None, 6)
     assert mined.tolist() == [2] * 5
     assert (~valid).sum(1).tolist() == [4] * 5
     assert not (positive & ~valid).any()
@@ -362,24 +361,6 @@ def test_weights_are_the_softmax_of_a_rows_scores_with_a_mean_of_one():
     assert np.allclose(soft_weights(scores, there, 1e6), 1.0, atol=1e-5)
 
 
-def test_the_weighted_loss_is_that_of_a_slow_loop_and_of_equal_weights_the_published_one():
-    draw = torch.Generator().manual_seed(4)
-    logits = torch.randn(4, 7, generator=draw, dtype=torch.float64, requires_grad=True)
-    weights = torch.rand(4, 7, generator=draw, dtype=torch.float64) + 0.1
-    positive, valid = torch.rand(4, 7, generator=draw) < 0.5, torch.rand(4, 7, generator=draw) < 0.8
-    positive[:, 0] = valid[:, 0] = True
-    table, losses = np.exp(logits.detach().numpy()), []
-    for row in range(4):
-        there = [column for column in range(7) if valid[row, column]]
-        top = sum(weights[row, column].item() * table[row, column] for column in there if positive[row, column])
-        losses.append(-np.log(top / sum(table[row, column] for column in there)))
-    assert weighted_mil_nce(logits, positive, valid, weights).item() == pytest.approx(np.mean(losses), rel=1e-12)
-    assert torch.equal(
-        weighted_mil_nce(logits, positive, valid, torch.ones_like(weights)), mil_nce(logits, positive, valid)
-    )
-    assert torch.autograd.gradcheck(lambda table: weighted_mil_nce(table, positive, valid, weights), (logits,))
-
-
 @pytest.mark.parametrize("of", ["both", "main"])
 def test_soft_positives_weigh_as_the_views_score_them_and_siblings_weigh_one(videos, of):
     methods, _ = trained(videos, {"soft": SoftArm("single", k=3, heat=0.05, of=of)})
@@ -387,8 +368,8 @@ def test_soft_positives_weigh_as_the_views_score_them_and_siblings_weigh_one(vid
     batch = videos[0].batch(np.arange(5), ("rgb", "residual"), seed=0, step=50)
     query, key = method._encode("rgb", batch)
     second = method.stream("residual").frozen_rows(batch.clips["residual"][:, 1])
-    _, positive, _, mined = method.mined._table(Rows(query, key, second), method.queue, batch, None, 3)
-    weights, cosines = method.mined._weights, second @ method.queue.rows("residual").T
+    _, positive, _, mined, weights = method.mined._table(Rows(query, key, second), method.queue, batch, None, 3)
+    cosines = second @ method.queue.rows("residual").T
     if of == "both":
         cosines = (cosines + query.detach() @ method.queue.rows("rgb").T) / 2
     siblings = method.queue.same_source(batch.instance, batch.group)
@@ -396,9 +377,9 @@ def test_soft_positives_weigh_as_the_views_score_them_and_siblings_weigh_one(vid
     for row in range(5):
         slots = (positive[row, 1:] & ~siblings[row]).nonzero()[:, 0]
         torch.testing.assert_close(
-            weights[row, slots], 3 * (cosines[row, slots] / 0.05).softmax(0), rtol=1e-3, atol=1e-4
+            weights[row, 1 + slots], 3 * (cosines[row, slots] / 0.05).softmax(0), rtol=1e-3, atol=1e-4
         )
-        rest = torch.ones(20, dtype=torch.bool).index_fill(0, slots, False)
+        rest = torch.ones(21, dtype=torch.bool).index_fill(0, 1 + slots, False)
         assert (weights[row, rest] == 1).all()
 
 
