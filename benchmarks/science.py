@@ -4,7 +4,8 @@
     python -m benchmarks.science d e --seeds 10 11 12 13 14 15 16 17
 
 (a) CPR's cascade against its rivals, (b) IIC with and without intra-negatives, (c) ViCC's second stream, (d) spaces to mine
-in on simulated banks, (e) spaces and strategies in training, in several worlds (`e` is all of them, `e-poor` is one).
+in on simulated banks, (e) spaces and strategies in training, in several worlds (`e` is four of them, `e-poor` is one); beside
+these `e-more` (other strategies), `e-soft` (weights), `e-cycles`, and the real clips of `e-thermal` and `e-gestures`.
 What is claimed, against what and after how many updates is printed and stored before the first seed runs; every seed
 goes through all experiments before the next one begins; finished seeds are stored as they come and not run again, so
 that a run that was cut off goes on. Seeds from 100 on are for pilots: they are shown, never stored.
@@ -37,7 +38,7 @@ PILOT_FROM = 100
 T_QUANTILE = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """Student's .975 quantile for 1, 2, … degrees of freedom; the last stands for all above (a little too wide)."""
 WORLDS = {"e": ("e-even", "e-poor", "e-small", "e-shared")}
-EXPERIMENTS = ("a", "b", "c", "d", *WORLDS["e"], "e-more", "e-cycles", "e-thermal")
+EXPERIMENTS = ("a", "b", "c", "d", *WORLDS["e"], "e-more", "e-cycles", "e-thermal", "e-soft", "e-gestures")
 
 Table = Mapping[str, float]
 
@@ -71,7 +72,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "vidssl-science")
-    parser.add_argument("--pictures", type=Path, help="folder for one picture of each letter")
+    parser.add_argument(
+        "--pictures", type=Path, help="folder for one picture of each letter, and one of what follows (e)"
+    )
     given = parser.parse_args(words)
     names = [name for word in given.experiments or ["a", "b", "c"] for name in WORLDS.get(word, (word,))]
     if unknown := [name for name in names if name not in EXPERIMENTS]:
@@ -86,9 +89,12 @@ def main(words: Sequence[str] | None = None) -> int:
 def _draw(entries: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     from benchmarks.science_picture import draw, draw_worlds
 
-    worlds = {name: entry for name, entry in entries.items() if name in WORLDS["e"] and entry["seeds"]}
-    for name, entry in entries.items():
-        if entry["seeds"] and name not in WORLDS["e"]:
+    drawn = {name: entry for name, entry in entries.items() if entry["seeds"]}
+    worlds = {name: entry for name, entry in drawn.items() if name in WORLDS["e"]}
+    for name, entry in drawn.items():
+        if name.startswith("e-") and name not in worlds:
+            print(f"picture: {draw_worlds({name: entry}, folder, name)}")
+        elif name not in worlds:
             print(f"picture: {draw(name, entry, folder)}")
     if worlds:
         print(f"picture: {draw_worlds(worlds, folder)}")

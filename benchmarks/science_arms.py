@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.science_data import Clips
 from benchmarks.science_training import Training, method_of, recipe_of, train_together
@@ -27,7 +28,7 @@ from vidssl.mining.space import SpaceKind, fit_space, raw_space
 from vidssl.queue import RingQueue
 from vidssl.recipe import Recipe
 
-__all__ = ["Arm", "Phase", "run_phase"]
+__all__ = ["Arm", "Phase", "SoftArm", "run_phase", "soft_weights"]
 
 REFIT_EVERY = 4
 """Steps for which one map is used."""
@@ -58,6 +59,19 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class SoftArm(Arm):
+    """An arm whose positives count by their score in the space that they were mined in.
+
+    Attributes:
+        heat: Temperature of the softmax over a row's positives.
+        of: Whose score: "both" views' mean cosine (their agreement), or the "main" view's alone.
+    """
+
+    heat: float = 0.1
+    of: Literal["both", "main"] = "both"
+
+
+@dataclass(frozen=True)
 class Phase:
     """One phase of a stream; the same for every arm.
 
@@ -81,7 +95,9 @@ class Phase:
         recipe_words = [*words, "method.name=cpr", "mining.where=inline", f"mining.strategy={arm.strategy}"]
         method = method_of(recipe_words, seed, videos)
         assert isinstance(method, CoCLR)  # for the type checker
-        method.mined = ArmLoss(recipe_of(recipe_words), seed, (method.main_view, method.aux_view), arm)
+        views = (method.main_view, method.aux_view)
+        loss = SoftLoss if isinstance(arm, SoftArm) else ArmLoss
+        method.mined = loss(recipe_of(recipe_words), seed, views, arm)
         return method
 
 
@@ -149,11 +165,11 @@ class ArmLoss(MinedLoss):
 
     def _table(
         self, rows: Rows, queue: RingQueue, batch: ClipBatch, given: Positives | None, k: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        logits, positive, valid, mined = super()._table(rows, queue, batch, given, k)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        logits, positive, valid, mined, weights = super()._table(rows, queue, batch, given, k)
         if self._quiet is not None:
             valid = valid & ~torch.cat([torch.zeros_like(valid[:, :1]), self._quiet], 1) | positive
-        return logits, positive, valid, mined
+        return logits, positive, valid, mined, weights
 
     def _mine_inline(self, rows: Rows, queue: RingQueue, batch: ClipBatch, siblings: Tensor, k: int) -> Tensor:
         """Bool [B, K], the slots that are positives; what is to be quiet is kept for `_table`."""
@@ -183,6 +199,36 @@ class ArmLoss(MinedLoss):
         near = np.einsum("bd,bmd->bm", query, trained[np.maximum(ids, 0)])
         order = np.argsort(np.where(ids >= 0, near, np.inf), axis=1, kind="stable")[:, : self.arm.k]
         return np.take_along_axis(ids, order, axis=1)
+
+
+class SoftLoss(ArmLoss):
+    """As `mining.weights=agreement`, with the arm's map, heat and views."""
+
+    def _weights(self, rows: Rows, queue: RingQueue, mined: Tensor, step: int) -> Tensor | None:
+        if not queue.ready():
+            return None
+        assert isinstance(self.arm, SoftArm)  # for the type checker
+        queries = (rows.main.numpy(), rows.query.detach().numpy())
+        scores = [
+            self._space.apply(place, queries[place]) @ self._space.apply(place, queue.rows(view).numpy()).T
+            for place, view in enumerate(self.views if self.arm.of == "both" else self.views[:1])
+        ]
+        weights = soft_weights(np.mean(scores, axis=0), mined.numpy(), self.arm.heat)
+        return nn.functional.pad(torch.from_numpy(weights), (1, 0), value=1.0)
+
+
+def soft_weights(scores: NDArray, mined: NDArray[np.bool_], heat: float) -> NDArray[np.float32]:
+    """float32 [B, K], softmax of a row's mined slots over `heat` times how many there are; 1 in all other slots.
+
+    Args:
+        scores: [B, K].
+        mined: Bool [B, K].
+        heat: Temperature.
+    """
+    hot = np.where(mined, scores / heat, -np.inf)
+    share = np.exp(hot - np.max(hot, axis=1, keepdims=True, initial=-1e30))
+    total = np.maximum(share.sum(axis=1, keepdims=True), 1e-30)
+    return np.where(mined, share / total * mined.sum(axis=1, keepdims=True), 1.0).astype(np.float32)
 
 
 def _mask(ids: NDArray[np.int64], size: int) -> Tensor:

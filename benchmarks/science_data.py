@@ -87,9 +87,18 @@ class World:
         """Pixels of a decoded frame, from which crops are drawn."""
         return self.size * 5 // 4
 
+    @property
+    def starts(self) -> int:
+        """Different first frames of a clip in a decoded window."""
+        return self.frames + 1
+
+    def frames_from(self, start: int) -> slice:
+        """Decoded frames of the clip that begins at `start`."""
+        return slice(start, start + self.frames)
+
     def address(self) -> str:
         """Name of the folder that holds these videos."""
-        words = {k: v for k, v in asdict(self).items() if k not in ("sources", "jitter")}
+        words = {k: v for k, v in asdict(self).items() if k not in ("sources", "jitter", "every")}
         return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -100,10 +109,21 @@ class RealWorld(World):
     Attributes:
         folder: Under the folder that the environment's VIDSSL_CLIPS names.
         block: Clips whose numbers fall into one block of so many come from one recording.
+        every: Of the decoded frames a clip takes each so many-th: its stride is `STRIDE` times this.
     """
 
     folder: str = "thermal"
     block: int = 8
+    every: int = 1
+
+    @property
+    def starts(self) -> int:
+        """Different first frames of a clip in a decoded window."""
+        return 2 * self.frames - (self.frames - 1) * self.every
+
+    def frames_from(self, start: int) -> slice:
+        """Decoded frames of the clip that begins at `start`."""
+        return slice(start, start + self.frames * self.every, self.every)
 
     def listed(self) -> list[tuple[str, str, str, str]]:
         """Path, class, split and source of every clip.
@@ -152,7 +172,7 @@ class Clips:
         """A training batch; everything random is drawn from (seed, step)."""
         world, rng = self.world, np.random.default_rng((seed, step, 77))
         room = world.kept - world.size
-        draws = rng.integers(0, [world.frames + 1, room + 1, room + 1], size=(len(rows), per_video, 3))
+        draws = rng.integers(0, [world.starts, room + 1, room + 1], size=(len(rows), per_video, 3))
         gains = rng.uniform(1 - world.jitter, 1 + world.jitter, size=(2, len(rows), per_video)).astype(np.float32)
         clips = torch.stack(
             [self._cut(row, where) for row, wheres in zip(rows, draws, strict=True) for where in wheres]
@@ -164,18 +184,18 @@ class Clips:
     def windows(self, views: Sequence[str], batch: int = 100) -> Iterator[ClipBatch]:
         """Three centre-cropped windows of every video (start, middle, end), one per row."""
         world = self.world
-        edge, starts = (world.kept - world.size) // 2, (0, world.frames // 2, world.frames)
+        edge, starts = (world.kept - world.size) // 2, (0, (world.starts - 1) // 2, world.starts - 1)
         for first in range(0, len(self), batch):
             rows = np.arange(first, min(first + batch, len(self)))
             for step, start in enumerate(starts):
-                cut = self.pixels[first : first + batch, :, start : start + world.frames]
+                cut = self.pixels[first : first + batch, :, world.frames_from(start)]
                 cut = cut[..., edge : edge + world.size, edge : edge + world.size]
                 clips = _normalised(cut.float())[:, None]
                 yield self._batch(rows, make_views(clips, views), np.full((len(rows), 1), start), step)
 
     def _cut(self, row: int, where: NDArray[np.int64]) -> Tensor:
         (start, top, left), size = where.tolist(), self.world.size
-        return self.pixels[row, :, start : start + self.world.frames, top : top + size, left : left + size]
+        return self.pixels[row, :, self.world.frames_from(start), top : top + size, left : left + size]
 
     def _batch(
         self, rows: NDArray[np.int64], clips: dict[str, Tensor], start: NDArray[np.int64], step: int
@@ -197,7 +217,8 @@ def load_world(world: World, cache: Path) -> tuple[Clips, Clips]:
         manifest = pack("csv", table, folder / "packed", pack_options(["size=128"]))
         pixels = _decode(world, manifest)
         samples = manifest.samples
-        is_test = np.isin(np.arange(len(samples.label)), manifest.rows("test"))
+        asked = manifest.rows("test") if "test" in manifest.splits else ()  # real clips are trained on and asked
+        is_test = np.isin(np.arange(len(samples.label)), asked)
         with written_aside(stored) as stream:
             np.savez(stream, pixels=pixels, label=samples.label, group=samples.group, is_test=is_test)
     data = np.load(stored)

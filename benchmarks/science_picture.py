@@ -28,7 +28,10 @@ WORLDS = {
     "e-small": "small: 24 videos of a class, 240 in all",
     "e-shared": "shared: both views follow the background",
     "e-cycles": "even, after two cycles",
+    "e-more": "even: other strategies",
+    "e-soft": "even: weights by agreement",
     "e-thermal": "365 thermal clips",
+    "e-gestures": "140 gestures, one network by IIC before",
 }
 HIDDEN = {"b": r"loss$", "d": r"^(?!.* N=600 k=5$)"}
 """Panels that are not drawn: there is no room for all."""
@@ -65,19 +68,20 @@ def draw(name: str, entry: Mapping[str, Any], folder: Path) -> Path:
     return _page(name, tables, title, folder)
 
 
-def draw_worlds(entries: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
-    """Write `folder/science-e.svg`: of each world, every arm's mean R@1 of both streams less the published cascade's."""
+def draw_worlds(entries: Mapping[str, Mapping[str, Any]], folder: Path, name: str = "e") -> Path:
+    """Write `folder/science-NAME.svg`: of each world, every arm's mean R@1 of both streams less the published cascade's."""
     tables: dict[str, Values] = {}
-    for name, entry in entries.items():
+    for world, entry in entries.items():
         arms, seeds = panels(entry)["both streams: R@1"], len(entry["seeds"])
         rival = arms.pop("cascade, raw")
-        tables[f"{WORLDS[name]}, {seeds} seed{'s' * (seeds > 1)}"] = {
+        tables[f"{WORLDS[world]}, {seeds} seed{'s' * (seeds > 1)}"] = {
             arm: [one - other for one, other in zip(values, rival, strict=True)]
             for arm, values in arms.items()
             if arm != "before"
         }
     title = "R@1 after a phase, mean of both streams, less the published cascade's\ndots: seeds; bar: mean"
-    return _page("e", tables, title, folder, marked=("single, canonical",), paired=True)
+    across = min(ACROSS, len(tables))
+    return _page(name, tables, title, folder, across, marked=("single, canonical",), paired=True)
 
 
 def _page(

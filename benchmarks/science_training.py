@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.optim import Optimizer
 
-from benchmarks.science_data import Clips
+from benchmarks.science_data import Clips, RealWorld
 from vidssl.batch import ClipBatch
 from vidssl.encoder import Encoder
 from vidssl.evaluation.encode import describe_videos, encoder_reader
@@ -119,12 +119,13 @@ def describe(encoder: Encoder, view: str, train_clips: Clips, test_clips: Clips)
 
 
 def recall(rows: Rows, train_clips: Clips, test_clips: Clips) -> float:
-    """R@1 of the test videos among the training videos (p1_strict)."""
+    """R@1 of the test videos among the training videos (p1_strict); of real clips, which are both, one source is left out."""
     sides = [
         Side(feature, clips.label, clips.group, np.arange(len(clips)))
         for feature, clips in ((rows.test, test_clips), (rows.train, train_clips))
     ]
-    return retrieve(sides[0], sides[1], protocol="p1_strict", ks=(1,)).at[1]
+    gallery = None if isinstance(test_clips.world, RealWorld) else sides[1]
+    return retrieve(sides[0], gallery, protocol="p1_strict", ks=(1,)).at[1]
 
 
 def _rows(videos: int, batch: int, seed: int, step: int) -> NDArray[np.int64]:

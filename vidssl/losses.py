@@ -52,16 +52,18 @@ def info_nce(logits: Tensor, valid: Tensor | None = None) -> Tensor:
     return (logits.logsumexp(1) - logits[:, 0]).mean()
 
 
-def mil_nce(logits: Tensor, positive: Tensor, valid: Tensor | None = None) -> Tensor:
+def mil_nce(logits: Tensor, positive: Tensor, valid: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
     """Mean over rows of −log of the positives' summed softmax: one good positive is enough.
 
     Args:
         logits: [B, M].
         positive: Bool [B, M]; at least one valid column in every row.
         valid: Bool [B, M], columns that are in the softmax (all of them when None).
+        weights: [B, M] above 0: how often each positive counts in the sum of the positives; None: once, as published.
     """
     logits = _only(_full(logits), valid)
-    return (logits.logsumexp(1) - _only(logits, positive).logsumexp(1)).mean()
+    counted = logits if weights is None else logits + weights.to(logits.dtype).log()
+    return (logits.logsumexp(1) - _only(counted, positive).logsumexp(1)).mean()
 
 
 def mean_log_nce(logits: Tensor, positive: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -139,6 +139,10 @@ class Mining(Section):
         default=None, description="candidates that reach the last stage: ratio = (pool/N)^(1/(S-1))"
     )
     topk: int = Field(default=5, ge=1, le=100_000, description="k positives per row")
+    weights: Literal["equal", "agreement"] = Field(
+        default="equal",
+        description="how much a mined positive counts in the loss: equal (as published) | agreement (by both views' mean cosine; inline only)",
+    )
     progressive: tuple[tuple[Epoch, Count], ...] = Field(
         max_length=1000,
         default=(),
@@ -223,6 +227,15 @@ class Mining(Section):
             raise ValueError(
                 f"mining.progressive={[list(p) for p in self.progressive]} must start at epoch 0, rise, and ask for at most mining.topk={self.topk}; "
                 "type e.g. mining.progressive=[[0,1],[20,3],[40,5]]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cosines_to_weigh_by(self) -> Mining:
+        if self.weights == "agreement" and self.where == "actor":
+            raise ValueError(
+                "mining.weights=agreement weighs by both views' rows in the queue, and of what mining.where=actor sends only the trained "
+                "view's are there; type mining.where=inline, or leave mining.weights out"
             )
         return self
 

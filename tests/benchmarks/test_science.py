@@ -16,11 +16,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks are run from the repository, they are not installed
 
 from benchmarks import science, science_a, science_b, science_c, science_d, science_data, science_e
-from benchmarks.science_arms import Arm, Phase, run_phase
-from benchmarks.science_data import Clips, World
+from benchmarks.science_arms import Arm, Phase, SoftArm, run_phase, soft_weights
+from benchmarks.science_data import Clips, RealWorld, World
 from benchmarks.science_picture import draw, draw_worlds
 from benchmarks.science_precision import bank_precision
-from benchmarks.science_training import Training, method_of, train
+from benchmarks.science_training import Rows as TrainedRows
+from benchmarks.science_training import Training, method_of, recall, train
+from benchmarks.science_worlds import Gestures
 from pipelines.synthetic import MOTIONS, render
 from vidssl.methods.mined import Rows
 
@@ -47,7 +49,25 @@ SMALL = {
     ),
 }
 SMALL["e-cycles"] = replace(SMALL["e-even"], banks=(), cycles=2)
-MODULES = {"e-cycles": science_e, "a": science_a, "b": science_b, "c": science_c, "d": science_d, "e-even": science_e}
+SMALL["e-gestures"] = Gestures(
+    WORLD,
+    together=replace(SHORT, steps=4),
+    width=4,
+    dim=8,
+    queue=20,
+    pool=3,
+    arms={"cascade, raw": Arm("cascade", k=2), "soft": SoftArm("single", "canonical", k=2)},
+    first=replace(SHORT, steps=2),
+)
+MODULES = {
+    "e-cycles": science_e,
+    "e-gestures": science_e,
+    "a": science_a,
+    "b": science_b,
+    "c": science_c,
+    "d": science_d,
+    "e-even": science_e,
+}
 
 
 def clips_of(world: World, plans: list[tuple[int, int]]) -> Clips:
@@ -153,7 +173,7 @@ def test_only_the_named_experiments_exist():
     with pytest.raises(SystemExit):
         science.main(["z"])
     named = [science.experiment_of(name) for name in science.EXPERIMENTS]
-    assert [one.module.__name__[-1] for one in named] == list("abcd") + ["e"] * 7
+    assert [one.module.__name__[-1] for one in named] == list("abcd") + ["e"] * 9
 
 
 def test_every_seed_goes_through_all_experiments_before_the_next_one_begins(toy, tmp_path):
@@ -322,10 +342,93 @@ def test_what_is_to_be_quiet_is_neither_positive_nor_negative(videos):
     batch = videos[0].batch(np.arange(5), ("rgb", "residual"), seed=0, step=50)
     query, key = method._encode("rgb", batch)
     rows = Rows(query, key, method.stream("residual").frozen_rows(batch.clips["residual"][:, 1]))
-    _, positive, valid, mined = method.mined._table(rows, method.queue, batch, None, 6)
+    _, positive, valid, mined, _ = method.mined._table(rows, method.queue, batch, None, 6)
     assert mined.tolist() == [2] * 5
     assert (~valid).sum(1).tolist() == [4] * 5
     assert not (positive & ~valid).any()
+
+
+def test_weights_are_the_softmax_of_a_rows_scores_with_a_mean_of_one():
+    rng = np.random.default_rng(2)
+    scores, there = rng.normal(size=(9, 5)), rng.uniform(size=(9, 5)) < 0.7
+    there[0] = False
+    weights = soft_weights(scores, there, 0.2)
+    for row in range(9):
+        shares = [np.exp(scores[row, one] / 0.2) if there[row, one] else 0.0 for one in range(5)]
+        for one in range(5):
+            expected = shares[one] / sum(shares) * there[row].sum() if there[row, one] else 1.0
+            assert weights[row, one] == pytest.approx(expected, rel=1e-5)
+    assert np.allclose(soft_weights(scores, there, 1e6), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("of", ["both", "main"])
+def test_soft_positives_weigh_as_the_views_score_them_and_siblings_weigh_one(videos, of):
+    methods, _ = trained(videos, {"soft": SoftArm("single", k=3, heat=0.05, of=of)})
+    method = methods["soft"]
+    batch = videos[0].batch(np.arange(5), ("rgb", "residual"), seed=0, step=50)
+    query, key = method._encode("rgb", batch)
+    second = method.stream("residual").frozen_rows(batch.clips["residual"][:, 1])
+    _, positive, _, mined, weights = method.mined._table(Rows(query, key, second), method.queue, batch, None, 3)
+    cosines = second @ method.queue.rows("residual").T
+    if of == "both":
+        cosines = (cosines + query.detach() @ method.queue.rows("rgb").T) / 2
+    siblings = method.queue.same_source(batch.instance, batch.group)
+    assert mined.tolist() == [3] * 5
+    for row in range(5):
+        slots = (positive[row, 1:] & ~siblings[row]).nonzero()[:, 0]
+        torch.testing.assert_close(
+            weights[row, 1 + slots], 3 * (cosines[row, slots] / 0.05).softmax(0), rtol=1e-3, atol=1e-4
+        )
+        rest = torch.ones(21, dtype=torch.bool).index_fill(0, 1 + slots, False)
+        assert (weights[row, rest] == 1).all()
+
+
+def test_real_clips_are_asked_without_their_own_source():
+    rng = np.random.default_rng(6)
+    label, group = rng.integers(3, size=12), np.repeat(np.arange(6), 2)
+    feature = rng.normal(size=(12, 4)).astype(np.float32)
+    rows = TrainedRows(feature, feature, feature)
+    real, made = (
+        Clips(world, torch.zeros(12, 3, 2, 1, 1, dtype=torch.uint8), label, group) for world in (RealWorld(), World())
+    )
+    unit = feature - feature.mean(0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    hits = []
+    for video in range(12):
+        others = [one for one in range(12) if group[one] != group[video]]
+        hits.append(label[max(others, key=lambda one: unit[one] @ unit[video])] == label[video])
+    assert recall(rows, real, real) == pytest.approx(np.mean(hits))
+    assert recall(rows, made, made) == 1  # generated test videos are no training videos: there each would find itself
+
+
+@pytest.mark.slow
+def test_real_clips_are_all_trained_on_and_all_asked(tmp_path, monkeypatch):
+    for place, name in enumerate(("one", "two")):
+        (tmp_path / "clips" / "some" / name).mkdir(parents=True)
+        for number in (1, 2, 9):
+            scene = science_data._scene(WORLD, place, number)
+            frames = render(scene, frames=16, size=128, seed=0)
+            science_data._encode(frames, tmp_path / "clips" / "some" / name / f"{name}_{number}.mp4")
+    monkeypatch.setenv("VIDSSL_CLIPS", str(tmp_path / "clips"))
+    train, test = science_data.load_world(RealWorld(frames=4, size=16, folder="some"), tmp_path)
+    assert len(train) == len(test) == 6
+    assert len(np.unique(train.group)) == 4  # clips 1 and 2 are of one block of eight
+    assert np.bincount(train.label).tolist() == [3, 3]
+
+
+def test_a_longer_stride_takes_every_other_decoded_frame(videos):
+    slow = RealWorld(frames=4, size=16, every=2)
+    still = replace(videos[0], world=slow)
+    assert slow.starts == 2
+    assert slow.address() == replace(slow, every=1).address()  # the same decoded frames
+    seen = [batch.clips["rgb"][:, 0] for batch in still.windows(("rgb",))]
+    mean, std = (torch.from_numpy(one).view(3, 1, 1, 1) for one in (science_data.MEAN, science_data.STD))
+    edge = (slow.kept - slow.size) // 2
+    for clips, start in zip(seen, (0, 0, 1), strict=True):
+        middle = still.pixels[:, :, start::2, edge : edge + 16, edge : edge + 16].float()
+        torch.testing.assert_close(clips * std + mean, middle, rtol=0, atol=1e-2)
+    starts = still.batch(np.arange(20), ("rgb",), seed=3, step=0).start
+    assert set(starts.flatten().tolist()) == {0, 1}
 
 
 def test_simulated_rows_know_their_class_as_well_as_their_condition_says():

@@ -68,6 +68,41 @@ def test_gradients_equal_finite_differences(given_table):
     torch.autograd.gradcheck(lambda x: info_nce(x, valid), logits)
 
 
+def weights_of(logits):
+    draw = torch.Generator().manual_seed(logits.shape[1])
+    return 0.1 + 3 * torch.rand(logits.shape, generator=draw, dtype=torch.float64)
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables)
+def test_a_weighted_positive_is_counted_as_often_as_its_weight_says_and_everything_once(given_table):
+    logits, positive, valid = given_table
+    weights, total = weights_of(logits), 0.0
+    for row in range(len(logits)):
+        good, everything = 0.0, 0.0
+        for column in range(logits.shape[1]):
+            share = math.exp(logits[row, column].item()) if valid[row, column] else 0.0
+            good += weights[row, column].item() * share if positive[row, column] else 0.0
+            everything += share
+        total -= math.log(good / everything)
+    assert mil_nce(logits, positive, valid, weights).item() == pytest.approx(total / len(logits), rel=1e-12)
+
+
+@settings(max_examples=5, deadline=None)
+@given(tables)
+def test_the_gradient_of_weighted_positives_equals_finite_differences(given_table):
+    logits, positive, valid = given_table
+    torch.autograd.gradcheck(lambda x: mil_nce(x, positive, valid, weights_of(logits)), logits.clone().requires_grad_())
+
+
+@settings(max_examples=15, deadline=None)
+@given(tables)
+def test_weights_of_one_change_not_a_bit(given_table):
+    logits, positive, valid = given_table
+    for table_ in (logits, logits.float()):
+        assert torch.equal(mil_nce(table_, positive, valid, torch.ones(table_.shape)), mil_nce(table_, positive, valid))
+
+
 @pytest.mark.parametrize("loss", ["info_nce", "mil_nce", "mean_log_nce"])
 def test_gradient_reaches_the_query_through_all_three_kinds_of_columns(loss):
     generator = torch.Generator().manual_seed(0)

@@ -331,6 +331,10 @@ def _check(recipe: Recipe) -> None:
             f"mining.strategy={recipe.mining.strategy} reads labels, of which iic's memories keep none; "
             f"type mining.strategy=cascade, {', '.join(RIVALS[:-1])} or {RIVALS[-1]}"
         )
+    if recipe.mines and recipe.mining.weights == "agreement":
+        raise RecipeError(
+            "mining.weights=agreement weighs what is mined in a queue, and iic mines in memories; leave mining.weights out"
+        )
     if recipe.mines and method.iic.loss == "nce":
         raise RecipeError(
             "method.iic.loss=nce knows one positive, method.cascade=true brings more; type method.iic.loss=softmax"

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from vidssl.methods.fitted import FittedSpace
     from vidssl.mining.cascade import Backend
 
-__all__ = ["mine_in_queue"]
+__all__ = ["agreement_weights", "mine_in_queue"]
+
+AGREEMENT = 0.3
+"""Temperature of the weights by agreement: that of docs/results.md (e)."""
 
 
 def mine_in_queue(
@@ -60,6 +63,35 @@ def mine_in_queue(
     mined = forbidden.new_zeros(forbidden.shape[0], queue.size + 1)
     mined.scatter_(1, torch.where(ids >= 0, ids, queue.size), True)  # -1 lands in a column that is cut off
     return mined[:, : queue.size]
+
+
+@torch.no_grad()
+def agreement_weights(
+    mined: Tensor,
+    queries: tuple[Tensor, Tensor],
+    queue: RingQueue,
+    views: tuple[str, str],
+    space: FittedSpace | None = None,
+    step: int = 0,
+) -> Tensor:
+    """float32 [B, K]: how much both views agree on each mined slot, with a mean of 1 over a row's; 1 where none was mined.
+
+    The softmax over a row's mined slots of both views' mean cosine over `AGREEMENT`, times their number.
+
+    Args:
+        mined: Bool [B, K], of `mine_in_queue`; the other arguments are those that it was given.
+        queries: [B, D] unit rows of the main and of the aux view.
+        queue: A full queue.
+        views: Names of the main and of the aux view in it.
+        space: The space that was mined in, in which cosines are taken; None: the rows as they are.
+        step: Of the batch.
+    """
+    bank = [queue.rows(view) for view in views]
+    asking, asked = (queries, bank) if space is None else space(step, len(queries[0]) * world(), queries, bank)
+    with torch.autocast(mined.device.type, enabled=False):
+        cosines = [one.float() @ rows.float().T for one, rows in zip(asking, asked, strict=True)]
+    shares = torch.where(mined, torch.stack(cosines).mean(0) / AGREEMENT, float("-inf")).softmax(1)
+    return torch.where(mined, shares * mined.sum(1, keepdim=True), 1.0)
 
 
 def _exclusions(forbidden: Tensor) -> Exclusions:

@@ -16,7 +16,7 @@ from torch import Tensor
 from vidssl.batch import ClipBatch, Positives
 from vidssl.losses import apply_self_rule, contrast, mil_nce, self_dropped
 from vidssl.methods.fitted import FittedSpace
-from vidssl.methods.inline import mine_in_queue
+from vidssl.methods.inline import agreement_weights, mine_in_queue
 from vidssl.mining.plan import CascadePlan, plan_from
 from vidssl.mining.progress import topk_at
 from vidssl.queue import RingQueue
@@ -95,11 +95,11 @@ class MinedLoss:
             given: What the bank mined; None: mine in the queue (`inline`), or nothing is mined (`off`).
         """
         k = topk_at(self.mining, batch.epoch)
-        logits, positive, valid, mined = self._table(rows, queue, batch, given, k)
+        logits, positive, valid, mined, weights = self._table(rows, queue, batch, given, k)
         dropped = self_dropped(self.seed, batch.step, self.options.drop_p)
         others = positive[:, 1:].any(1)  # siblings in the queue, or mined
         positive, valid, lost = apply_self_rule(positive, valid, self.options.self_positive, dropped)
-        loss = mil_nce(logits, positive, valid)
+        loss = mil_nce(logits, positive, valid, weights)
         return loss, {
             "loss/total": loss.detach(),
             "train/acc@1": own_accuracy(logits, valid),
@@ -114,8 +114,8 @@ class MinedLoss:
 
     def _table(
         self, rows: Rows, queue: RingQueue, batch: ClipBatch, given: Positives | None, k: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits, positive and valid columns [B, 1+K(+k)], and the number of mined positives of each row [B]."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """Logits, positive and valid columns [B, 1+K(+k)], the number of mined positives of each row [B], and weights [B, 1+K]."""
         siblings = queue.same_source(batch.instance, batch.group)
         valid = queue.written.expand(batch.size, -1)
         own = siblings.new_ones(batch.size, 1)
@@ -123,7 +123,8 @@ class MinedLoss:
         if given is None:
             mined = self._mine_inline(rows, queue, batch, siblings, k)
             logits = contrast(rows.query, rows.key, keys, self.options.temperature)
-            return logits, torch.cat([own, siblings | mined], 1), torch.cat([own, valid], 1), mined.sum(1)
+            weights = self._weights(rows, queue, mined, batch.step)
+            return logits, torch.cat([own, siblings | mined], 1), torch.cat([own, valid], 1), mined.sum(1), weights
         ids, vectors = given.tensors(rows.query.device)
         ids, vectors = ids[:, :k], vectors[:, :k]
         found = ids >= 0
@@ -131,7 +132,7 @@ class MinedLoss:
         twice = ((queue.instance[None, None] == ids[:, :, None]) & found[:, :, None]).any(1)
         logits = contrast(rows.query, rows.key, keys, self.options.temperature, appended=vectors)
         positive = torch.cat([own, siblings, found], 1)
-        return logits, positive, torch.cat([own, valid & ~twice, found], 1), found.sum(1)
+        return logits, positive, torch.cat([own, valid & ~twice, found], 1), found.sum(1), None
 
     def _mine_inline(self, rows: Rows, queue: RingQueue, batch: ClipBatch, siblings: Tensor, k: int) -> Tensor:
         if self.plan is None or not queue.ready():
@@ -139,6 +140,14 @@ class MinedLoss:
         forbidden = siblings | ~queue.same_label(batch.label) if self.reads_labels else siblings
         queries = (rows.main, rows.query.detach())
         return mine_in_queue(queries, queue, self.views, forbidden, self.plan, self.backend, k, self.space, batch.step)
+
+    def _weights(self, rows: Rows, queue: RingQueue, mined: Tensor, step: int) -> Tensor | None:
+        """How much each column's positive counts; the own key and siblings count once. None: all do."""
+        if self.mining.weights == "equal" or self.plan is None or not queue.ready():
+            return None
+        queries = (rows.main, rows.query.detach())
+        weights = agreement_weights(mined, queries, queue, self.views, self.space, step)
+        return torch.nn.functional.pad(weights, (1, 0), value=1.0)
 
 
 @torch.no_grad()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from tests.pretended_gpu import PretendedGpu
 from vidssl.encoder import unit_rows
-from vidssl.methods.inline import mine_in_queue
+from vidssl.methods.fitted import FittedSpace
+from vidssl.methods.inline import AGREEMENT, agreement_weights, mine_in_queue
 from vidssl.mining import select_torch
 from vidssl.mining.plan import CascadePlan
 from vidssl.queue import RingQueue
@@ -73,4 +76,44 @@ def test_mining_within_a_bf16_step_scores_in_float32(backend):
     expected = mine_in_queue(queries, queue, VIEWS, forbidden, plan, "oracle", 5)
     with torch.autocast("cpu", torch.bfloat16):
         found = mine_in_queue(queries, queue, VIEWS, forbidden, plan, backend, 5)
+    assert torch.equal(found, expected)
+
+
+def a_unit_problem():
+    queries, queue, _ = problem(3)
+    for view in VIEWS:
+        queue.rows(view).copy_(unit_rows(queue.rows(view) + torch.rand(K, 8)))
+    mined = torch.zeros(B, K, dtype=torch.bool)
+    for row in range(1, B):  # the first row has mined nothing
+        mined[row, 7 * row : 8 * row] = True
+    return tuple(unit_rows(one + 0.1) for one in queries), queue, mined
+
+
+@pytest.mark.parametrize("kind", ["raw", "white", "canonical"])
+def test_weights_by_agreement_are_the_softmax_of_both_views_mean_cosine_times_its_number(kind):
+    queries, queue, mined = a_unit_problem()
+    space = None if kind == "raw" else FittedSpace(kind, None, 8, 0).train()
+    bank = [queue.rows(view) for view in VIEWS]
+    asking, asked = (queries, bank) if space is None else space(3, B, queries, bank)
+    weights = agreement_weights(mined, queries, queue, VIEWS, space, 3)
+    assert weights.dtype == torch.float32
+    for row in range(B):
+        slots = mined[row].nonzero()[:, 0].tolist()
+        shares = [math.exp(sum(float(asking[v][row] @ asked[v][s]) for v in (0, 1)) / 2 / AGREEMENT) for s in slots]
+        expected = {s: len(slots) * share / sum(shares) for s, share in zip(slots, shares, strict=True)}
+        assert weights[row].tolist() == pytest.approx([expected.get(s, 1.0) for s in range(K)], rel=1e-4)
+        assert weights[row].sum().item() == pytest.approx(K, rel=1e-5)
+
+
+def test_weights_by_agreement_on_a_gpu_and_within_a_bf16_step_are_the_same_and_the_host_waits_for_nothing():
+    queries, queue, mined = a_unit_problem()
+    expected = agreement_weights(mined, queries, queue, VIEWS)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(agreement_weights(mined, queries, queue, VIEWS), expected)
+    with PretendedGpu() as gpu:
+        for view in VIEWS:
+            queue._buffers[f"rows_{view}"] = gpu.holds(queue.rows(view))
+        found = agreement_weights(gpu.holds(mined), tuple(gpu.holds(rows) for rows in queries), queue, VIEWS)
+        assert not gpu.waits
+        found = found.cpu()
     assert torch.equal(found, expected)

@@ -1,6 +1,7 @@
 """Mined positives: when they start, how many, in which stream, against a slow oracle, and who may read a label."""
 
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -19,9 +20,11 @@ from tests.vidssl.methods.method_parts import (
     some_positives,
 )
 from vidssl.batch import Positives
+from vidssl.errors import RecipeError
 from vidssl.losses import contrast, info_nce
 from vidssl.methods import bank_views_of, build_method
-from vidssl.methods.inline import mine_in_queue
+from vidssl.methods.fitted import fitted_space
+from vidssl.methods.inline import agreement_weights, mine_in_queue
 from vidssl.methods.mined import MinedLoss, Rows
 from vidssl.mining.exclusions import Exclusions
 from vidssl.mining.oracle import mine_slowly
@@ -297,6 +300,62 @@ def test_own_source_is_never_mined_in_a_queue_at_any_ratio(stages, ratio):
     mined = mine_in_queue(queries, queue, ("residual", "rgb"), siblings, plan, "auto", 5)
     assert mined.sum(1).tolist() == [5] * 10
     assert not (mined & siblings).any()
+
+
+# How much: weights by agreement
+
+
+@pytest.mark.parametrize("rule", ["keep", "remove"])
+@pytest.mark.parametrize("space", ["raw", "canonical"])
+def test_with_weights_by_agreement_a_mined_slot_counts_by_its_weight_and_own_key_and_siblings_once(space, rule):
+    mining = {"weights": "agreement", "space": space, "topk": 4, "strategy": "single"}
+    recipe = a_recipe(where="inline", mining=mining, queue=40, self_positive=rule)
+    loss, queue = MinedLoss(recipe, 0, "residual", "rgb", fitted_space(recipe.mining, DIM, 0)), filled_queue()
+    rows = Rows(unit(5, DIM, seed=7), unit(5, DIM, seed=8), unit(5, DIM, seed=9))
+    batch = replace(a_batch(0, rows=5), instance=torch.arange(100, 105), group=torch.arange(5))
+    siblings = queue.same_source(batch.instance, batch.group)
+    found, metrics = loss(rows, queue, batch, None)
+    queries, views = (rows.main, rows.query), ("residual", "rgb")
+    mined = mine_in_queue(queries, queue, views, siblings, loss.plan, "auto", 4, loss.space, 0)
+    weights = agreement_weights(mined, queries, queue, views, loss.space, 0).double()
+    assert ((weights - 1).abs() > 0.05).any()
+    total = 0.0
+    for row in range(5):
+        keys = [rows.key[row], *queue.rows("rgb")]
+        shares = [math.exp(float(rows.query[row].double() @ key.double()) / 0.07) for key in keys]
+        good = sum(
+            float(weights[row, slot]) * shares[1 + slot]
+            for slot in range(40)
+            if mined[row, slot] or siblings[row, slot]
+        )
+        own = shares[0] if rule == "keep" else 0.0
+        total -= math.log((good + own) / (sum(shares) - shares[0] + own))
+    assert found.item() == pytest.approx(total / 5, rel=1e-5)
+    assert metrics["mining/mined_mean"] == 4
+
+
+@pytest.mark.parametrize("name", ["coclr", "cpr", "infonce"])
+def test_weights_by_agreement_read_no_label_and_change_what_is_learnt_once_positives_are_mined(name):
+    options = {"cascade": True} if name == "infonce" else {}
+    agreeing = a_recipe(name, "inline", {"weights": "agreement"}, **options)
+    (with_labels, _), (without, _) = losses_with(agreeing, True), losses_with(agreeing, False)
+    equal, _ = losses_with(a_recipe(name, "inline", {"weights": "equal"}, **options), False)
+    left_out, _ = losses_with(a_recipe(name, "inline", **options), False)
+    assert with_labels == without
+    assert equal == left_out
+    first = next(step for step in range(9) if without[step] != equal[step])
+    assert 3 <= first < 8  # the warm-up has no mined positives to weigh
+
+
+def test_weights_by_agreement_are_refused_where_positives_come_from_a_bank_or_a_memory():
+    agreeing = {"weights": "agreement"}
+    with pytest.raises(
+        ValueError, match=r"weights=agreement weighs by both views' rows.*; type mining\.where=inline, or"
+    ):
+        a_recipe(where="actor", mining=agreeing)
+    with pytest.raises(RecipeError, match=r"iic mines in memories; leave mining\.weights out"):
+        build_method(a_recipe("iic", "inline", agreeing, cascade=True), instances=40)
+    assert a_recipe(where="off", mining=agreeing).mining.weights == "agreement"  # a phase that mines nothing
 
 
 LABEL_FREE = [
