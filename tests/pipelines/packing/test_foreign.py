@@ -8,6 +8,7 @@ from PIL import Image
 
 from pipelines.packing.foreign import Rejected, opened
 from pipelines.packing.normalise import normalise
+from pipelines.packing.part import Part
 from pipelines.packing.verdict import Target
 from tests.pipelines.footage import numbers_of, write_video
 
@@ -73,3 +74,15 @@ def test_what_is_no_file_of_bytes_is_rejected_without_waiting_for_it(tmp_path, k
     {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "empty": path.touch}[kind]()
     with pytest.raises(Rejected, match=words), opened(str(path)):
         pass
+
+
+def test_a_stretch_of_a_file_is_read_from_its_first_to_its_last_byte_and_no_further(tmp_path):
+    first = write_video(tmp_path / "a.ts", frames=10).read_bytes()
+    second = write_video(tmp_path / "b.ts", frames=15).read_bytes()
+    both = tmp_path / "both"  # a transport stream has no end of its own: who reads on gets the other video too
+    both.write_bytes(first + second)
+    parts = Part(size=len(first)), Part(offset=len(first), size=len(second))
+    found = [numbers_of(normalise(str(both), "x", Target(), lambda: None, part).mp4) for part in parts]
+    assert found == [list(range(10)), list(range(15))]
+    cut = normalise(str(both), "x", Target(), lambda: None, Part(offset=len(first), size=len(second) + 1))
+    assert (cut.verdict.verdict, cut.verdict.reason) == ("rejected", "the tar ends within it")

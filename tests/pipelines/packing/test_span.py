@@ -23,6 +23,7 @@ KINDS = {
     "webm without an index": ("webm", "libvpx", {"g": "10", "deadline": "realtime"}, {"live": "1"}),
     "avi": ("avi", "mpeg4", {"g": "10", "b": "4000000", "qmin": "1", "qmax": "1"}, {}),
     "ts, whose clock begins at 1.4 s": ("ts", "libx264", {"g": "10"}, {}),
+    "ts, where seeking lands between key frames": ("ts", "libx264", {"g": "30"}, {}),
     "one key frame": ("mp4", "libx264", {"g": "999"}, {}),
 }
 
