@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +24,29 @@ from vidssl.saved.run_folder import RunFolder
 pytestmark = pytest.mark.usefixtures("usual_signals")
 
 ELASTIC = """
-import sys
-from cluster.cli import main
+import os, signal, sys
 from cluster.launch import ray_session
-with ray_session(3):
-    sys.exit(main(sys.argv[1:]))
+from cluster.training.driver import train
+from cluster.training.plan import plan_resume, plan_run
+from vidssl.recipe import load_recipe
+
+def stop_at(step):
+    asked = []
+    def listen(line):
+        print(line)
+        at = int(line.split()[1].partition("/")[0]) if line.startswith("step ") else 0
+        if at >= step and not asked:  # asking twice ends the process at once
+            asked.append(at)
+            os.kill(os.getpid(), signal.SIGHUP)
+    return listen
+
+with ray_session(3):  # however many cores this machine has
+    run = train(plan_run(load_recipe("small.yaml", sys.argv[1:])), stop_at(6))
+    print("STOPPED", run.steps)
+    run = train(plan_resume(run.folder.path, ["trainer.workers=1"]), stop_at(run.steps + 4))
+    print("STOPPED", run.steps)
+    train(plan_resume(run.folder.path, ["trainer.workers=3"]), print)
 """
-"""The command line on a Ray of three cores, however many this machine has."""
 
 
 def stands_at(
@@ -129,24 +142,6 @@ def test_a_phase_that_is_not_finished_goes_on_with_the_workers_of_now(packed, tm
     assert "is of 1 worker(s) with 4 videos each, and 2 with 4 go on" in inner.notes[0]
 
 
-def elastic(here: Path, until: int | None, *words: str) -> str:
-    """Train; stop by Ctrl-C once so many steps are logged (None: to the end). Returns what was said."""
-    command = [sys.executable, "-c", ELASTIC, "train", *words, "--no-evaluation"]
-    process = subprocess.Popen(
-        command, cwd=here, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    log, deadline = RunFolder(here / "runs" / "small").log, time.monotonic() + 240
-    while until is not None and (len(log.read_bytes().splitlines()) if log.is_file() else 0) < until:
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    if until is not None:
-        os.kill(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == (0 if until is None else 130), said
-    return said
-
-
 def videos_of(run: RunFolder, step: int) -> set[int]:
     """What all ranks together pushed to the bank after a step: the rows of its snapshot that are of this step."""
     snapshot = snapshot_at(run.bank, step + 1)
@@ -159,15 +154,15 @@ def videos_of(run: RunFolder, step: int) -> set[int]:
 def test_two_workers_then_one_then_three_see_each_video_of_each_epoch_exactly_once(packed, tmp_path):
     (tmp_path / "small.yaml").write_text(RECIPE)
     words = ["trainer.batch=3", "trainer.steps=30", "trainer.checkpoint_every_steps=1", "trainer.keep=99"]
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", ELASTIC, f"data={packed}", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = (int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("STOPPED"))
+    assert 6 <= first < second < 30
+    for step, before, now in ((first, 2, 1), (second, 1, 3)):
+        said = f"the checkpoint of step {step} is of {before} worker(s) with 3 videos each, and {now} with 3 go on: "
+        assert done.stdout.count(said) == 1
     run = RunFolder(tmp_path / "runs" / "small")
-    elastic(tmp_path, 7, "small.yaml", f"data={packed}", *words)
-    first = int(run.read_log()[-1]["step"]) + 1
-    one = elastic(tmp_path, first + 4, "--resume", str(run.path), "trainer.workers=1")
-    assert f"the checkpoint of step {first} is of 2 worker(s) with 3 videos each, and 1 with 3 go on" in one
-    second = int(run.read_log()[-1]["step"]) + 1
-    three = elastic(tmp_path, None, "--resume", str(run.path), "trainer.workers=3")
-    assert f"the checkpoint of step {second} is of 1 worker(s) with 3 videos each, and 3 with 3 go on" in three
-
     seen = [videos_of(run, step) for step in range(30)]
     assert [len(one) for one in seen] == [6] * first + [3] * (second - first) + [9] * (30 - second)
     videos = set(load_manifest(packed).training_rows().tolist())
