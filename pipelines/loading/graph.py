@@ -64,7 +64,7 @@ def window_bytes(video: Node, table: Node, start: Node, span: int) -> tuple[Node
 
 def build_pipeline(
     source: Callable[[], list[Any]],
-    decoders: Mapping[StreamName, Callable[..., Any]] | None,
+    decoders: Mapping[str, Callable[..., Any]] | None,
     clips: Clips,
     *,
     rows: int,
