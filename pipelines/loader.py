@@ -25,7 +25,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.patience import AGAIN, Patience, Say, say_in_log
 from pipelines.loading.crops import Crops, crops_of_window
 from pipelines.loading.decode import resolve_decode
-from pipelines.loading.feed import Feed, Plan, StreamName, streams_of
+from pipelines.loading.feed import Feed, Plan, streams_of
 from pipelines.loading.flow import refuse_without_flow, views_of
 from pipelines.loading.order import Cursor, Order, Taken, steps_of
 from pipelines.loading.prefetch import Prefetched
@@ -394,7 +394,7 @@ def _feed(manifest: Manifest, spec: LoaderSpec, disk: Patience) -> Feed:
 
 
 def _batch_of(
-    made: Made, clips: Mapping[StreamName, Tensor], manifest: Manifest, spec: LoaderSpec, device: torch.device
+    made: Made, clips: Mapping[str, Tensor], manifest: Manifest, spec: LoaderSpec, device: torch.device
 ) -> ClipBatch:
     instance = made.plan.instance
     columns = (instance, manifest.samples.group[instance], manifest.samples.label[instance], made.plan.start)

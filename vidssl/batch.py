@@ -23,7 +23,7 @@ class ClipBatch:
 
     Attributes:
         clips: view name → float tensor [B, n_clips, C, T, H, W], normalised; all views of a row show the same frames,
-            crop and flip.
+            crop and flip. Flow is in pixels per frame, or a picture normalised like RGB (`flow_encoding=parity`).
         instance: int64 [B], dense 0..N-1: the row of the manifest and the slot of the bank.
         group: int64 [B]; videos cut from one source share it and are never each other's positive.
         label: int64 [B], -1 unknown; read by metrics and UberNCE only, never by a miner.

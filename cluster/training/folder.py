@@ -139,7 +139,8 @@ def _make(plan: Plan, argv: Sequence[str], device: str) -> None:
 
 def _facts(plan: Plan, argv: Sequence[str], device: str) -> dict[str, object]:
     flow = plan.checked.manifest.flow
-    return ({} if flow is None else {"flow": flow.encoding}) | {
+    told: dict[str, object] = {} if flow is None else {"flow": flow.encoding}
+    return told | {
         "data_hash": plan.checked.manifest.hash,
         "command": "vidssl " + " ".join(argv),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),

@@ -16,7 +16,7 @@ import io
 import struct
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,7 +141,9 @@ def _rgb(frame: VideoFrame, converter: VideoReformatter) -> NDArray[np.uint8]:
 
 def _luma(frame: VideoFrame) -> NDArray[np.uint8]:
     plane = frame.planes[0]
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width, None]
+    return np.frombuffer(memoryview(cast(Any, plane)), np.uint8).reshape(-1, plane.line_size)[
+        : frame.height, : frame.width, None
+    ]
 
 
 def _packets_of(

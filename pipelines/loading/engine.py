@@ -35,7 +35,7 @@ class Ran:
         faults: Each row's fault, in any stream; empty: none.
     """
 
-    clips: Mapping[StreamName, Tensor]
+    clips: Mapping[str, Tensor]
     faults: list[str]
 
 

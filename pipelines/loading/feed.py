@@ -67,8 +67,8 @@ class Fed:
     """
 
     plan: Plan
-    videos: Mapping[StreamName, tuple[NDArray[np.uint8], ...]] = field(default_factory=dict)
-    tables: Mapping[StreamName, tuple[NDArray[np.int32], ...]] = field(default_factory=dict)
+    videos: Mapping[str, tuple[NDArray[np.uint8], ...]] = field(default_factory=dict)
+    tables: Mapping[str, tuple[NDArray[np.int32], ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Rows."""

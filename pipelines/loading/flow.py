@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipelines.dataset.flow import FlowForm
 from pipelines.dataset.manifest import Manifest
-from pipelines.loading.feed import OF_FLOW, StreamName
+from pipelines.loading.feed import OF_FLOW
 from vidssl.errors import DataError
 from vidssl.recipe import Clips
 from vidssl.views import make_views
@@ -43,7 +43,7 @@ def refuse_without_flow(manifest: Manifest, views: Sequence[str]) -> None:
 
 
 def views_of(
-    clips: Mapping[StreamName, Tensor], views: Sequence[str], form: Clips, flow: FlowForm | None, channels: int
+    clips: Mapping[str, Tensor], views: Sequence[str], form: Clips, flow: FlowForm | None, channels: int
 ) -> dict[str, Tensor]:
     """Every asked view of the decoded streams, in the asked order.
 

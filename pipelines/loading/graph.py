@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from nvidia import dali
 from nvidia.dali.pipeline import Pipeline
 
@@ -64,7 +65,7 @@ def window_bytes(video: Node, table: Node, start: Node, span: int) -> tuple[Node
 
 def build_pipeline(
     source: Callable[[], list[Any]],
-    decoders: Mapping[StreamName, Callable[..., Any]] | None,
+    decoders: Mapping[str, Callable[..., Any]] | None,
     clips: Clips,
     *,
     rows: int,
@@ -161,25 +162,24 @@ def _made(
 
 def _flow(frames: Node, reading: Reading) -> Node:
     """Luma or grey [T, H, 2·W, C] → u and v in pixels per frame, float [T, H, W, 2]."""
-    u, v = _halves(
-        fn.lookup_table(frames, keys=_VALUES, values=flow_of("companded", reading).tolist(), dtype=types.FLOAT)
-    )
+    u, v = _halves(frames, reading, flow_of("companded", reading), types.FLOAT)
     return fn.reinterpret(fn.cat(u, v, axis=3), layout="FHWC")
 
 
 def _flow_picture(frames: Node, reading: Reading) -> Node:
     """Luma or grey [T, H, 2·W, C] → the published picture (no motion, v, u), uint8 [T, H, W, 3]."""
-    codes = fn.lookup_table(frames, keys=_VALUES, values=picture_of(reading).tolist(), dtype=types.UINT8)
-    u, v = _halves(codes)
+    u, v = _halves(frames, reading, picture_of(reading), types.UINT8)
     still = fn.cast(u * np.uint8(0) + np.uint8(STILL), dtype=types.UINT8)
     return fn.reinterpret(fn.cat(still, v, u, axis=3), layout="FHWC")
 
 
-def _halves(frames: Node) -> tuple[Node, Node]:
-    """Left and right half of the first channel."""
-    one = fn.slice(frames, 0, 1, axes=[3], normalized_anchor=False, normalized_shape=False)
+def _halves(frames: Node, reading: Reading, table: NDArray[Any], kind: Any) -> tuple[Node, ...]:
+    """Left and right half of the first channel, each value replaced by that of the table."""
+    if reading == "grey":  # three equal channels
+        frames = fn.slice(frames, 0, 1, axes=[3], normalized_anchor=False, normalized_shape=False)
+    values = fn.lookup_table(frames, keys=_VALUES, values=table.tolist(), dtype=kind)
     return tuple(
-        fn.slice(one, begin, 0.5, axes=[2], normalized_anchor=True, normalized_shape=True) for begin in (0.0, 0.5)
+        fn.slice(values, begin, 0.5, axes=[2], normalized_anchor=True, normalized_shape=True) for begin in (0.0, 0.5)
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipelines.dataset.shards import sample_key
 from pipelines.loading.decode import Decode
 from pipelines.loading.engine import ClipGraph, Ran, last_line
-from pipelines.loading.feed import Fed, Feed, Plan, StreamName, rows_to_take
+from pipelines.loading.feed import Fed, Feed, Plan, rows_to_take
 from vidssl.errors import DataError
 from vidssl.recipe import Loader
 
@@ -55,7 +55,7 @@ class Made:
     """
 
     plan: Plan
-    clips: Mapping[StreamName, Tensor]
+    clips: Mapping[str, Tensor]
     bad: tuple[BadSample, ...]
 
 

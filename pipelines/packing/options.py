@@ -93,7 +93,7 @@ class PackOptions(BaseModel):
     )
     flow_encoding: Literal["companded", "parity"] = Field(
         default="companded",
-        description="companded (exact, as numbers) | parity (8-bit pictures, for published flow checkpoints)",
+        description="companded (numbers, finer near zero) | parity (8-bit pictures, for published flow checkpoints)",
     )
     flow_crf: Annotated[int, Field(ge=0, le=63)] | None = Field(
         default=None, description="quality of the flow; h264 29 (parity 14), vp9 32 (parity 12)"

@@ -13,7 +13,7 @@ from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.packing.catalog import FORMATS
 from pipelines.packing.listing import Catalog
 from pipelines.packing.options import PackOptions
-from pipelines.packing.staging import Staging
+from pipelines.packing.staging import ADDITION, Staging
 from vidssl.errors import DataError
 from vidssl.files import remove_parts
 from vidssl.marks import mark, mark_of, refuse_foreign
@@ -95,6 +95,7 @@ def begin(out: Path, plan: Mapping[str, str], options: PackOptions) -> Staging:
     same = before is not None and not _differs(before, plan)
     if before is not None and not same and not options.fresh:
         _refuse_other(out, before, plan)
+    Staging(out, ADDITION).remove()  # flow for a pack that is thrown away now
     made = _made(out)  # of a pack that is thrown away, or of an assembly that was killed: it is written again
     if mark_of(out) is None:
         mark(out, KIND)

@@ -212,7 +212,28 @@ def test_an_addition_killed_at_any_time_leaves_a_whole_pack_or_is_finished_by_th
     assert not (copy / ".staging-flow").exists()
 
 
-@pytest.mark.parametrize("moved", range(6))
+@pytest.mark.parametrize("renames", [0, 3])
+def test_the_new_manifest_comes_into_place_last(flowing, plain, copy, monkeypatch, renames):
+    whole, real, done = copy / ".staging-flow" / "whole", Path.replace, []
+
+    def dying(path, target):
+        if path.parent == whole and Path(target).parent == copy:
+            if len(done) == renames:
+                raise OSError(errno.EIO, "the power is gone")
+            done.append(path.name)
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", dying)
+    with pytest.raises(StorageError, match="the power is gone"):
+        add(copy)
+    assert len(done) == renames
+    assert json.loads((copy / "manifest.json").read_text())["hash"] == plain.hash
+    monkeypatch.undo()
+    assert add(copy).hash == flowing.hash
+    assert load_manifest(copy, "sha256").hash == flowing.hash
+
+
+@pytest.mark.parametrize("moved", [0, 2, 5])
 def test_a_kill_between_the_renames_is_finished_by_whoever_packs_next(flowing, plain, copy, source, moved):
     """`moved` of the new files are in place; the old manifest no longer fits and the new one is not there yet."""
     whole = copy / ".staging-flow" / "whole"

@@ -3,11 +3,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from pipelines.dataset.shards import COMPONENTS, StoredSample, file_sha256, read_index, write_index, write_shard
+from pipelines.dataset.shards import COMPONENTS, FLOW, StoredSample, file_sha256, read_index, write_index, write_shard
 from vidssl.errors import DataError
 
 
@@ -30,6 +31,22 @@ def test_the_index_is_byte_equal_to_that_of_dalis_own_tool(tmp_path):
     command = [sys.executable, "-m", "wds2idx", str(tmp_path / "s.tar"), str(tmp_path / "reference.idx")]
     subprocess.run(command, check=True, capture_output=True)
     assert (tmp_path / "s.idx").read_bytes() == (tmp_path / "reference.idx").read_bytes()
+
+
+def test_flow_comes_last_in_tar_and_index_and_a_shard_has_it_of_all_samples_or_of_none(tmp_path):
+    both = [replace(one, flow_mp4=b"flow", flow_gop=np.arange(6, dtype=np.int32), flow_json=b"{}") for one in samples()]
+    write_shard(tmp_path / "s.tar", both)
+    command = [sys.executable, "-m", "wds2idx", str(tmp_path / "s.tar"), str(tmp_path / "reference.idx")]
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "s.idx").read_bytes() == (tmp_path / "reference.idx").read_bytes()
+    index, data = read_index(tmp_path / "s.tar"), (tmp_path / "s.tar").read_bytes()
+    assert index.has_flow
+    for row, one in enumerate(both):
+        assert index.span(row)[1] < index.span(row, FLOW)[0]
+        for name in FLOW.members:
+            assert data[index.offset[name][row] :][: index.size[name][row]] == one.component(name)
+    write_shard(tmp_path / "t.tar", [*both[:-1], samples()[-1]])
+    assert not read_index(tmp_path / "t.tar").has_flow
 
 
 def test_members_come_in_their_order_without_traces_of_time_or_owner(tmp_path):

@@ -76,7 +76,9 @@ def batches(manifest, wanted, count=1):
         loader.close()
 
 
-@pytest.mark.parametrize(("codec", "decode"), [("h264", "py"), ("vp9", "py"), ("vp9", "dali-cpu")])
+@pytest.mark.parametrize(
+    ("codec", "decode"), [("h264", "py"), pytest.param("vp9", "py", marks=pytest.mark.slow), ("vp9", "dali-cpu")]
+)
 def test_rgb_and_flow_show_the_same_frames_in_500_random_windows(packs, codec, decode):
     table, seen = flow_of("companded"), 0
     for batch in batches(packs(codec), spec(decode=decode, batch=5, per_video=4, size=16), 25):
