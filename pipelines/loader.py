@@ -183,9 +183,8 @@ class TrainLoader:
         `epoch`, `taken` and `owed` are the order's cursor, `step` counts batches. Bad samples are no part of it: whoever
         goes on from here tries them again.
         """
-        cursor = {"epoch": self._cursor.epoch, "taken": self._cursor.taken, "owed": list(self._cursor.owed)}
         split = {"batch": self.spec.batch, "world": self.order.world}
-        return {**self._identity(), **split, "step": self._delivered, **cursor}
+        return {**self._identity(), **split, "step": self._delivered, **self._cursor.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the loader that gave `state` stood: same samples, same frames, same pixels.
@@ -203,7 +202,7 @@ class TrainLoader:
                     "its order would not go on; resume with the same setting or start a new run"
                 )
         self.close()
-        self._delivered, self._cursor = int(state["step"]), _cursor_of(state, len(self.order.rows))
+        self._delivered, self._cursor = int(state["step"]), Cursor.of_state(state, len(self.order.rows))
         self._ahead.clear()
         self.meter.bad = []
 
@@ -214,11 +213,8 @@ class TrainLoader:
             self._prefetched = None
 
     def _identity(self) -> dict[str, Any]:
-        return {
-            "data": self.manifest.hash,
-            "split": self.split,
-            "seed": self.spec.seed,
-        } | ({} if self._chosen is None else {"instances": self._chosen})
+        about = {"data": self.manifest.hash, "split": self.split, "seed": self.spec.seed}
+        return about if self._chosen is None else about | {"instances": self._chosen}
 
     def _batches(self) -> Iterator[tuple[ClipBatch, tuple[BadSample, ...]]]:
         spec = self.spec
@@ -347,13 +343,6 @@ class EvalLoader:
         flat = replace(made, plan=replace(plan.taken(rows), start=plan.start.reshape(-1, 1)))
         each = {name: one.flatten(0, 1)[:, None] for name, one in clips.items()}
         return _batch_of(flat, each, self.manifest, self.spec, self.device)
-
-
-def _cursor_of(state: Mapping[str, Any], videos: int) -> Cursor:
-    """Of a loader's state; one of an older version counts steps of its own size."""
-    if "taken" not in state:
-        return Cursor.of_steps(int(state["step"]), videos, int(state["batch"]) * int(state["world"]))
-    return Cursor(int(state["epoch"]), int(state["taken"]), tuple(int(place) for place in state["owed"]))
 
 
 @lru_cache(maxsize=8)

@@ -12,9 +12,10 @@ passed over and *owed*: it comes first in the step after.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,17 @@ class Cursor:
         """Of a run that left the last `videos` mod `together` samples of every epoch out, as versions without a cursor did."""
         epoch, step = divmod(steps, videos // together)
         return cls(epoch, step * together)
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any], videos: int) -> Cursor:
+        """Of a loader's state; one of an older version counts steps of its own size."""
+        if "taken" not in state:
+            return cls.of_steps(int(state["step"]), videos, int(state["batch"]) * int(state["world"]))
+        return cls(int(state["epoch"]), int(state["taken"]), tuple(int(place) for place in state["owed"]))
+
+    def state(self) -> dict[str, Any]:
+        """For `of_state`."""
+        return {"epoch": self.epoch, "taken": self.taken, "owed": list(self.owed)}
 
     def seen(self, videos: int) -> int:
         """Samples taken since the beginning, of N = `videos` in an epoch."""
