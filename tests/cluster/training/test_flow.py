@@ -111,7 +111,7 @@ def test_iic_trains_on_rgb_with_one_component_of_flow(flowing, tmp_path, capsys,
     words = [
         *SMALL,
         "model.backbone=tiny",
-        "model.dim=64",
+        "model.dim=128",
         "method.iic.negatives=8",
         f"method.second_view={view}",
         "name=iic",
