@@ -186,7 +186,7 @@ def _stage_all(task: _Task, staging: Staging) -> None:
     if before:
         watch.say(f"going on: {len(before)} of {len(rows)} videos were done before")
     if (form := task.options.flow_form()) is not None and jobs:
-        hour = {(task.options.size * 4 // 3, task.options.size): round(3600 * task.options.target().fps)}
+        hour = {(task.options.size * 4 // 3, task.options.size): round(3600 * float(task.work.target.fps))}
         watch.say(
             f"an hour of video has {costs(form, hour, task.workers).removeprefix(f'flow={form.algorithm} of ')}, by {form.algorithm}"
         )

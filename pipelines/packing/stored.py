@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
+
+import av
 
 from pipelines.dataset.manifest import load_manifest
 from pipelines.dataset.patience import AGAIN, Patience
 from pipelines.dataset.reader import PATIENCE_S, SampleError, ShardReader
 from pipelines.packing.normalise import checked_and_flow
+from pipelines.packing.timeline import plain_rate
 from pipelines.packing.verdict import Outcome, Target, Verdict
 from vidssl.errors import DataError
 
@@ -36,10 +41,20 @@ def flow_of_stored(root: str, instance: int, name: str, target: Target, alive: C
     frames, size = int(samples.frames[instance]), (int(samples.width[instance]), int(samples.height[instance]))
     try:
         video, _ = reader.read(instance)
-        flow = checked_and_flow(video.tobytes(), frames, size, target, alive)
+        stored = video.tobytes()
+        flow = checked_and_flow(stored, frames, size, _at_its_rate(target, stored), alive)
     except (SampleError, DataError) as error:
         return Outcome(Verdict(name, "rejected", str(error)))
     return Outcome(Verdict(name, "packed", ""), b"", frames, *size, flow=flow)
+
+
+def _at_its_rate(target: Target, mp4: bytes) -> Target:
+    """The target at the rate that the packed video has, where each keeps that of its source."""
+    if not target.own_rate:
+        return target
+    with av.open(io.BytesIO(mp4), "r") as container:
+        rate = container.streams.video[0].average_rate
+    return target if rate is None else replace(target, fps=plain_rate(rate))
 
 
 @lru_cache(maxsize=1)
