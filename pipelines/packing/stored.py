@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from functools import lru_cache
 
 import av
@@ -54,7 +55,8 @@ def _at_its_rate(target: Target, mp4: bytes) -> Target:
         return target
     with av.open(io.BytesIO(mp4), "r") as container:
         rate = container.streams.video[0].average_rate
-    return target if rate is None else replace(target, fps=plain_rate(rate))
+    # Fraction, for PyAV 19 gives a type of its own, which cannot be rounded.
+    return target if rate is None else replace(target, fps=plain_rate(Fraction(rate)))
 
 
 @lru_cache(maxsize=1)
