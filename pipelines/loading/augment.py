@@ -17,6 +17,8 @@ same crop, ColorJitter(.4, .4, .4, .1) w.p. .3, no grey, no blur, one flip for t
 171 columns are .873 of the height). IIC squeezes any other frame to 4:3 first; here nothing is squeezed: the square stays a
 square of the frame as it is packed, and a longer frame has more places for it. IIC flips nothing: `augment.flip=false`.
 
+A crop is a rectangle of whole pixels, each place in the frame equally likely, as in the papers' code.
+
 `augment.normalize` says what colours become: `imagenet` (minus mean, over deviation) or `unit` (0 … 1, IIC).
 
 On purpose not as published: brightness, contrast, saturation and hue are applied in this order (there: random) as one
@@ -35,7 +37,7 @@ from numpy.typing import NDArray
 from pipelines.loading.chance import Purpose, uniforms
 from vidssl.recipe import Augment
 
-__all__ = ["INNER", "LUMA", "MEAN", "STD", "Looks", "centre_looks", "drawn_looks"]
+__all__ = ["INNER", "LUMA", "MEAN", "STD", "Looks", "centre_looks", "drawn_looks", "whole_pixels"]
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255  # ImageNet's, in grey levels
 STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
@@ -95,10 +97,10 @@ def centre_looks(sides: NDArray[np.integer], clips: int, normalize: str = "image
     """
     rows, (mean, std) = len(sides), _SCALES[normalize]
     short = sides.min(axis=1, keepdims=True)
-    start = (sides - short) / 2
+    start, end = whole_pixels(np.full(2, 0.5), short, sides)
     return Looks(
-        roi_start=_each_clip(start / sides, clips),
-        roi_end=_each_clip((start + short) / sides, clips),
+        roi_start=np.repeat(start[:, None], clips, axis=1),
+        roi_end=np.repeat(end[:, None], clips, axis=1),
         mirror=np.zeros((rows, clips), np.int32),
         mean=np.broadcast_to(mean, (rows, clips, 3)),
         std=np.broadcast_to(std, (rows, clips, 3)),
@@ -108,6 +110,25 @@ def centre_looks(sides: NDArray[np.integer], clips: int, normalize: str = "image
         sigma=np.zeros((rows, clips), np.float32),
         alone=np.full(rows, -1, np.int64),
     )
+
+
+def whole_pixels(
+    place: NDArray[np.floating], size: NDArray[np.number], frame: NDArray[np.number], drawn: bool = False
+) -> tuple[Floats, Floats]:
+    """Rectangles of whole pixels, as in the papers' code, in shares of the frame.
+
+    Args:
+        place: [..., 2], (y, x) of the first corner in units of the room that the frame leaves: 0 … 1.
+        size: [..., 2] or [..., 1], height and width in pixels, rounded here.
+        frame: [..., 2], height and width of the frame.
+        drawn: `place` is uniform in [0, 1), and every place is to be equally likely, the last one included.
+
+    Returns:
+        `roi_start` and `roi_end` of `Looks`.
+    """
+    side = np.clip(np.rint(size), 1, frame)
+    first = np.floor(place * (frame - side + 1)) if drawn else np.rint(place * (frame - side))
+    return (first / frame).astype(np.float32), ((first + side) / frame).astype(np.float32)
 
 
 def drawn_looks(
@@ -160,8 +181,7 @@ class _Draws:
 def _squares(draw: _Draws, sides: NDArray[np.integer]) -> tuple[Floats, Floats]:
     """Squares of 7/8 of the short side, uniformly anywhere in the frame."""
     side = INNER * sides.min(axis=1).astype(float)[:, None, None]
-    start = np.stack([draw.y, draw.x], -1) * (sides[:, None] - side)
-    return (start / sides[:, None]).astype(np.float32), ((start + side) / sides[:, None]).astype(np.float32)
+    return whole_pixels(np.stack([draw.y, draw.x], -1), side, sides[:, None], drawn=True)
 
 
 def _crops(draw: _Draws, sides: NDArray[np.integer], min_area: float, swapped: bool) -> tuple[Floats, Floats]:
@@ -177,11 +197,8 @@ def _crops(draw: _Draws, sides: NDArray[np.integer], min_area: float, swapped: b
     some, short = fits.any(axis=-1), np.minimum(height, width)
     wide = np.where(some, np.take_along_axis(wide, tried, -1)[..., 0], short)
     high = np.where(some, np.take_along_axis(high, tried, -1)[..., 0], short)
-    top = np.where(some, draw.y, 0.5) * (height - high)
-    left = np.where(some, draw.x, 0.5) * (width - wide)
-    start, size, frame = np.stack([top, left], -1), np.stack([high, wide], -1), sides[:, None].astype(float)
-    first, last = np.clip(start / frame, 0, 1), np.clip((start + size) / frame, 0, 1)
-    return first.astype(np.float32), last.astype(np.float32)
+    place = np.stack([np.where(some, draw.y, 0.5), np.where(some, draw.x, 0.5)], -1)
+    return whole_pixels(place, np.stack([high, wide], -1), sides[:, None], drawn=True)
 
 
 def _lit(looks: Looks, draw: _Draws) -> Looks:
@@ -225,7 +242,3 @@ def _hue(turn: NDArray[np.float64]) -> NDArray[np.float64]:
     cos, sin, zero, one = np.cos(turn), np.sin(turn), np.zeros_like(turn), np.ones_like(turn)
     rotation = np.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], axis=-1).reshape(*turn.shape, 3, 3)
     return _TO_RGB @ rotation @ _TO_YIQ
-
-
-def _each_clip(values: NDArray[np.floating], clips: int) -> Floats:
-    return np.repeat(values[:, None].astype(np.float32), clips, axis=1)

@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.loading.augment import INNER, Looks, centre_looks
+from pipelines.loading.augment import INNER, Looks, centre_looks, whole_pixels
 from vidssl.errors import RecipeError
 
 __all__ = ["Crops", "crop_looks", "crops_of_window"]
@@ -60,10 +60,10 @@ def crop_looks(sides: NDArray[np.integer], crops: str, normalize: str = "imagene
     place = np.tile(_PLACES, (2, 1)) if crops == "ten" else _PLACES[4:]
     side = INNER * sides.min(axis=1).astype(float)[:, None, None]
     frame = sides[:, None].astype(float)
-    start = place * (frame - side)
+    start, end = whole_pixels(place, side, frame)
     return replace(
         looks,
-        roi_start=(start / frame).astype(np.float32),
-        roi_end=((start + side) / frame).astype(np.float32),
+        roi_start=start,
+        roi_end=end,
         mirror=np.broadcast_to(np.arange(len(place)) >= 5, looks.mirror.shape).astype(np.int32),
     )

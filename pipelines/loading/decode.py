@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from av import Packet, VideoCodecContext, VideoFrame
     from av.video.reformatter import VideoReformatter
 
-__all__ = ["DALI_CPU_CODECS", "Decode", "Picture", "decode_clips", "resolve_decode"]
+__all__ = ["DALI_CPU_CODECS", "Decode", "Picture", "decode_clips", "decode_frames", "resolve_decode"]
 
 Decode = Literal["nvdec", "dali-cpu", "py"]
 Picture = Literal["rgb", "luma"]
@@ -72,7 +72,21 @@ def decode_clips(
     slicing: bool = True,
     picture: Picture = "rgb",
 ) -> NDArray[np.uint8]:
-    """Clips of one packed video; what they share is decoded once.
+    """Whole frames of clips of one packed video, uint8 [n, T, H, W, 3], RGB, or [n, T, H, W, 1]; see `decode_frames`."""
+    found, place = decode_frames(video, table, starts, frames, stride, slicing, picture)
+    return found[place]
+
+
+def decode_frames(
+    video: NDArray[np.uint8],
+    table: NDArray[np.int32],
+    starts: Sequence[int],
+    frames: int,
+    stride: int,
+    slicing: bool = True,
+    picture: Picture = "rgb",
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The frames of clips of one packed video; what they share is decoded once.
 
     Args:
         video: uint8 [bytes], fragmented MP4 with one closed GOP per fragment and no reordered frames.
@@ -84,7 +98,8 @@ def decode_clips(
         picture: What is made of a frame: `rgb`, or its `luma` plane as it is.
 
     Returns:
-        uint8 [n, T, H, W, 3], RGB, or [n, T, H, W, 1]. Frames past the end are the last frame again.
+        The m different frames, uint8 [m, H, W, 3], RGB, or [m, H, W, 1]; and int64 [n, T], which of them each clip shows.
+        Frames past the end are the last frame again.
 
     Raises:
         DataError: the bytes do not decode to those frames.
@@ -92,8 +107,7 @@ def decode_clips(
     last = int(table[0]) - 1
     numbers = np.minimum(np.asarray(starts)[:, None] + np.arange(frames) * stride, last)
     wanted, place = np.unique(numbers, return_inverse=True)
-    found = _decode_frames(video, table, wanted, slicing, picture)
-    return found[place.reshape(numbers.shape)]
+    return _decode_frames(video, table, wanted, slicing, picture), place.reshape(numbers.shape)
 
 
 def _decode_frames(

@@ -15,13 +15,17 @@ from torch import Tensor
 
 from pipelines.dataset.flow import FlowForm
 from pipelines.loading.augment import Looks
-from pipelines.loading.decode import Decode, Picture, decode_clips
+from pipelines.loading.cut import cut
+from pipelines.loading.decode import Decode, Picture, decode_frames
 from pipelines.loading.feed import Fed, StreamName
 from pipelines.loading.graph import build_pipeline, shaded
 from vidssl.errors import DataError, DeviceError
 from vidssl.recipe import Clips
 
 __all__ = ["ClipGraph", "Ran", "inputs_of", "last_line"]
+
+Rows = Sequence[Any]
+"""An input of the graph, one entry per row."""
 
 _PICTURE: dict[StreamName, Picture] = {"rgb": "rgb", "flow": "luma"}
 
@@ -115,8 +119,8 @@ class ClipGraph:
         self.decode, self.clips, self.group, self.slicing = decode, clips, group, slicing
         self.coloured = coloured and self.shaded
         self._source: Callable[[], Fed] | None = None
-        self._pool = ThreadPoolExecutor(threads, "decode") if decode == "py" and threads > 1 else None
         device_id = None if device.type == "cpu" else device.index or 0
+        self._pool = ThreadPoolExecutor(threads, "decode") if decode == "py" and threads > 1 else None
         self._pipeline = build_pipeline(
             self._inputs,
             {name: partial(self._decoded, _PICTURE[name]) for name in streams} if decode == "py" else None,
@@ -164,26 +168,47 @@ class ClipGraph:
         return inputs_of(self._source(), self.coloured, self.crops > 1, self.shaded)
 
     def _decoded(
-        self, picture: Picture, videos: Sequence[Any], tables: Sequence[Any], starts: Sequence[Any]
+        self, picture: Picture, videos: Rows, tables: Rows, starts: Rows, roi_start: Rows, roi_end: Rows
     ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
-        heads = range(0, len(videos), self.group)
-        jobs = [(videos[head], tables[head], [int(one) for one in starts[head : head + self.group]]) for head in heads]
+        """Whole frames of flow, whose numbers have to be read before they are resized; crops of RGB."""
+        parts = [slice(head, head + self.group) for head in range(0, len(videos), self.group)]
+        jobs = [
+            (videos[part.start], tables[part.start], starts[part], roi_start[part], roi_end[part]) for part in parts
+        ]
         work = partial(self._decoded_video, picture)
         done = list(self._pool.map(work, jobs) if self._pool else map(work, jobs))
         return [clip for clips, _ in done for clip in clips], [fault for _, faults in done for fault in faults]
 
     def _decoded_video(
-        self, picture: Picture, job: tuple[Any, Any, list[int]]
-    ) -> tuple[Sequence[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
-        video, table, starts = job
+        self, picture: Picture, job: tuple[Any, Any, Rows, Rows, Rows]
+    ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
+        video, table, starts, roi_start, roi_end = job
+        form, first = self.clips, [int(one) for one in starts]
         try:
-            form, stored = self.clips, (np.asarray(video), np.asarray(table))
-            clips = decode_clips(*stored, starts, form.frames, form.stride, self.slicing, picture)
+            stored = np.asarray(video), np.asarray(table)
+            frames, place = decode_frames(*stored, first, form.frames, form.stride, self.slicing, picture)
         except DataError as error:
-            blank = np.zeros((self.clips.frames, 16, 32, 3 if picture == "rgb" else 1), np.uint8)
             fault = np.frombuffer((str(error) or "unknown").encode(), np.uint8)
-            return [blank] * len(starts), [fault] * len(starts)
-        return list(clips), [np.empty(0, np.uint8)] * len(starts)
+            return [self._blank(picture)] * len(first), [fault] * len(first)
+        if picture == "luma":
+            clips = list(frames[place])
+        else:
+            looks = zip(place, roi_start, roi_end, strict=True)
+            clips = [self._cut(frames, rows, *corners) for rows, *corners in looks]
+        return clips, [np.empty(0, np.uint8)] * len(first)
+
+    def _blank(self, picture: Picture) -> NDArray[np.uint8]:
+        if picture == "luma":
+            return np.zeros((self.clips.frames, 16, 32, 1), np.uint8)
+        return np.zeros((self.clips.frames * self.crops, self.clips.size, self.clips.size, 3), np.uint8)
+
+    def _cut(
+        self, frames: NDArray[np.uint8], rows: NDArray[np.int64], roi_start: Any, roi_end: Any
+    ) -> NDArray[np.uint8]:
+        """The crops of one row, one after the other: [crops · T, size, size, 3]."""
+        corners = zip(np.asarray(roi_start).reshape(-1, 2), np.asarray(roi_end).reshape(-1, 2), strict=True)
+        crops = [cut(frames, rows, *pair, self.clips.size) for pair in corners]
+        return crops[0] if len(crops) == 1 else np.concatenate(crops)
 
 
 def last_line(error: Exception) -> str:

@@ -81,7 +81,8 @@ def build_pipeline(
 
     Args:
         source: Called once per batch; returns `inputs_of` a batch.
-        decoders: Python decoders of a whole batch, of each stream; None: DALI's own, on the GPU where there is one.
+        decoders: Python decoders of a whole batch, of each stream, which crop and resize RGB too; None: DALI's own, on the
+            GPU where there is one.
         clips: T, stride, size.
         rows: The most clips of a batch.
         threads: DALI's threads.
@@ -111,14 +112,16 @@ def build_pipeline(
         out: list[Node] = []
         for number, name in enumerate(streams):
             video, table = stored[2 * number : 2 * number + 2]
+            form = flow if name == "flow" else None
             if decoders is not None:
-                frames, faults = _by_python(decoders[name], video, table, start, device_id)
+                given = (video, table, start, look["roi_start"], look["roi_end"])
+                frames, faults = _by_python(decoders[name], given, device_id)
             else:
                 frames = _native(video, table, start, clips, device_id, slicing)
                 faults = fn.slice(video, 0, 0, axes=[0], normalized_anchor=False, normalized_shape=False)
             reading: Reading = "grey" if decoders is None else "luma"
-            form = flow if name == "flow" else None
-            out += [_made(frames, form, reading, clips.size, crops, colour, look), faults]
+            sized = clips.frames if form is None and decoders is not None else None
+            out += [_made(frames, form, reading, clips.size, sized, crops, colour, look), faults]
         return tuple(out)
 
     with _annotations_of_dali():
@@ -130,11 +133,9 @@ def shaded(streams: tuple[StreamName, ...], flow: FlowForm | None) -> bool:
     return "rgb" in streams or (flow is not None and flow.parity)
 
 
-def _by_python(
-    decoder: Callable[..., Any], video: Node, table: Node, start: Node, device_id: int | None
-) -> tuple[Node, Node]:
+def _by_python(decoder: Callable[..., Any], given: tuple[Node, ...], device_id: int | None) -> tuple[Node, Node]:
     frames, faults = fn.python_function(
-        video, table, start, function=decoder, batch_processing=True, num_outputs=2, output_layouts=["FHWC", ""]
+        *given, function=decoder, batch_processing=True, num_outputs=2, output_layouts=["FHWC", ""]
     )
     return (frames if device_id is None else frames.gpu()), faults
 
@@ -144,12 +145,19 @@ def _made(
     form: FlowForm | None,
     reading: Reading,
     size: int,
+    sized: int | None,
     crops: int,
     colour: list[Node],
     look: Mapping[str, Node],
 ) -> Node:
-    """Decoded frames of one stream → clips; `form` is that of flow, None for RGB."""
-    if form is None:
+    """Decoded frames of one stream → clips.
+
+    `form` is that of flow, None for RGB. `sized` is T where the crops of a row were resized already and lie one behind the
+    other, and None where the frames are whole.
+    """
+    if sized is not None:
+        finish = _augmented_crop
+    elif form is None:
         finish = _augmented
     elif form.parity:
         frames, finish = _flow_picture(frames, reading), _augmented
@@ -157,7 +165,11 @@ def _made(
         frames, finish, colour = _flow(frames, reading), _resized_flow, []
     if crops == 1:
         return finish(frames, size, *colour, **look)
-    return fn.stack(*(finish(frames, size, **{key: one[crop] for key, one in look.items()}) for crop in range(crops)))
+    made: list[Node] = []
+    for crop in range(crops):  # DALI rewrites this function and knows no `zip` with `strict`
+        part = frames if sized is None else _part(frames, crop * sized, sized)
+        made.append(finish(part, size, **{key: one[crop] for key, one in look.items()}))
+    return fn.stack(*made)
 
 
 def _flow(frames: Node, reading: Reading) -> Node:
@@ -228,7 +240,12 @@ def _augmented(
     std: Node,
 ) -> Node:
     """Crop and resize in one pass, colour and blur of the rows that have them, flip and normalise in one pass."""
-    frames = _resized(frames, size, roi_start, roi_end)
+    return _augmented_crop(_resized(frames, size, roi_start, roi_end), size, colour, mirror=mirror, mean=mean, std=std)
+
+
+def _augmented_crop(
+    frames: Node, _: int, colour: Node | None = None, *, mirror: Node, mean: Node, std: Node, **corners: Node
+) -> Node:
     if colour is not None:
         frames = _blurred(_coloured(frames, colour), colour)
     return fn.crop_mirror_normalize(frames, dtype=types.FLOAT, output_layout="CFHW", mirror=mirror, mean=mean, std=std)
