@@ -108,19 +108,18 @@ def build_pipeline(
         count = 2 * len(streams) + 1 + len(names) + coloured
         given = list(fn.external_source(source=source, num_outputs=count, batch=True))
         stored, (start, *rest) = given[: 2 * len(streams)], given[2 * len(streams) :]
-        look, colour = {name: rest[number] for number, name in enumerate(names)}, rest[len(names) :]
+        look, colour = dict(zip(names, rest)), rest[len(names) :]  # noqa: B905 (DALI's `zip` knows no `strict`)
         out: list[Node] = []
         for number, name in enumerate(streams):
             video, table = stored[2 * number : 2 * number + 2]
             form = flow if name == "flow" else None
             if decoders is not None:
-                given = (video, table, start, look["roi_start"], look["roi_end"])
-                frames, faults = _by_python(decoders[name], given, device_id)
+                frames, faults = _by_python(decoders[name], (video, table, start, *rest[:2]), device_id)
             else:
                 frames = _native(video, table, start, clips, device_id, slicing)
                 faults = fn.slice(video, 0, 0, axes=[0], normalized_anchor=False, normalized_shape=False)
-            reading: Reading = "grey" if decoders is None else "luma"
             sized = clips.frames if form is None and decoders is not None else None
+            reading = "grey" if decoders is None else "luma"
             out += [_made(frames, form, reading, clips.size, sized, crops, colour, look), faults]
         return tuple(out)
 
