@@ -118,9 +118,8 @@ def build_pipeline(
             else:
                 frames = _native(video, table, start, clips, device_id, slicing)
                 faults = fn.slice(video, 0, 0, axes=[0], normalized_anchor=False, normalized_shape=False)
-            sized = clips.frames if form is None and decoders is not None else None
-            reading = "grey" if decoders is None else "luma"
-            out += [_made(frames, form, reading, clips.size, sized, crops, colour, look), faults]
+            reading: Reading = "grey" if decoders is None else "luma"
+            out += [_made(frames, form, reading, clips, crops, colour, look), faults]
         return tuple(out)
 
     with _annotations_of_dali():
@@ -143,21 +142,18 @@ def _made(
     frames: Node,
     form: FlowForm | None,
     reading: Reading,
-    size: int,
-    sized: int | None,
+    clips: Clips,
     crops: int,
     colour: list[Node],
     look: Mapping[str, Node],
 ) -> Node:
-    """Decoded frames of one stream → clips.
+    """Decoded frames of one stream → clips; `form` is that of flow, None for RGB.
 
-    `form` is that of flow, None for RGB. `sized` is T where the crops of a row were resized already and lie one behind the
-    other, and None where the frames are whole.
+    RGB that Python decoded (`reading` is "luma") has its final size; the crops of a row lie one behind the other.
     """
-    if sized is not None:
-        finish = _augmented_crop
-    elif form is None:
-        finish = _augmented
+    size, cut = clips.size, form is None and reading == "luma"
+    if form is None:
+        finish = _augmented_crop if cut else _augmented
     elif form.parity:
         frames, finish = _flow_picture(frames, reading), _augmented
     else:
@@ -166,7 +162,7 @@ def _made(
         return finish(frames, size, *colour, **look)
     made: list[Node] = []
     for crop in range(crops):  # DALI rewrites this function and knows no `zip` with `strict`
-        part = frames if sized is None else _part(frames, crop * sized, sized)
+        part = _part(frames, crop * clips.frames, clips.frames) if cut else frames
         made.append(finish(part, size, **{key: one[crop] for key, one in look.items()}))
     return fn.stack(*made)
 
