@@ -87,10 +87,9 @@ def build_pipeline(
         rows: The most clips of a batch.
         threads: DALI's threads.
         device_id: CUDA device; None: CPU.
-        coloured: Whether the graph holds colour and blur at all (preset `paper`).
+        coloured: Whether the graph holds colour and blur at all (preset `paper`); not read with several crops.
         slicing: Cut windows out of the bytes before DALI decodes them.
-        crops: Crops of one row; with more than one, crop, mirror, mean and std have an axis of crops in front (and
-            `coloured` is not read).
+        crops: Crops of one row; with more than one, crop, mirror, mean and std have an axis of crops in front.
         streams: What is decoded.
         flow: What the flow of the pack is.
 
@@ -100,9 +99,9 @@ def build_pipeline(
     """
     options = {"batch_size": rows, "num_threads": threads, "device_id": device_id, "set_affinity": False}
     # Two batches in flight overlap copies, decoding and augmentation on a GPU; on a CPU they would only hold memory.
-    depth = 1 if device_id is None else 2
+    options["prefetch_queue_depth"] = 1 if device_id is None else 2
 
-    @pipeline_def(**options, prefetch_queue_depth=depth, enable_conditionals=True)
+    @pipeline_def(**options, enable_conditionals=True)
     def graph() -> tuple[Node, ...]:
         names = ("roi_start", "roi_end", "mirror", *(("mean", "std") if shaded(streams, flow) else ()))
         count = 2 * len(streams) + 1 + len(names) + coloured
