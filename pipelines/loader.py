@@ -29,6 +29,7 @@ from pipelines.loading.feed import Feed, Plan, streams_of
 from pipelines.loading.flow import refuse_without_flow, views_of
 from pipelines.loading.order import Cursor, Order, Taken, steps_of
 from pipelines.loading.prefetch import Prefetched
+from pipelines.loading.stages import Stages
 from pipelines.loading.stream import BadSample, ClipStream, Made
 from pipelines.loading.windows import Rule, padded_in_front, window_starts
 from vidssl.batch import ClipBatch
@@ -70,12 +71,14 @@ class LoaderMeter:
         batches: Batches delivered.
         bad: Samples found to be bad since this loader began, up to the last delivered batch.
         disk: Retries and waits of the disk, batches made ahead included.
+        stages: What the making of batches takes, those made ahead included.
     """
 
     wait_s: float = 0.0
     batches: int = 0
     bad: list[BadSample] = field(default_factory=list)
     disk: Patience = field(default_factory=lambda: Patience(0.0))
+    stages: Stages = field(default_factory=Stages)
     _read_s: float = 0.0
 
     def read_wait(self) -> float:
@@ -160,6 +163,8 @@ class TrainLoader:
             closed = threading.Event()
             self.meter.disk = Patience(self.spec.loader.patience, self._say, closed)
             self._prefetched = Prefetched(self._batches, self.spec.loader.prefetch, "vidssl-loader", closed)
+        self.meter.stages.asked += 1
+        self.meter.stages.ready += self._prefetched.filled
         before = time.perf_counter()
         batch, bad = next(self._prefetched)
         self.meter.wait_s += time.perf_counter() - before
@@ -219,9 +224,12 @@ class TrainLoader:
     def _batches(self) -> Iterator[tuple[ClipBatch, tuple[BadSample, ...]]]:
         spec = self.spec
         feed = _feed(self.manifest, spec, self.meter.disk)
-        stream = _stream(spec, feed, self.device, spec.clips.per_video, replace=True, on_bad=self._on_bad)
+        stages, ways = self.meter.stages, {"replace": True, "on_bad": self._on_bad}
+        stream = _stream(spec, feed, self.device, spec.clips.per_video, stages=stages, **ways)
         for made in stream.batches(self._plans(feed, self._delivered, self._cursor)):
-            yield _batch_of(made, made.clips, self.manifest, spec, self.device), made.bad
+            with stages.timed("handover"):
+                batch = _batch_of(made, made.clips, self.manifest, spec, self.device)
+            yield batch, made.bad
 
     def _plans(self, feed: Feed, step: int, cursor: Cursor) -> Iterator[Plan]:
         for taken in self.order.walk(cursor):
@@ -372,9 +380,10 @@ def _stream(
     replace: bool,
     on_bad: Callable[[BadSample], None] = lambda bad: None,
     together: bool = False,
+    stages: Stages | None = None,
 ) -> ClipStream:
     decode = resolve_decode(spec.loader.decode, feed.manifest.codec, device)
-    kind = {"per_video": per_video, "together": together, "replace": replace, "on_bad": on_bad}
+    kind = {"per_video": per_video, "together": together, "replace": replace, "on_bad": on_bad, "stages": stages}
     return ClipStream(feed, decode, spec.loader, rows=spec.batch, device=device, **kind)
 
 

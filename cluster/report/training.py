@@ -108,6 +108,17 @@ _CHARTS: Final = (
         "Share of the step time in which the step stood still for the loader.",
         share=True,
     ),
+    Chart(
+        "Making a batch, ms",
+        ("data/read_ms", "data/decode_ms", "data/augment_ms", "data/handover_ms"),
+        "One stage after the other, on the loader's thread: the largest is what to make faster. Where DALI decodes, decode holds augment.",
+    ),
+    Chart(
+        "Batches ready when one is asked for",
+        ("data/queue",),
+        "Share of loader.prefetch that was waiting: full while the loader is faster than the step.",
+        share=True,
+    ),
     Chart("Time of a push", ("bank/push_ms",), "Milliseconds that handing one batch of rows to the bank takes."),
     Chart("Step time", ("step_ms",), "Median milliseconds of a step."),
     Chart("Learning rate", ("lr",), "As the schedule says."),

@@ -14,6 +14,7 @@ from cluster.launch import check_resources, ray_session, resolve_device
 from cluster.training.checks import Checked
 from cluster.training.failure import after_all_retries, read_failure
 from cluster.training.folder import enter, ray_files
+from cluster.training.limit import limit_of_run
 from cluster.training.plan import Plan
 from cluster.training.watch import Say, watch
 from cluster.training.worker import Job, Summary, worker_loop
@@ -67,6 +68,8 @@ def train(plan: Plan, say: Say = lambda line: None, argv: Sequence[str] = ()) ->
             say(note)
         say(_opening(plan, use_gpu))
         summary = _fitted(plan, use_gpu, say)
+        if told := limit_of_run(folder, plan.recipe):
+            say(told)
     return Outcome(folder, summary.step, total, time.monotonic() - began, summary.stopped)
 
 

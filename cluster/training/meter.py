@@ -37,7 +37,7 @@ class StepMeter:
         self, loader: TrainLoader, bank: BankClient | None, view: str, clips_per_step: int, device: torch.device
     ) -> None:
         self._loader, self._bank, self._device = loader, bank, device
-        self._view, self._clips = view, clips_per_step
+        self._view, self._clips, self._stages = view, clips_per_step, loader.meter.stages.copy()
         self._clear()
 
     def timed_next(self) -> ClipBatch:
@@ -86,10 +86,13 @@ class StepMeter:
         self._clear()
         return {"step": step, "epoch": epoch, "lr": rate} | row
 
-    def _of_data(self) -> dict[str, float]:
-        """Since this attempt began, on this rank."""
+    def _of_data(self) -> dict[str, float | None]:
+        """On this rank: sums since this attempt began, and what a batch took to make since the last row."""
         meter = self._loader.meter
-        return dict(zip(SUMS, map(float, (len(meter.bad), meter.disk.retries, meter.disk.waited_s)), strict=True))
+        sums = map(float, (len(meter.bad), meter.disk.retries, meter.disk.waited_s))
+        now, before = meter.stages.copy(), self._stages
+        self._stages = now
+        return dict(zip(SUMS, sums, strict=True)) | now.row(before)
 
     def _health(self) -> dict[str, float]:
         found = examine(torch.cat(list(self._rows)).float().cpu().numpy())

@@ -19,6 +19,7 @@ from pipelines.loading.cut import cut
 from pipelines.loading.decode import Decode, Picture, decode_frames
 from pipelines.loading.feed import Fed, StreamName
 from pipelines.loading.graph import build_pipeline, shaded
+from pipelines.loading.stages import Stages
 from vidssl.errors import DataError, DeviceError
 from vidssl.recipe import Clips
 
@@ -95,6 +96,7 @@ class ClipGraph:
         crops: Crops of one row; with more than one, a row is a window.
         streams: What is decoded.
         flow: What the flow of the pack is; needed where it is decoded.
+        stages: Told what decoding takes, where Python decodes.
 
     Raises:
         DeviceError: the GPU graph cannot be built.
@@ -114,7 +116,9 @@ class ClipGraph:
         crops: int = 1,
         streams: tuple[StreamName, ...] = ("rgb",),
         flow: FlowForm | None = None,
+        stages: Stages | None = None,
     ) -> None:
+        self._stages = stages or Stages()
         self.crops, self.streams, self.shaded = crops, streams, shaded(streams, flow)
         self.decode, self.clips, self.group, self.slicing = decode, clips, group, slicing
         self.coloured = coloured and self.shaded
@@ -176,7 +180,8 @@ class ClipGraph:
             (videos[part.start], tables[part.start], starts[part], roi_start[part], roi_end[part]) for part in parts
         ]
         work = partial(self._decoded_video, picture)
-        done = list(self._pool.map(work, jobs) if self._pool else map(work, jobs))
+        with self._stages.timed("decode"):
+            done = list(self._pool.map(work, jobs) if self._pool else map(work, jobs))
         return [clip for clips, _ in done for clip in clips], [fault for _, faults in done for fault in faults]
 
     def _decoded_video(

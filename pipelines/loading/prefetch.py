@@ -53,6 +53,11 @@ class Prefetched(Generic[Item]):
     def __iter__(self) -> Iterator[Item]:
         return self
 
+    @property
+    def filled(self) -> float:
+        """Share of the `depth` items that are waiting."""
+        return self._ready.qsize() / self._ready.maxsize
+
     def __next__(self) -> Item:
         if self._end is None:
             item = self._take()

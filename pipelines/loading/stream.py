@@ -19,6 +19,7 @@ from pipelines.dataset.shards import sample_key
 from pipelines.loading.decode import Decode
 from pipelines.loading.engine import ClipGraph, Ran, last_line
 from pipelines.loading.feed import Fed, Feed, Plan, rows_to_take
+from pipelines.loading.stages import Stages
 from vidssl.errors import DataError
 from vidssl.recipe import Loader
 
@@ -72,6 +73,7 @@ class ClipStream:
         device: Where the clips go.
         replace: Give bad rows to a donor; otherwise leave them out.
         on_bad: Told of each bad sample once, when it is found.
+        stages: Told what reading, decoding and the rest of the graph take.
     """
 
     def __init__(
@@ -86,7 +88,9 @@ class ClipStream:
         replace: bool,
         on_bad: Callable[[BadSample], None] = lambda bad: None,
         together: bool = False,
+        stages: Stages | None = None,
     ) -> None:
+        self._stages = stages or Stages()
         self._crops, self._clips = (per_video, 1) if together else (1, per_video)  # of one row, of one video
         self.feed, self.loader, self.replace = feed, loader, replace
         self.decode: Decode = decode
@@ -120,7 +124,8 @@ class ClipStream:
         graph = self._graph(self.decode)
         graph.start(self._next_fed)
         try:
-            ran = graph.run()
+            with self._stages.graph(graph.decode != "py"):
+                ran = graph.run()
         except StopIteration:
             return None
         except RuntimeError as error:
@@ -156,6 +161,7 @@ class ClipStream:
                 coloured=self.feed.augment.preset == "paper",
                 streams=self.feed.streams,
                 flow=self.feed.manifest.flow,
+                stages=self._stages,
             )
         return self._graphs[decode]
 
@@ -164,7 +170,9 @@ class ClipStream:
         while True:
             plan = self._again.popleft() if self._again else next(self._plans)
             self._tried[plan.instance] = True
-            fed, _ = self.feed.read(plan, {one.instance for one in self.bad}, self.replace, self._name)
+            with self._stages.timed("read"):
+                fed, _ = self.feed.read(plan, {one.instance for one in self.bad}, self.replace, self._name)
+            self._stages.bytes_read += sum(one.nbytes for stored in fed.videos.values() for one in stored)
             if len(fed):
                 self._flying.append(fed)
                 return fed

@@ -85,6 +85,8 @@ def test_a_run_says_its_steps_and_leaves_nothing_of_ray_behind(straight):
     run, said = straight
     assert any("step     24/24" in line for line in said)
     assert any("bank age 2 steps  fallback 0 %" in line for line in said)
+    assert re.search(r"^(the step is|data is) the limit.* a batch is made in .* ms \(read .*decode", said[-1])
+    assert {"data/read_ms", "data/decode_ms", "data/augment_ms", "data/queue"} <= rows(run)[-1].keys()
     assert not any("a worker was lost" in line for line in said)
     assert leftovers(run) == []
 
