@@ -14,6 +14,7 @@ from cluster.keywords import ReportWords, own_words
 from vidssl.errors import RecipeError
 
 __all__ = [
+    "bench",
     "demo",
     "embed",
     "evaluate",
@@ -173,6 +174,16 @@ def finetune(words: Words) -> int:
     from cluster.finetune.run import finetune_run, finetune_table
 
     say(finetune_table(finetune_run(Path(words["RUN|CARD"]), words.settings, say)))
+    return 0
+
+
+def bench(words: Words) -> int:
+    """How much faster a faster loader could make a training."""
+    from cluster.headspace import run_headspace
+
+    if words["WHAT"] != "headspace":
+        raise RecipeError(f"'{words['WHAT']}' is unknown; type vidssl bench headspace RUN")
+    run_headspace(words["RUN"], words.settings, words.number("--steps") or 0, say)
     return 0
 
 

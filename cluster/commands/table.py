@@ -186,6 +186,13 @@ VERBS: dict[str, Verb] = {
         groups=_of_finetune,
     ),
     "report": Verb(handlers.report, "one self-contained page", (_RUN,), groups=_of_report),
+    "bench": Verb(
+        handlers.bench,
+        "headspace: a run's training with its loader and with batches that are always ready, for some steps each",
+        places=(Place("WHAT", "headspace"), _RUN),
+        options=(Option("--steps", "of each of both trainings", "N", default="60", least=12),),
+        groups=_of_recipe,
+    ),
     "import": Verb(
         handlers.import_,
         "a published checkpoint: what is in it, and as a card",

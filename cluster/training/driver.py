@@ -133,7 +133,7 @@ def _job(plan: Plan) -> Job:
         samples = checked.manifest.samples
         label = samples.label.astype("int64") if spec.labelled else None
         bank = start_bank(spec, samples.group.astype("int64"), label)
-    return Job(checked.recipe, folder.path, checked.manifest.root, bank, spec, plan.bank)
+    return Job(checked.recipe, folder.path, checked.manifest.root, bank, spec, plan.bank, plan.kept)
 
 
 def _bank_spec(checked: Checked, folder: RunFolder) -> BankSpec | None:

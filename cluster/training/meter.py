@@ -19,6 +19,7 @@ from vidssl.health import examine
 if TYPE_CHECKING:
     from cluster.bank.client import BankClient
     from pipelines.loader import TrainLoader
+    from pipelines.loading.cached import CachedLoader
     from vidssl.methods import StepOutput
 
 __all__ = ["StepMeter"]
@@ -34,7 +35,12 @@ class StepMeter:
     """Measures one rank's steps; `read` is a collective and must be called by all ranks at the same step."""
 
     def __init__(
-        self, loader: TrainLoader, bank: BankClient | None, view: str, clips_per_step: int, device: torch.device
+        self,
+        loader: TrainLoader | CachedLoader,
+        bank: BankClient | None,
+        view: str,
+        clips_per_step: int,
+        device: torch.device,
     ) -> None:
         self._loader, self._bank, self._device = loader, bank, device
         self._view, self._clips, self._stages = view, clips_per_step, loader.meter.stages.copy()

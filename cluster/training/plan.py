@@ -66,6 +66,7 @@ class Plan:
         fresh: Whether what lies there is removed first.
         bank: What the bank begins with, where that was typed.
         notes: Sentences for the user.
+        kept: Batches that are served again and again instead of the loader's, to measure; 0: none.
     """
 
     checked: Checked
@@ -75,6 +76,7 @@ class Plan:
     fresh: bool = False
     bank: BankFrom | None = None
     notes: tuple[str, ...] = ()
+    kept: int = 0
 
     @property
     def recipe(self) -> Recipe:

@@ -28,6 +28,7 @@ from cluster.training.skipped import SkippedVideos
 from pipelines.dataset.manifest import load_manifest
 from pipelines.dataset.patience import Patience
 from pipelines.loader import LoaderSpec, TrainLoader
+from pipelines.loading.cached import CachedLoader
 from vidssl.batch import Embeddings, Positives
 from vidssl.errors import VidsslError
 from vidssl.methods import Method, StepOutput, build_method
@@ -64,6 +65,7 @@ class Job:
         bank: Handle of the bank actor, or None.
         bank_spec: What the bank was started with, or None.
         bank_from: What its rows begin with, where that was typed.
+        kept: Batches that are served again and again instead of the loader's; 0: none.
     """
 
     recipe: Recipe
@@ -72,6 +74,7 @@ class Job:
     bank: Any = None
     bank_spec: BankSpec | None = None
     bank_from: BankFrom | None = None
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class Worker:
         self.length = Length(self.recipe.trainer, len(rows))
         self.method = build_method(self.recipe, self.recipe.seed, len(self.manifest), rows).to(self.device)
         self.optimizer = build_optimizer(self.recipe.optim, [p for p in self.method.parameters() if p.requires_grad])
-        self.loader = self._loader()
+        self.loader = CachedLoader(self._loader(), job.kept) if job.kept else self._loader()
         self.open.callback(self.loader.close)
         self.bank = self._bank_client()
         if self.start:

@@ -138,6 +138,7 @@ GOOD: dict[str, list[list[str]]] = {
     "evaluate": [["RUN"], ["RUN", "what=all", "data=PACKED"]],
     "finetune": [["RUN"], ["RUN", "finetune.epochs=1", "init=scratch"]],
     "report": [["RUN"], ["RUN", "data=PACKED"]],
+    "bench": [["headspace", "RUN"], ["headspace", "RUN", "loader.threads=2", "--steps", "24"]],
     "import": [["FILE", "--from", "coclr"], ["FILE", "--from", "iic", "--out", "new"]],
     "export": [["RUN", "--out", "new"]],
     "recipes": [["cpr-tiny"], ["cpr-tiny", "trainer.workers=2"]],
