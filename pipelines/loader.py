@@ -12,7 +12,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -27,6 +27,7 @@ from pipelines.loading.crops import Crops, crops_of_window
 from pipelines.loading.decode import resolve_decode
 from pipelines.loading.feed import Feed, Plan, streams_of
 from pipelines.loading.flow import refuse_without_flow, views_of
+from pipelines.loading.meter import LoaderMeter
 from pipelines.loading.order import Cursor, Order, Taken, steps_of
 from pipelines.loading.prefetch import Prefetched
 from pipelines.loading.stages import Stages
@@ -60,31 +61,6 @@ class LoaderSpec:
     batch: int
     seed: int
     flow_channels: int = 2
-
-
-@dataclass
-class LoaderMeter:
-    """What has been measured so far.
-
-    Attributes:
-        wait_s: Seconds the caller waited for batches that were not ready.
-        batches: Batches delivered.
-        bad: Samples found to be bad since this loader began, up to the last delivered batch.
-        disk: Retries and waits of the disk, batches made ahead included.
-        stages: What the making of batches takes, those made ahead included.
-    """
-
-    wait_s: float = 0.0
-    batches: int = 0
-    bad: list[BadSample] = field(default_factory=list)
-    disk: Patience = field(default_factory=lambda: Patience(0.0))
-    stages: Stages = field(default_factory=Stages)
-    _read_s: float = 0.0
-
-    def read_wait(self) -> float:
-        """Seconds waited since the last call of this."""
-        since, self._read_s = self.wait_s - self._read_s, self.wait_s
-        return since
 
 
 class TrainLoader:

@@ -18,8 +18,8 @@ from vidssl.health import examine
 
 if TYPE_CHECKING:
     from cluster.bank.client import BankClient
+    from cluster.training.cached import CachedLoader
     from pipelines.loader import TrainLoader
-    from pipelines.loading.cached import CachedLoader
     from vidssl.methods import StepOutput
 
 __all__ = ["StepMeter"]

@@ -18,6 +18,7 @@ from cluster.bank.alarm import FallbackAlarm
 from cluster.bank.asked import shared_out
 from cluster.bank.spec import BankSpec
 from cluster.training.agree import from_first_rank, gather_over_ranks, max_over_ranks, together
+from cluster.training.cached import CachedLoader
 from cluster.training.failure import Failure, Halt, failure_of, read_failure, write_failure
 from cluster.training.finite import FiniteWatch
 from cluster.training.length import Length, batch_of, length_from
@@ -28,7 +29,6 @@ from cluster.training.skipped import SkippedVideos
 from pipelines.dataset.manifest import load_manifest
 from pipelines.dataset.patience import Patience
 from pipelines.loader import LoaderSpec, TrainLoader
-from pipelines.loading.cached import CachedLoader
 from vidssl.batch import Embeddings, Positives
 from vidssl.errors import VidsslError
 from vidssl.methods import Method, StepOutput, build_method

@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
+from cluster.training.cached import CachedLoader
 from pipelines.loader import LoaderSpec, TrainLoader
-from pipelines.loading.cached import CachedLoader
 from tests.pipelines.small_packs import make_pack
 from vidssl.recipe import Augment, Clips, Loader
 
