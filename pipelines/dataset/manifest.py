@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -198,8 +198,9 @@ def load_manifest(
     place = address_of(path) or Path(str(path))
     root = place.parent if place.name == MANIFEST else place
     store = open_store(root)
-    for name in (MANIFEST, SAMPLES) if patience is not None else ():
-        patience.insist(str(root / name), lambda name=name: store.size(name))
+    if patience is not None:
+        for name in (MANIFEST, SAMPLES):
+            patience.insist(str(root / name), partial(store.size, name))
     tree = _fields(root, store)
     manifest = _manifest(root, tree, read_columns(root / SAMPLES, lambda: store.read(SAMPLES)))
     if content_hash(manifest) != manifest.hash:

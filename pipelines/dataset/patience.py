@@ -51,6 +51,8 @@ class Patience:
         advice: End of the sentence when it gives up.
 
     Attributes:
+        limit_s: As given.
+        say: As given.
         retries: Attempts that failed and were made again.
         waited_s: Seconds between first failures and their answers.
     """
@@ -58,7 +60,7 @@ class Patience:
     def __init__(
         self, limit_s: float, say: Say = say_in_log, stop: threading.Event | None = None, advice: str = RESUME
     ) -> None:
-        self.limit_s, self._say, self._stop, self._advice = limit_s, say, stop or threading.Event(), advice
+        self.limit_s, self.say, self._stop, self._advice = limit_s, say, stop or threading.Event(), advice
         self.retries, self.waited_s = 0, 0.0
         self._told_of_retries = False
 
@@ -100,7 +102,7 @@ class Patience:
                 ) from error
             if gone >= SAY_AFTER_S and not said:
                 said = True
-                self._say(f"{name} cannot be reached ({_reason(error)}): waiting for it, {self.limit_s:.0f} s at most")
+                self.say(f"{name} cannot be reached ({_reason(error)}): waiting for it, {self.limit_s:.0f} s at most")
             if self._stop.wait(min(pause, self.limit_s - gone)):
                 raise Stopped
             pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -115,13 +117,13 @@ class Patience:
             gone = time.monotonic() - began
             self.waited_s += gone
             if said:
-                self._say(f"{name} is back after {gone:.0f} s: going on")
+                self.say(f"{name} is back after {gone:.0f} s: going on")
             return answer
 
     def _tell_of_retries(self, name: str, error: OSError) -> None:
         if not self._told_of_retries:
             self._told_of_retries = True
-            self._say(
+            self.say(
                 f"{name} could not be read ({_reason(error)}) and is tried again; later retries are counted, not said"
             )
 

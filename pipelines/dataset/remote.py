@@ -155,7 +155,7 @@ def _opened(address: Address) -> Any:
     if importlib.util.find_spec("obstore") is None:
         raise DataError(f"{address} is in a store, and obstore is not installed; type pip install 'vidssl[stores]'")
     import obstore.exceptions
-    from obstore.store import from_url
+    from obstore import store
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     if address.scheme == "s3" and endpoint.startswith("http://") and not os.environ.get("AWS_ALLOW_HTTP"):
@@ -170,8 +170,9 @@ def _opened(address: Address) -> Any:
     }
     if address.scheme == "http":
         client["allow_http"] = True
+    opened: Any = store.from_url  # its overloads are by the literal form of an address
     try:
-        return from_url(str(address), client_options=client, retry_config={"max_retries": 0})  # pyright: ignore[reportArgumentType]
+        return opened(str(address), client_options=client, retry_config={"max_retries": 0})
     except (obstore.exceptions.BaseError, ValueError, OSError) as error:
         raise DataError(
             f"{address} cannot be opened: {_setting(address, str(error))}; look at the variables of the environment"
