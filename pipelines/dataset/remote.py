@@ -157,8 +157,11 @@ def _opened(address: Address) -> Any:
     import obstore.exceptions
     from obstore import store
 
+    plain = address.scheme == "http" or _says_yes(
+        {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP"}.get(address.scheme)
+    )
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    if address.scheme == "s3" and endpoint.startswith("http://") and not os.environ.get("AWS_ALLOW_HTTP"):
+    if address.scheme == "s3" and endpoint.startswith("http://") and not plain:
         raise DataError(
             f"{address} cannot be opened: AWS_ENDPOINT_URL begins with http://, where everybody on the way can read along; "
             "if that is meant, set AWS_ALLOW_HTTP=true"
@@ -167,9 +170,8 @@ def _opened(address: Address) -> Any:
         "connect_timeout": timedelta(seconds=CONNECT_S),
         "read_timeout": timedelta(seconds=SILENCE_S),
         "timeout": timedelta(seconds=REQUEST_S),
+        "allow_http": plain,
     }
-    if address.scheme == "http":
-        client["allow_http"] = True
     opened: Any = store.from_url  # its overloads are by the literal form of an address
     try:
         return opened(str(address), client_options=client, retry_config={"max_retries": 0})
@@ -179,12 +181,16 @@ def _opened(address: Address) -> Any:
         ) from None
 
 
+def _says_yes(variable: str | None) -> bool:
+    return variable is not None and os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
+
+
 def _setting(address: Address, text: str) -> str:
     whose = {"s3": "AWS_", "gs": "GOOGLE_"}.get(address.scheme, "")
-    return f"a {whose}… variable is wrong ({type_of(text)})" if whose else "it is no address of a web server"
+    return f"a {whose}… variable is wrong ({_kind_of(text)})" if whose else "it is no address of a web server"
 
 
-def type_of(text: str) -> str:
+def _kind_of(text: str) -> str:
     """The part of an error's text before its first colon, which names the kind of it and no value."""
     return text.partition(":")[0][:80]
 
@@ -213,7 +219,9 @@ def _meaning(error: Exception, address: Address, stop: int | None) -> OSError:
     if _UNTRUSTED.search(text):
         return _refused("its certificate is not trusted here")
     if "BadScheme" in text:
-        return _refused("it may be reached by https:// alone; set AWS_ALLOW_HTTP=true if http:// is meant")
+        return _refused(
+            "it may be reached by https:// alone; set AWS_ALLOW_HTTP=true (GOOGLE_ALLOW_HTTP) if http:// is meant"
+        )
     if code:
         return OSError(f"the store answered {code}")
     return OSError(next((reason for mark, reason in _REASONS if mark in text), "no answer"))
