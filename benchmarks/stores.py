@@ -167,8 +167,8 @@ def _kinds(args: argparse.Namespace, address: str, cache: str) -> dict[str, tupl
     return {
         "folder": (str(args.packed), Loader(**far)),
         "store": (address, Loader(**far)),
-        "store, one question at a time": (address, Loader(**far | {"reads": 1})),
-        "store, from the cache": (address, Loader(**far, cache=cache)),
+        "store, one question at a time": (address, Loader(**{**far, "reads": 1})),
+        "store, from the cache": (address, Loader(**{**far, "cache": cache})),
     }
 
 

@@ -49,6 +49,7 @@ class Patience:
         say: Told in one sentence of the first retry, and of the begin and the end of every wait.
         stop: Set by who no longer wants the answer.
         advice: End of the sentence when it gives up.
+        what: What was tried: `read` or `written`.
 
     Attributes:
         limit_s: As given.
@@ -58,10 +59,15 @@ class Patience:
     """
 
     def __init__(
-        self, limit_s: float, say: Say = say_in_log, stop: threading.Event | None = None, advice: str = RESUME
+        self,
+        limit_s: float,
+        say: Say = say_in_log,
+        stop: threading.Event | None = None,
+        advice: str = RESUME,
+        what: str = "read",
     ) -> None:
         self.limit_s, self.say, self._stop, self._advice = limit_s, say, stop or threading.Event(), advice
-        self.retries, self.waited_s = 0, 0.0
+        self._what, self.retries, self.waited_s = what, 0, 0.0
         self._told_of_retries = False
 
     def insist(self, name: str, ask: Callable[[], Answer], answers: tuple[type[OSError], ...] = ()) -> Answer:
@@ -124,7 +130,7 @@ class Patience:
         if not self._told_of_retries:
             self._told_of_retries = True
             self.say(
-                f"{name} could not be read ({_reason(error)}) and is tried again; later retries are counted, not said"
+                f"{name} could not be {self._what} ({_reason(error)}) and is tried again; later retries are counted, not said"
             )
 
 

@@ -17,7 +17,7 @@ __all__ = ["SCHEMES", "Address", "address_of", "place_of"]
 
 SCHEMES = ("s3", "gs", "http", "https")
 _FORM = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)  # one slash: what pathlib makes of s3://…
-_HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?")
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(:\d{1,5})?")
 _SECRETS = {"s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "gs": "GOOGLE_APPLICATION_CREDENTIALS"}
 
 

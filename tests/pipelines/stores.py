@@ -29,6 +29,7 @@ class S3:
         words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._inner)]
         self._server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._door: subprocess.Popen[str] | None = None
+        self._known: Any = None
         self.port = 0
         self.come_back()
         self._wait()
@@ -72,6 +73,9 @@ class S3:
     def put(self, key: str, data: bytes) -> None:
         self._client().put_object(Bucket=BUCKET, Key=key, Body=data)
 
+    def remove(self, key: str) -> None:
+        self._client().delete_object(Bucket=BUCKET, Key=key)
+
     def modified(self, prefix: str) -> dict[str, Any]:
         found = self._client().list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/").get("Contents", [])
         return {one["Key"].removeprefix(f"{prefix}/"): one["LastModified"] for one in found}
@@ -80,12 +84,15 @@ class S3:
         for process in (self._door, self._server):
             if process is not None:
                 _end(process)
+        self._client().close()
 
     def _client(self) -> Any:
-        import boto3
+        if self._known is None:
+            import boto3
 
-        keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-east-1"}
-        return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{self._inner}", **keys)
+            keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-east-1"}
+            self._known = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{self._inner}", **keys)
+        return self._known
 
     def _wait(self) -> None:
         for _ in range(600):
