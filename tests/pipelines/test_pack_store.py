@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,15 +40,26 @@ class Heard(Silent):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("source")
-    for number in range(8):
+    for number in range(5):
         write_video(root / "ab"[number % 2] / f"v{number:02d}.mp4", frames=10 + 2 * number, width=128, height=128)
     return root
 
 
 @pytest.fixture(scope="module")
-def plain(source, tmp_path_factory) -> dict[str, bytes]:
-    out = pack("folder", source, tmp_path_factory.mktemp("out") / "plain", SMALL).folder
-    return {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".")}
+def packed(source, tmp_path_factory) -> Path:
+    return pack("folder", source, tmp_path_factory.mktemp("out") / "plain", SMALL).folder
+
+
+@pytest.fixture(scope="module")
+def plain(packed) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in packed.iterdir() if not path.name.startswith(".")}
+
+
+@pytest.fixture
+def staged(packed, tmp_path) -> PackOptions:
+    """With a stage in which all is packed already."""
+    shutil.copytree(packed, tmp_path / "stage")
+    return SMALL.model_copy(update={"stage": str(tmp_path / "stage")})
 
 
 @pytest.fixture(autouse=True)
@@ -69,15 +81,13 @@ def test_a_pack_in_a_store_has_the_bytes_of_one_in_a_folder_and_leaves_no_folder
     assert heard.said[-1] == f"uploaded {len(plain)} files to s3://{BUCKET}/one"
     before, again = s3.modified("one"), Heard()
     assert pack("folder", source, f"s3://{BUCKET}/one", SMALL, watch=again).hash == manifest.hash
-    assert again.said == [f"nothing to do: s3://{BUCKET}/one holds 8 packed videos (data {manifest.hash})"]
+    assert again.said == [f"nothing to do: s3://{BUCKET}/one holds 5 packed videos (data {manifest.hash})"]
     assert s3.modified("one") == before
 
 
-def test_a_given_stage_stays_and_what_is_up_is_not_sent_again(source, plain, s3, tmp_path):
-    stage = tmp_path / "stage"
-    staged = SMALL.model_copy(update={"stage": str(stage)})
+def test_a_given_stage_stays_and_what_is_up_is_not_sent_again(source, plain, s3, staged):
     manifest = pack("folder", source, f"s3://{BUCKET}/two", staged)
-    assert load_manifest(stage).hash == manifest.hash
+    assert load_manifest(staged.stage).hash == manifest.hash
     for name in ("manifest.json", "shard-00001.tar"):
         s3.remove(f"two/{name}")
     s3.put("two/shard-00002.tar", bytes(len(plain["shard-00002.tar"])))  # as large, and not what was sent
@@ -88,17 +98,17 @@ def test_a_given_stage_stays_and_what_is_up_is_not_sent_again(source, plain, s3,
     assert s3.modified("two")["shard-00000.tar"] == before["shard-00000.tar"]
 
 
-def test_a_store_that_goes_away_while_it_is_written_costs_nothing_but_time(source, plain, s3):
+def test_a_store_that_goes_away_while_it_is_written_costs_nothing_but_time(source, plain, s3, staged):
     heard = Heard()
 
     def say(sentence: str) -> None:
         heard.said.append(sentence)
         if "packed in" in sentence:
             s3.go_away()
-            threading.Timer(4.0, s3.come_back).start()
+            threading.Timer(1.8, s3.come_back).start()
 
     heard.say = say
-    pack("folder", source, f"s3://{BUCKET}/away", SMALL, watch=heard)
+    pack("folder", source, f"s3://{BUCKET}/away", staged, watch=heard)
     assert {name: data for name, data in s3.objects("away").items() if name != MARK} == plain
     assert [
         sentence
@@ -109,19 +119,20 @@ def test_a_store_that_goes_away_while_it_is_written_costs_nothing_but_time(sourc
     assert any("could not be written (connection refused) and is tried again" in sentence for sentence in heard.said)
 
 
-def test_a_store_that_stays_away_is_said_and_the_same_words_go_on(source, plain, s3, monkeypatch):
+def test_a_store_that_stays_away_is_said_and_the_same_words_go_on(source, plain, s3, staged, monkeypatch):
     monkeypatch.setattr("pipelines.packing.upload.PATIENCE_S", 0.5)
     heard = Heard()
     heard.say = lambda sentence: s3.go_away() if "packed in" in sentence else None
     with pytest.raises(
         StorageError, match=r"^s3://videos/later could not be reached .*; when it is back type the same command again"
     ):
-        pack("folder", source, f"s3://{BUCKET}/later", SMALL, watch=heard)
+        pack("folder", source, f"s3://{BUCKET}/later", staged, watch=heard)
     s3.come_back()
-    pack("folder", source, f"s3://{BUCKET}/later", SMALL)
+    pack("folder", source, f"s3://{BUCKET}/later", staged)
     assert {name: data for name, data in s3.objects("later").items() if name != MARK} == plain
 
 
+@pytest.mark.slow
 def test_kills_while_it_is_uploaded_leave_no_pack_until_it_is_whole(source, plain, s3, tmp_path):
     words = [sys.executable, "-m", "cluster", "pack", "folder", str(source), f"s3://{BUCKET}/killed", "shard_mb=0.002"]
     env = environment(**s3.environment, XDG_CACHE_HOME=str(tmp_path / "cache"))
@@ -141,7 +152,7 @@ def test_kills_while_it_is_uploaded_leave_no_pack_until_it_is_whole(source, plai
     assert not any(secret in done.stdout + done.stderr for secret in KEYS.values())
 
 
-def test_what_we_did_not_make_and_other_packs_are_left_alone(source, s3, tmp_path):
+def test_what_we_did_not_make_and_other_packs_are_left_alone(source, s3, staged):
     s3.put("foreign/thesis.txt", b"mine")
     with pytest.raises(
         DataError,
@@ -151,7 +162,7 @@ def test_what_we_did_not_make_and_other_packs_are_left_alone(source, s3, tmp_pat
     with pytest.raises(DataError, match="holds objects that vidssl did not make"):
         pack("folder", source, f"s3://{BUCKET}/foreign", PackOptions(shard_mb=0.002, fresh=True))
     assert s3.objects("foreign") == {"thesis.txt": b"mine"}
-    pack("folder", source, f"s3://{BUCKET}/other", SMALL)
+    pack("folder", source, f"s3://{BUCKET}/other", staged)
     s3.put("other/thesis.txt", b"mine")
     with pytest.raises(
         DataError,
