@@ -39,7 +39,7 @@ def run_pack(
     Args:
         format: A name in `pipelines.packing.catalog.FORMATS`.
         src: Folder of the videos, or the file that lists them.
-        out: Folder to pack into; on a cluster, one that all nodes share.
+        out: Folder to pack into; on a cluster, one that all nodes share. Or an address, see `pipelines.pack.pack`.
         overrides: `key=value` words of `PackOptions`.
         workers: Videos decoded at once; None: the cores of the machine or cluster.
 
@@ -60,7 +60,12 @@ def run_pack(
 
         return pack(format, src, out, options, workers=workers, run=spread, watch=bar)
     from cluster.launch import ray_session
+    from pipelines.dataset.place import address_of
 
+    if address_of(out) is not None and options.stage is None:
+        raise RecipeError(
+            f"{out} is packed in a folder first, and all nodes need it; type stage=FOLDER, one that they share"
+        )
     with ray_session(1):
         return pack(format, src, out, options, workers=workers or cluster_cores(), run=in_ray, watch=bar)
 

@@ -276,11 +276,12 @@ def _open_card(folder: Path, words: Sequence[str]) -> Subject:
 
 def _data_of(recipe: Recipe, trained_on: str | None, named: bool) -> Manifest:
     from pipelines.dataset.manifest import load_manifest
+    from pipelines.dataset.place import place_of
 
     if recipe.data is None:
         raise DataError("this run names no data; type data=FOLDER, a folder that `vidssl pack` wrote")
-    root = Path(recipe.data).expanduser().resolve()
-    if not root.exists():
+    root = place_of(recipe.data)
+    if isinstance(root, Path) and not root.exists():
         raise DataError(f"the data of this run is not at {root}; if it has moved, type data=FOLDER")
     manifest = load_manifest(root)
     if manifest.hash != trained_on and not named:

@@ -25,7 +25,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.patience import AGAIN, Patience, Say, say_in_log
 from pipelines.loading.crops import Crops, crops_of_window
 from pipelines.loading.decode import resolve_decode
-from pipelines.loading.feed import Feed, Plan, streams_of
+from pipelines.loading.feed import Feed, Plan, reader_for, streams_of
 from pipelines.loading.flow import refuse_without_flow, views_of
 from pipelines.loading.meter import LoaderMeter
 from pipelines.loading.order import Cursor, Order, Taken, steps_of
@@ -364,7 +364,8 @@ def _stream(
 
 
 def _feed(manifest: Manifest, spec: LoaderSpec, disk: Patience) -> Feed:
-    return Feed(manifest, spec.clips, spec.augment, spec.seed, disk, streams_of(spec.views))
+    reader = reader_for(manifest, spec.loader, disk)
+    return Feed(manifest, spec.clips, spec.augment, spec.seed, disk, streams_of(spec.views), reader)
 
 
 def _batch_of(

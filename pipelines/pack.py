@@ -21,6 +21,7 @@ from pipelines.packing.listing import Catalog
 from pipelines.packing.options import PackOptions, pack_options
 from pipelines.packing.plan import begin, finished, make_plan, refuse_address, refuse_overlap, refuse_strangers
 from pipelines.packing.staging import ADDITION, DamagedStaging, Staging
+from pipelines.packing.upload import upload_to
 from pipelines.packing.work import Job, Mapper, Silent, Watch, Work, in_threads, stage_one
 from vidssl.errors import RecipeError, StorageError
 from vidssl.files import disk_words, is_full
@@ -63,7 +64,7 @@ def pack(
     Args:
         format: As `read_catalog`.
         src: As `read_catalog`.
-        out: Folder to pack into.
+        out: Folder to pack into, or an address (s3://…, gs://…): packed in a folder first, then uploaded.
         options: How.
         workers: Videos decoded at once; None: one per core.
         run: Does the jobs; None: guarded children of this process, one per thread.
@@ -76,34 +77,42 @@ def pack(
         RecipeError: options that do not go together or with the format.
         DataError: a bad source, an OUT that holds another pack or what we did not make, or not one good video.
         BusyError: another process packs into OUT.
-        StorageError: OUT cannot be written (a full disk …) or the source does not answer; what is done is kept.
+        StorageError: OUT cannot be written or reached (a full disk …) or the source does not answer; what is done is kept.
         OurFault: an error in our own code; what is done is kept.
     """
-    options, watch, place = options or PackOptions(), watch or Silent(), Path(out)
-    refuse_address(src, "the source")
-    refuse_address(out, "OUT")
+    options, watch = options or PackOptions(), watch or Silent()
+    refuse_address(src)
     if workers is not None and workers < 1:
         raise RecipeError(f"{workers} workers pack nothing; give at least 1, or none for one per core")
     cores, mapper = workers or len(os.sched_getaffinity(0)), run or in_threads
+    upload = upload_to(out, options, watch.say)
+    place = Path(out) if upload is None else upload.stage
     _finish(place, watch)
     if options.add == "flow":
         return _add_flow(place, options, cores, mapper, watch)
     catalog = read_catalog(format, src, options)
     refuse_overlap(catalog.root, place, format)
     plan = make_plan(format, src, catalog, options)
-    if (done := _nothing_to_do(place, catalog, plan, options, watch)) is not None:
-        return done
+    if upload is not None and (there := upload.finished(plan)) is not None:
+        return there
     require_opencv(options.flow_form())
-    refuse_strangers(place)
-    for note in catalog.notes:
-        watch.say(note)
     work = Work(os.path.realpath(catalog.root), os.path.realpath(place), options.target(), options.limits())
-    task = _Task(catalog, plan, options, work, cores, mapper, watch)
-    with _sentences_for_the_disk(place, len(catalog.rows)), held(place, "pack", watch.say):
-        # Another pack may have ended while this one looked.
-        if (done := _nothing_to_do(place, catalog, plan, options, watch)) is not None:
+    manifest = _packed(_Task(catalog, plan, options, work, cores, mapper, watch), place, upload is not None)
+    return manifest if upload is None else upload.put(manifest)
+
+
+def _packed(task: _Task, place: Path, goes_on: bool) -> Manifest:
+    """The pack in a folder, made or found there; `goes_on`: that is not the end of it, and not said to be."""
+    known = (place, task.catalog, task.plan, task.options, Silent() if goes_on else task.watch)
+    if (done := _nothing_to_do(*known)) is not None:
+        return done
+    refuse_strangers(place)
+    for note in task.catalog.notes:
+        task.watch.say(note)
+    with _sentences_for_the_disk(place, len(task.catalog.rows)), held(place, "pack", task.watch.say):
+        if (done := _nothing_to_do(*known)) is not None:  # another pack may have ended while this one looked
             return done
-        staging = begin(place, plan, options)
+        staging = begin(place, task.plan, task.options)
         manifest = _stage_and_assemble(task, staging)
         staging.remove()
     return manifest

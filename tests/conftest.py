@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.pipelines.stores import s3, s3_server  # noqa: F401
+
 torch.set_num_threads(1)
 
 

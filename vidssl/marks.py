@@ -11,9 +11,9 @@ from pathlib import Path
 
 from vidssl import __version__
 from vidssl.errors import DataError
-from vidssl.files import write_json
+from vidssl.files import write_whole
 
-__all__ = ["LOCK", "MARK", "Mark", "mark", "mark_of", "refuse_foreign", "remove_marked"]
+__all__ = ["LOCK", "MARK", "Mark", "is_mark", "mark", "mark_of", "mark_text", "refuse_foreign", "remove_marked"]
 
 MARK = ".vidssl.json"
 """Name of the file."""
@@ -42,15 +42,33 @@ def mark(folder: Path, kind: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    write_json(folder / MARK, {"made_by": _MADE_BY, "kind": kind, "version": __version__})
+    write_whole(folder / MARK, mark_text(kind))
+
+
+def mark_text(kind: str) -> str:
+    """What stands in the mark of a kind, for places that are no folders."""
+    return json.dumps({"made_by": _MADE_BY, "kind": kind, "version": __version__}, indent=1) + "\n"
+
+
+def is_mark(text: bytes, kind: str) -> bool:
+    """Whether a text is our mark of a kind."""
+    found = _read(text)
+    return found is not None and found.kind == kind
 
 
 def mark_of(folder: Path) -> Mark | None:
     """What made `folder`; None where it does not say, or what it says is not ours or torn."""
     try:
-        tree = json.loads((folder / MARK).read_bytes())
+        return _read((folder / MARK).read_bytes())
+    except OSError:
+        return None
+
+
+def _read(text: bytes) -> Mark | None:
+    try:
+        tree = json.loads(text)
         return Mark(str(tree["kind"]), str(tree["version"])) if tree["made_by"] == _MADE_BY else None
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+    except (ValueError, TypeError, LookupError, RecursionError):
         return None
 
 

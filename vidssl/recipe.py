@@ -73,7 +73,9 @@ class Recipe(Section):
     """One run, whole."""
 
     name: str = Field(default="run", description="name of the run folder")
-    data: Place | None = Field(default=None, description="folder that `vidssl pack` wrote")
+    data: Place | None = Field(
+        default=None, description="what `vidssl pack` wrote: a folder, or s3://…, gs://…, https://…"
+    )
     seed: int = Field(
         default=0, ge=0, le=2**32 - 1, description="start of every draw: order, windows, augmentation, weights"
     )
@@ -194,6 +196,7 @@ class Recipe(Section):
                 "name": True,
                 "evaluation": True,
                 "finetune": True,
+                "loader": {"reads", "cache", "cache_gb"},
                 "trainer": {"storage", "log_every_steps", "keep", "max_failures"},
             },
         )

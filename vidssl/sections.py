@@ -94,7 +94,18 @@ class Loader(Section):
         default=240.0,
         ge=0,
         le=86_400,
-        description="seconds to wait for a disk or shard that cannot be reached, before the run stops",
+        description="seconds to wait for a disk, store or shard that cannot be reached, before the run stops",
+    )
+    reads: int = Field(default=16, ge=1, le=256, description="questions of one rank to a store at once")
+    cache: Place | None = Field(
+        default=None,
+        description="folder of each node that keeps what was read, for all its workers; null: nothing is kept",
+    )
+    cache_gb: float = Field(
+        default=20.0,
+        gt=0,
+        le=1_000_000,
+        description="gigabytes that the cache may take; what was read longest ago goes",
     )
 
 

@@ -82,6 +82,7 @@ def open_rows(home: Path, search: MineWords, words: Sequence[str], say: Say) -> 
 def _has_bank(folder: RunFolder, search: MineWords) -> bool:
     """Whether there is a snapshot, of the data that is named, and nothing else is asked for."""
     from pipelines.dataset.manifest import load_manifest
+    from pipelines.dataset.place import place_of
 
     path = latest_snapshot(folder.bank)
     if path is None or search.second is not None:
@@ -89,7 +90,7 @@ def _has_bank(folder: RunFolder, search: MineWords) -> bool:
     known = read_info(path).extra.get("data_hash")
     if search.data is None or known is None:
         return True
-    return load_manifest(Path(search.data).expanduser().resolve(), verify="nothing").hash == known
+    return load_manifest(place_of(search.data), verify="nothing").hash == known
 
 
 def _embedded(home: Path, search: MineWords, words: Sequence[str], say: Say) -> Opened:

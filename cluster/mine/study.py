@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -198,10 +197,11 @@ def study_of_rows(
 def _manifest(data: str | None, n_slots: int) -> Manifest | None:
     """Who knows the labels by slot; None where nobody names data."""
     from pipelines.dataset.manifest import load_manifest
+    from pipelines.dataset.place import place_of
 
     if data is None:
         return None
-    manifest = load_manifest(Path(data).expanduser().resolve(), verify="nothing")  # labels alone are asked for
+    manifest = load_manifest(place_of(data), verify="nothing")  # labels alone are asked for
     if len(manifest) != n_slots:
         raise BankError(
             f"{data} holds {len(manifest)} videos and the bank {n_slots} slots; give the data of this run as data=FOLDER"

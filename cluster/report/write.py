@@ -21,7 +21,7 @@ from cluster.report import classifiers, results, training
 from cluster.report.mined import mined_part
 from cluster.report.published import published_part
 from cluster.report.run import Facts, open_reported, read_log
-from vidssl.errors import DataError
+from vidssl.errors import DataError, StorageError
 from vidssl.evaluation.protocol import Protocol
 from vidssl.files import storage_error, write_whole
 from vidssl.health import Health
@@ -174,11 +174,12 @@ def _strips(
         return None, "the run names no data"
     from cluster.report.frames import StripReader
     from pipelines.dataset.manifest import load_manifest
+    from pipelines.dataset.place import place_of
 
-    root = Path(data or recipe.data or "").expanduser().resolve()
     try:
+        root = place_of(data or recipe.data or "")
         manifest = load_manifest(root)
-    except DataError as error:
+    except (DataError, StorageError) as error:
         return None, f"the data cannot be read ({error})"
     wanted = retrieval.protocol.data_hash
     if manifest.hash != wanted:

@@ -89,11 +89,15 @@ def check_recipe(
 
 
 def _opened(recipe: Recipe, manifest: Manifest | None) -> Manifest:
+    from pipelines.dataset.cache import refuse_cache
     from pipelines.dataset.manifest import load_manifest
+    from pipelines.dataset.place import place_of
 
     if recipe.data is None:
         raise RecipeError("no data given; type data=FOLDER, a folder that `vidssl pack` wrote")
-    root = Path(recipe.data).expanduser().resolve()
+    if recipe.loader.cache is not None:
+        refuse_cache(Path(recipe.loader.cache).expanduser())
+    root = place_of(recipe.data)
     return manifest if manifest is not None and manifest.root == root else load_manifest(root)
 
 

@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.launch import in_ray_job
 from cluster.training.checks import Checked, check
@@ -30,6 +31,9 @@ from vidssl.saved.checkpoint import check_same_recipe, choose_checkpoint, latest
 from vidssl.saved.meta import ANYWHERE
 from vidssl.saved.run_folder import RunFolder, open_run
 from vidssl.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from pipelines.dataset.place import Address
 
 __all__ = ["KIND", "BankFrom", "Plan", "differences", "plan_resume", "plan_run", "run_folder_of"]
 
@@ -247,8 +251,12 @@ def _shown(differing: Sequence[str]) -> str:
     return "; ".join(differing[:_SHOWN]) + more
 
 
-def _with_absolute_paths(recipe: Recipe, data: Path) -> Recipe:
+def _with_absolute_paths(recipe: Recipe, data: Path | Address) -> Recipe:
     """A run, and its workers on other machines, must find their files from any folder."""
     given = {"first_from": recipe.method.first_from, "second_from": recipe.method.second_from}
     found = {key: str(Path(path).expanduser().resolve()) for key, path in given.items() if path is not None}
-    return recipe.model_copy(update={"data": str(data), "method": recipe.method.model_copy(update=found)})
+    loader = recipe.loader
+    if loader.cache is not None:
+        loader = loader.model_copy(update={"cache": str(Path(loader.cache).expanduser().resolve())})
+    changed = {"data": str(data), "loader": loader, "method": recipe.method.model_copy(update=found)}
+    return recipe.model_copy(update=changed)

@@ -28,6 +28,7 @@ from cluster.training.runlog import RunLog, note_event
 from cluster.training.skipped import SkippedVideos
 from pipelines.dataset.manifest import load_manifest
 from pipelines.dataset.patience import Patience
+from pipelines.dataset.place import Address
 from pipelines.loader import LoaderSpec, TrainLoader
 from vidssl.batch import Embeddings, Positives
 from vidssl.errors import VidsslError
@@ -61,7 +62,7 @@ class Job:
     Attributes:
         recipe: The run's recipe.
         folder: The run's folder, absolute and shared by all nodes.
-        data: The packed data, absolute and shared by all nodes.
+        data: The packed data: an absolute folder that all nodes share, or an address.
         bank: Handle of the bank actor, or None.
         bank_spec: What the bank was started with, or None.
         bank_from: What its rows begin with, where that was typed.
@@ -70,7 +71,7 @@ class Job:
 
     recipe: Recipe
     folder: Path
-    data: Path
+    data: Path | Address
     bank: Any = None
     bank_spec: BankSpec | None = None
     bank_from: BankFrom | None = None

@@ -1,21 +1,19 @@
 """What is this data set? Shards, samples, classes, splits and one hash of it all.
 
-A packed folder holds `shard-NNNNN.tar` with `.idx` beside it, `manifest.json`, `samples.npz` (columns by instance) and
+A packed folder, on a disk or in a store, holds `shard-NNNNN.tar` with `.idx` beside it, `manifest.json`, `samples.npz` (columns by instance) and
 `verdicts.csv`. The hash covers everything a training run can see, and neither where it lies nor when it was made.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import zipfile
-import zlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +21,10 @@ from numpy.typing import NDArray
 from pipelines.dataset.fields import Fields, checked_column, read_json
 from pipelines.dataset.flow import FlowForm
 from pipelines.dataset.patience import Patience, read_whole
+from pipelines.dataset.place import Address, address_of
+from pipelines.dataset.samples import KINDS, SAMPLES, Samples, columns_of, read_columns
 from pipelines.dataset.shards import COMPONENTS, FLOW, ShardIndex, file_sha256, parse_index, sample_key
+from pipelines.dataset.store import Store, open_store
 from vidssl.errors import DataError
 from vidssl.files import written_aside
 
@@ -35,20 +36,10 @@ WITH_FLOW = 3
 UNCHECKED = 1
 """The format of packs that were made before samples had checksums; they are still read."""
 MANIFEST = "manifest.json"
-SAMPLES = "samples.npz"
+CHECKS_AT_ONCE = 16
+"""Shards of a store that are looked at together."""
 
-_KINDS: dict[str, np.dtype[Any]] = {
-    "shard": np.dtype(np.int32),
-    "label": np.dtype(np.int32),
-    "group": np.dtype(np.int32),
-    "split": np.dtype(np.int8),
-    "frames": np.dtype(np.int32),
-    "width": np.dtype(np.int16),
-    "height": np.dtype(np.int16),
-    "name": np.dtype(np.str_),
-    "crc": np.dtype(np.uint32),
-    "flow_crc": np.dtype(np.uint32),
-}
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -62,45 +53,11 @@ class Shard:
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
-    """Columns by instance (the number of a sample in storage order, 0..N-1).
-
-    Attributes:
-        shard: int32 [N], which shard holds it.
-        label: int32 [N], index into the classes, -1 unknown.
-        group: int32 [N], videos cut from one source share it.
-        split: int8 [N], index into the splits.
-        frames: int32 [N], counted by decoding.
-        width: int16 [N], pixels.
-        height: int16 [N], pixels.
-        name: unicode [N], path of the original, relative to the source.
-        crc: uint32 [N], crc32 of the sample's `gop` member, which holds those of all its other bytes; None in packs of
-            format 1.
-        flow_crc: uint32 [N], the same of its `flow.gop` member; None without flow.
-    """
-
-    shard: NDArray[np.int32]
-    label: NDArray[np.int32]
-    group: NDArray[np.int32]
-    split: NDArray[np.int8]
-    frames: NDArray[np.int32]
-    width: NDArray[np.int16]
-    height: NDArray[np.int16]
-    name: NDArray[np.str_]
-    crc: NDArray[np.uint32] | None = None
-    flow_crc: NDArray[np.uint32] | None = None
-
-    def __len__(self) -> int:
-        """N, the number of samples."""
-        return len(self.label)
-
-
-@dataclass(frozen=True, eq=False)
 class Manifest:
     """A packed data set.
 
     Attributes:
-        root: Folder that holds it.
+        root: Folder that holds it, or its address in a store.
         hash: 16 hexadecimal digits; equal for equal content.
         codec: "h264" or "vp9".
         short_side: Pixels of the shorter side.
@@ -116,7 +73,7 @@ class Manifest:
         flow: What its optical flow is; None: it has none.
     """
 
-    root: Path
+    root: Path | Address
     hash: str
     codec: str
     short_side: int
@@ -171,7 +128,7 @@ class Manifest:
         Raises:
             DataError: no index, or one of other samples or another tar.
         """
-        path, wanted = self.index_path(shard), self.shards[shard]
+        path, wanted = self.root / self.index_name(shard), self.shards[shard]
         index = parse_index(data, str(path))
         keys = tuple(sample_key(self.first_of(shard) + row) for row in range(wanted.samples))
         if index.keys != keys:
@@ -196,41 +153,60 @@ class Manifest:
     def _first(self) -> NDArray[np.int64]:
         return np.cumsum([0, *(shard.samples for shard in self.shards)])
 
+    def index_name(self, shard: int) -> str:
+        """File name of DALI's index of shard number `shard`."""
+        return f"{self.shards[shard].name.removesuffix('.tar')}.idx"
+
+    @property
+    def folder(self) -> Path:
+        """`root`, where it is a folder.
+
+        Raises:
+            DataError: it is an address.
+        """
+        if isinstance(self.root, Address):
+            raise DataError(f"{self.root} lies in a store, and this needs a folder; copy it into one first")
+        return self.root
+
     def shard_path(self, shard: int) -> Path:
-        """The tar of shard number `shard`."""
-        return self.root / self.shards[shard].name
+        """The tar of shard number `shard`, in a folder."""
+        return self.folder / self.shards[shard].name
 
     def index_path(self, shard: int) -> Path:
-        """DALI's index of shard number `shard`."""
-        return self.shard_path(shard).with_suffix(".idx")
+        """DALI's index of shard number `shard`, in a folder."""
+        return self.folder / self.index_name(shard)
 
 
 def load_manifest(
-    path: str | Path, verify: Literal["nothing", "size", "sha256"] = "size", patience: Patience | None = None
+    path: str | Path | Address,
+    verify: Literal["nothing", "size", "sha256"] = "size",
+    patience: Patience | None = None,
 ) -> Manifest:
-    """Read a packed folder and check that it is whole.
+    """Read a packed folder, on a disk or in a store, and check that it is whole.
 
     Args:
-        path: The folder (or its `manifest.json`).
+        path: The folder or its address (or that of its `manifest.json`).
         verify: "nothing" looks at no shard (a reader waits for one that is away), "size" compares the size of every tar
-            and reads its index, "sha256" reads every byte.
+            and reads its index, "sha256" reads every byte (in a folder).
         patience: For who knows that there was a manifest a moment ago: one that is away is waited for.
 
     Raises:
         DataError: no manifest, another format, a field that makes no sense, damaged samples, a shard or index that is
-            missing or has changed.
-        StorageError: the manifest is there and cannot be read.
+            missing or has changed; a store that does not let us, or is none.
+        StorageError: the manifest is there and cannot be read, or the store cannot be reached.
     """
-    root = Path(path).parent if Path(path).name == MANIFEST else Path(path)
+    place = address_of(path) or Path(str(path))
+    root = place.parent if place.name == MANIFEST else place
+    store = open_store(root)
     if patience is not None:
-        for file in (root / MANIFEST, root / SAMPLES):
-            patience.insist(str(file), file.stat)
-    tree = _fields(root)
-    manifest = _manifest(root, tree, _columns_of(root / SAMPLES))
+        for name in (MANIFEST, SAMPLES):
+            patience.insist(str(root / name), partial(store.size, name))
+    tree = _fields(root, store)
+    manifest = _manifest(root, tree, read_columns(root / SAMPLES, lambda: store.read(SAMPLES)))
     if content_hash(manifest) != manifest.hash:
         raise DataError(f"{root}: {MANIFEST} and {SAMPLES} do not belong together (hash {manifest.hash}); pack again")
-    for number in range(len(manifest.shards) if verify != "nothing" else 0):
-        _check_shard(manifest, number, verify)
+    if verify != "nothing":
+        _check_shards(manifest, store, verify)
     return manifest
 
 
@@ -241,8 +217,8 @@ def write_manifest(manifest: Manifest) -> Manifest:
         OSError: the files cannot be written.
     """
     sealed = replace(manifest, hash=content_hash(manifest))
-    with written_aside(sealed.root / SAMPLES) as stream:
-        np.savez_compressed(stream, allow_pickle=False, **_columns(sealed.samples))
+    with written_aside(sealed.folder / SAMPLES) as stream:
+        np.savez_compressed(stream, allow_pickle=False, **columns_of(sealed.samples))
     tree = {
         "format": WITH_FLOW if sealed.flow else FORMAT if sealed.checked else UNCHECKED,
         "hash": sealed.hash,
@@ -250,7 +226,7 @@ def write_manifest(manifest: Manifest) -> Manifest:
         "rejected": sealed.rejected,
         "source": dict(sealed.source),
     }
-    with written_aside(sealed.root / MANIFEST) as stream:
+    with written_aside(sealed.folder / MANIFEST) as stream:
         stream.write((json.dumps(tree, indent=1) + "\n").encode())
     return sealed
 
@@ -258,7 +234,7 @@ def write_manifest(manifest: Manifest) -> Manifest:
 def content_hash(manifest: Manifest) -> str:
     """sha256 of what a run can see (not of place, time or rejected videos), first 16 hexadecimal digits."""
     digest = hashlib.sha256(json.dumps(_content(manifest), sort_keys=True).encode())
-    for name, column in _columns(manifest.samples).items():
+    for name, column in columns_of(manifest.samples).items():
         text = "\n".join(column.tolist()).encode("utf-8", "surrogatepass") if name == "name" else column.tobytes()
         digest.update(f"{name} {len(column)}\n".encode() + text)
     return digest.hexdigest()[:16]
@@ -278,16 +254,13 @@ def _content(manifest: Manifest) -> dict[str, Any]:
     } | ({} if manifest.flow is None else {"flow": asdict(manifest.flow)})
 
 
-def _columns(samples: Samples) -> dict[str, NDArray[Any]]:
-    named = {column.name: getattr(samples, column.name) for column in fields(Samples)}
-    return {name: values for name, values in named.items() if values is not None}
-
-
-def _fields(root: Path) -> Fields:
+def _fields(root: Path | Address, store: Store) -> Fields:
     path = root / MANIFEST
     try:
-        tree = read_json(read_whole(path), str(path))
+        tree = read_json(read_whole(str(path), lambda: store.read(MANIFEST)), str(path))
     except OSError as error:
+        if store.far and isinstance(error, PermissionError):
+            raise DataError(f"{root} cannot be read: {error.strerror}") from error
         why = f"no {MANIFEST}" if isinstance(error, FileNotFoundError) else f"{MANIFEST}: {error.strerror}"
         raise DataError(f"{root} is no packed data ({why}); type: vidssl pack folder VIDEOS {root}") from error
     if not tree.has("format") or tree.number("format", 0) not in (UNCHECKED, FORMAT, WITH_FLOW):
@@ -297,15 +270,7 @@ def _fields(root: Path) -> Fields:
     return tree
 
 
-def _columns_of(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(io.BytesIO(read_whole(path)), allow_pickle=False) as columns:
-            return {name: columns[name] for name in columns.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is missing or damaged; pack again") from error
-
-
-def _manifest(root: Path, tree: Fields, columns: Mapping[str, NDArray[Any]]) -> Manifest:
+def _manifest(root: Path | Address, tree: Fields, columns: Mapping[str, NDArray[Any]]) -> Manifest:
     classes, splits, shards = tree.texts("classes"), tree.texts("splits"), tuple(map(_shard, tree.objects("shards")))
     rows, groups = sum(shard.samples for shard in shards), tree.number("groups", 0)
     if tree.number("samples", 1) != rows:
@@ -327,7 +292,7 @@ def _manifest(root: Path, tree: Fields, columns: Mapping[str, NDArray[Any]]) -> 
     version = tree.number("format", 0)
     missing = {UNCHECKED: ("crc", "flow_crc"), FORMAT: ("flow_crc",)}.get(version, ())
     wanted = [name for name in bounds if name not in missing]
-    samples = Samples(**{name: checked_column(columns, name, _KINDS[name], rows, bounds[name]) for name in wanted})
+    samples = Samples(**{name: checked_column(columns, name, KINDS[name], rows, bounds[name]) for name in wanted})
     stored = np.repeat(np.arange(len(shards)), [shard.samples for shard in shards])
     if (samples.shard != stored).any():
         wrong = int(np.flatnonzero(samples.shard != stored)[0])
@@ -371,16 +336,35 @@ def _shard(tree: Fields) -> Shard:
     )
 
 
-def _check_shard(manifest: Manifest, number: int, verify: str) -> None:
-    shard, path = manifest.shards[number], manifest.shard_path(number)
-    for needed in (path, manifest.index_path(number)):
-        if not needed.is_file():
-            raise DataError(f"{needed} is missing; copy it again or pack again")
-    if (size := path.stat().st_size) != shard.bytes:
+def _check_shards(manifest: Manifest, store: Store, verify: str) -> None:
+    numbers = range(len(manifest.shards))
+    if not store.far:
+        for number in numbers:
+            _check_shard(manifest, store, number, verify)
+        return
+    with ThreadPoolExecutor(min(CHECKS_AT_ONCE, len(numbers)), "manifest") as pool:
+        for done in [pool.submit(_check_shard, manifest, store, number, verify) for number in numbers]:
+            done.result()
+
+
+def _check_shard(manifest: Manifest, store: Store, number: int, verify: str) -> None:
+    shard, path = manifest.shards[number], manifest.root / manifest.shards[number].name
+    size = _asked(path, lambda: store.size(shard.name))
+    if size != shard.bytes:
         raise DataError(f"{path} has {size} bytes, the manifest says {shard.bytes}; copy it again or pack again")
-    manifest.checked_index(number, read_whole(manifest.index_path(number)))
-    if verify == "sha256" and file_sha256(path) != shard.sha256:
+    index = manifest.index_name(number)
+    manifest.checked_index(number, _asked(manifest.root / index, lambda: store.read(index)))
+    if verify == "sha256" and file_sha256(manifest.shard_path(number)) != shard.sha256:
         raise DataError(
             f"{path} has changed since it was packed (sha256 differs); see which samples with `vidssl verify "
             f"{manifest.root}`, then copy it again or pack again"
         )
+
+
+def _asked(path: Path | Address, ask: Callable[[], Answer]) -> Answer:
+    try:
+        return read_whole(str(path), ask)
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except OSError as error:
+        raise DataError(f"{path} is missing; copy it again or pack again") from error

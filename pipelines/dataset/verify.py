@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pipelines.dataset.manifest import Manifest, load_manifest
-from pipelines.dataset.patience import Patience, Say, say_in_log
+from pipelines.dataset.patience import ANSWERS, Patience, Say, say_in_log
+from pipelines.dataset.place import Address
 from pipelines.dataset.reader import DamagedError, SampleError, check_sample
 from pipelines.dataset.shards import FLOW, RGB, ShardIndex, Stream, sample_key
+from pipelines.dataset.store import Store, open_store
 from vidssl.errors import DataError, StorageError
 
 __all__ = ["Damage", "Verified", "verify"]
+
+Answer = TypeVar("Answer")
 
 PATIENCE_S = 20.0
 CHUNK = 8 * 2**20
@@ -71,21 +75,26 @@ class Verified:
         return tuple(sorted({damage.instance for damage in self.damages if damage.instance >= 0}))
 
 
-def verify(root: str | Path, workers: int, say: Say = say_in_log) -> Verified:
-    """Read a packed folder whole.
+def verify(root: str | Path | Address, workers: int, say: Say = say_in_log) -> Verified:
+    """Read a packed folder whole, on a disk or in a store.
 
     Args:
-        root: The folder.
+        root: The folder, or its address.
         workers: Shards that are read at once.
-        say: Told of disks that do not answer.
+        say: Told of disks and stores that do not answer.
 
     Raises:
         DataError: no packed folder, or a manifest that does not belong to its samples.
+        StorageError: the store cannot be reached any more, which says nothing of what it holds.
     """
     began = time.perf_counter()
     manifest = load_manifest(root, verify="nothing")
+    shared = open_store(manifest.root)
     with ThreadPoolExecutor(min(workers, len(manifest.shards)), "verify") as pool:
-        checks = [_ShardCheck(manifest, shard, Patience(PATIENCE_S, say)) for shard in range(len(manifest.shards))]
+        checks = [
+            _ShardCheck(manifest, shard, shared if shared.far else open_store(manifest.root), Patience(PATIENCE_S, say))
+            for shard in range(len(manifest.shards))
+        ]
         damages = [damage for found in pool.map(_ShardCheck.run, checks) for damage in found]
     return Verified(manifest, sum(check.bytes for check in checks), time.perf_counter() - began, tuple(damages))
 
@@ -93,30 +102,36 @@ def verify(root: str | Path, workers: int, say: Say = say_in_log) -> Verified:
 class _ShardCheck:
     """One shard, from its first byte to its last."""
 
-    def __init__(self, manifest: Manifest, shard: int, patience: Patience) -> None:
+    def __init__(self, manifest: Manifest, shard: int, store: Store, patience: Patience) -> None:
         self.manifest, self.number, self.shard, self.patience = manifest, shard, manifest.shards[shard], patience
-        self.path, self.bytes = manifest.shard_path(shard), 0
-        self._digest = hashlib.sha256()
+        self.store, self.name, self.bytes = store, self.shard.name, 0
+        self._digest, self._first, self._held = hashlib.sha256(), 0, b""
 
     def run(self) -> list[Damage]:
         """What is wrong with it."""
         try:
-            self._file = os.open(self.path, os.O_RDONLY)
+            size = self._asked(self.name, lambda: self.store.size(self.name))
         except OSError as error:
-            return [Damage(self.shard.name, (), f"cannot be opened ({error.strerror})")]
+            return [Damage(self.name, (), f"cannot be opened ({error.strerror})")]
+        self._size = size
         try:
             return self._found()
         finally:
-            os.close(self._file)
+            self._held = b""
+            self.store.close()
+
+    def _asked(self, name: str, ask: Callable[[], Answer]) -> Answer:
+        """Of a disk every error is an answer; a store that cannot be reached has said nothing."""
+        return self.patience.insist(self.store.said(name), ask, ANSWERS if self.store.far else (OSError,))
 
     def _found(self) -> list[Damage]:
-        size = os.fstat(self._file).st_size
+        size = self._size
         found = [] if size == self.shard.bytes else [self._of_size(size)]
+        path = self.manifest.index_name(self.number)
         try:
-            path = self.manifest.index_path(self.number)
-            index = self.manifest.checked_index(self.number, path.read_bytes())
+            index = self.manifest.checked_index(self.number, self._asked(path, lambda: self.store.read(path)))
         except (OSError, DataError) as error:
-            found.append(Damage(f"{self.path.stem}.idx", (), str(error)))
+            found.append(Damage(path, (), str(error)))
             self._skim(0, size)
         else:
             found += self._samples(index, size)
@@ -142,13 +157,16 @@ class _ShardCheck:
     def _sample(self, index: ShardIndex, row: int, begin: int, stop: int, stream: Stream) -> Damage | None:
         instance = self.manifest.first_of(self.number) + row
         try:
-            span = self._read(begin, stop - begin)
-            if len(span) < stop - begin:
+            if self._size < stop:
+                self._read(begin, max(self._size - begin, 0))
                 raise SampleError("it ends before this sample does")
+            span = self._read(begin, stop - begin)
             check_sample(self.manifest, index, instance, span, stream)
             if not self.manifest.checked:
                 _check_by_origin(index, row, begin, span)
         except (SampleError, StorageError) as error:
+            if isinstance(error, StorageError) and self.store.far:
+                raise
             ranges = tuple(error.ranges) if isinstance(error, DamagedError) else ((begin, stop),)
             what = "not what was packed (crc32)" if isinstance(error, DamagedError) else str(error)
             return Damage(self.shard.name, ranges, what, instance, str(self.manifest.samples.name[instance]))
@@ -159,10 +177,23 @@ class _ShardCheck:
             self._read(place, min(CHUNK, stop - place))
 
     def _read(self, begin: int, size: int) -> bytes:
-        data = self.patience.insist(self.shard.name, lambda: os.pread(self._file, size, begin))
+        data = self._ahead(begin, size) if self.store.far else self._part(begin, size)
         self._digest.update(data)
         self.bytes += len(data)
         return data
+
+    def _part(self, begin: int, size: int) -> bytes:
+        if not size:
+            return b""
+        name = self.store.said(self.name)
+        return self.patience.insist(name, lambda: self.store.read_range(self.name, begin, size))
+
+    def _ahead(self, begin: int, size: int) -> bytes:
+        """The same out of large parts, for it is read from its first byte to its last."""
+        if begin + size > self._first + len(self._held):
+            self._held = self._part(begin, max(size, min(CHUNK, self._size - begin)))
+            self._first = begin
+        return self._held[begin - self._first :][:size]
 
 
 def _check_by_origin(index: ShardIndex, row: int, begin: int, span: bytes) -> None:

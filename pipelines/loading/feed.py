@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.dataset.cache import Cache
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.patience import Patience
 from pipelines.dataset.reader import SampleError, ShardReader
@@ -17,9 +19,9 @@ from pipelines.loading.augment import Looks, drawn_looks
 from pipelines.loading.crops import crop_looks
 from pipelines.loading.windows import drawn_starts, span_of
 from vidssl.errors import DataError
-from vidssl.recipe import Augment, Clips
+from vidssl.recipe import Augment, Clips, Loader
 
-__all__ = ["Fed", "Feed", "Plan", "StreamName", "rows_to_take", "streams_of"]
+__all__ = ["Fed", "Feed", "Plan", "StreamName", "plans_ahead", "reader_for", "rows_to_take", "streams_of"]
 
 StreamName = Literal["rgb", "flow"]
 OF_FLOW = ("flow", "u", "v")
@@ -85,6 +87,7 @@ class Feed:
         seed: Seed of the run.
         patience: How long a disk that does not answer is asked again.
         streams: What is read of each sample.
+        reader: Reads them; None: one that keeps nothing.
     """
 
     def __init__(
@@ -95,9 +98,10 @@ class Feed:
         seed: int,
         patience: Patience | None = None,
         streams: tuple[StreamName, ...] = ("rgb",),
+        reader: ShardReader | None = None,
     ) -> None:
         self.streams = streams
-        self.reader = ShardReader(manifest, patience)
+        self.reader = reader or ShardReader(manifest, patience)
         self.manifest, self.clips, self.augment, self.seed = manifest, clips, augment, seed
         self.span = span_of(clips.frames, clips.stride)
 
@@ -126,6 +130,15 @@ class Feed:
         """Given windows; `start` is int64 [B]. The crops of a window are its clips."""
         looks = crop_looks(self._sides(instance), crops, self.augment.normalize)
         return Plan(step, 0, instance, np.repeat(start[:, None], looks.mirror.shape[1], axis=1), looks)
+
+    def want(self, plan: Plan, known_bad: Collection[int]) -> None:
+        """Say that a plan will be read soon.
+
+        Raises:
+            DataError: the index of a shard is damaged.
+        """
+        instances = [one for one in plan.instance.tolist() if one not in known_bad]
+        self.reader.want(instances, [_STREAMS[stream] for stream in self.streams])
 
     def read(
         self,
@@ -168,6 +181,22 @@ class Feed:
     def _sides(self, instance: NDArray[np.int64]) -> NDArray[np.int16]:
         samples = self.manifest.samples
         return np.stack([samples.height[instance], samples.width[instance]], axis=1)
+
+
+def reader_for(manifest: Manifest, loader: Loader, disk: Patience) -> ShardReader:
+    """What reads the samples of a loader, with its cache.
+
+    Raises:
+        DataError: the folder of the cache holds what we did not make; a store that cannot be opened.
+    """
+    folder = None if loader.cache is None else Path(loader.cache).expanduser()
+    cache = None if folder is None else Cache(folder, int(loader.cache_gb * 1e9), disk.say)
+    return ShardReader(manifest, disk, cache, loader.reads, plans_ahead(loader) + 1)
+
+
+def plans_ahead(loader: Loader) -> int:
+    """Batches whose samples are on their way from a store: as many as may be ready, and the one that is being made."""
+    return loader.prefetch + 1
 
 
 def rows_to_take(rows: int, faults: Mapping[int, str], replace: bool) -> NDArray[np.int64]:

@@ -8,8 +8,9 @@ be doubled (evaluation). A disk that does not answer is no reason: it is asked a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from pipelines.dataset.shards import sample_key
 from pipelines.loading.decode import Decode
 from pipelines.loading.engine import ClipGraph, Ran, last_line
-from pipelines.loading.feed import Fed, Feed, Plan, rows_to_take
+from pipelines.loading.feed import Fed, Feed, Plan, plans_ahead, rows_to_take
 from pipelines.loading.stages import Stages
 from vidssl.errors import DataError
 from vidssl.recipe import Loader
@@ -100,6 +101,7 @@ class ClipStream:
         self._tried = np.zeros(len(feed.manifest), np.bool_)
         self._flying: deque[Fed] = deque()
         self._again: deque[Plan] = deque()
+        self._planned: deque[Plan] = deque()
         self._graphs: dict[str, ClipGraph] = {}
 
     def batches(self, plans: Iterator[Plan]) -> Iterator[Made]:
@@ -109,7 +111,7 @@ class ClipStream:
             DataError: more bad samples than `loader.bad_rate` and `loader.bad_floor` allow, or a batch of bad ones only.
             StorageError: a shard that cannot be reached for `loader.patience` seconds.
         """
-        self._plans = plans
+        self._plans, self._ahead = plans, plans_ahead(self.loader) if self.feed.reader.far else 1
         try:
             while (ran := self._ran()) is not None:
                 yield from self._finished(*ran)
@@ -168,14 +170,29 @@ class ClipStream:
     def _next_fed(self) -> Fed:
         """What the graph asks for: the next batch that has a readable row; StopIteration after the last."""
         while True:
-            plan = self._again.popleft() if self._again else next(self._plans)
+            bad = {one.instance for one in self.bad}
+            plan = self._again.popleft() if self._again else self._next_plan(bad)
             self._tried[plan.instance] = True
+<<<<<<< HEAD
             with self._stages.timed("read"):
                 fed, _ = self.feed.read(plan, {one.instance for one in self.bad}, self.replace, self._name)
             self._stages.bytes_read += sum(one.nbytes for stored in fed.videos.values() for one in stored)
+=======
+            fed, _ = self.feed.read(plan, bad, self.replace, self._name)
+>>>>>>> h-stores
             if len(fed):
                 self._flying.append(fed)
                 return fed
+
+    def _next_plan(self, bad: Collection[int]) -> Plan:
+        """The next plan, after those behind it were announced where data is far away."""
+        for plan in islice(self._plans, self._ahead - len(self._planned)):
+            if self.feed.reader.far:
+                self.feed.want(plan, bad)
+            self._planned.append(plan)
+        if not self._planned:
+            raise StopIteration
+        return self._planned.popleft()
 
     def _finished(self, fed: Fed, ran: Ran) -> Iterator[Made]:
         clips = {name: _owned(one.reshape(-1, self.per_video, *one.shape[-4:])) for name, one in ran.clips.items()}

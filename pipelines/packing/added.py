@@ -104,7 +104,7 @@ def put_flow_in(addition: Addition, work: Work, workers: int, run: Mapper, watch
     whole.mkdir(exist_ok=True)
     remove_parts(whole)
     manifest = _assemble(addition, staging, whole)
-    finish_switch(before.root)
+    finish_switch(before.folder)
     watch.say(
         f"the data was {before.hash} and is {manifest.hash} with flow: what was trained before names the former; its checkpoints "
         f"are evaluated with data={before.root}, and trainings begin anew"

@@ -102,6 +102,10 @@ class PackOptions(BaseModel):
         default="nothing", description="flow: make the flow of the pack that OUT holds; its RGB stays as it is"
     )
     fresh: bool = Field(default=False, description="throw away what OUT holds if it was packed from something else")
+    stage: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        default=None,
+        description="folder where a pack for a store is made before it is uploaded, and stays; none: one in the user's cache, removed afterwards",
+    )
 
     @field_validator("fps", mode="before")
     @classmethod
@@ -199,13 +203,13 @@ class PackOptions(BaseModel):
         return Limits(self.timeout, self.max_seconds, self.memory_mb)
 
     def identity(self) -> str:
-        """What decides the packed bytes, as JSON (neither `fresh` nor the limits of a machine do).
+        """What decides the packed bytes, as JSON (neither `fresh`, `stage` nor the limits of a machine do).
 
         Without flow nothing is said of it: such a pack is the same as one that was made before there was any.
         """
         silent = {"flow", *_OF_FLOW} if self.flow == "none" else set()
         return json.dumps(
-            self.model_dump(mode="json", exclude={"fresh", "add", *vars(Limits()), *silent}), sort_keys=True
+            self.model_dump(mode="json", exclude={"fresh", "add", "stage", *vars(Limits()), *silent}), sort_keys=True
         )
 
 

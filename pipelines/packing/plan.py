@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines.dataset.manifest import Manifest, load_manifest
+from pipelines.dataset.place import Address
 from pipelines.packing.catalog import FORMATS
 from pipelines.packing.listing import Catalog
 from pipelines.packing.options import PackOptions
@@ -18,14 +19,25 @@ from vidssl.errors import DataError
 from vidssl.files import remove_parts
 from vidssl.marks import mark, mark_of, refuse_foreign
 
-__all__ = ["KIND", "begin", "finished", "make_plan", "refuse_address", "refuse_overlap", "refuse_strangers"]
+__all__ = [
+    "KIND",
+    "OURS",
+    "begin",
+    "finished",
+    "make_plan",
+    "refuse_address",
+    "refuse_other",
+    "refuse_overlap",
+    "refuse_strangers",
+]
 
 KIND = "pack"
 """What a packed folder is marked as (`vidssl.marks`)."""
 
 _PACK_VERSION = "1"
 _INSTEAD = "give another OUT"
-_OURS = re.compile(r"manifest\.json|samples\.npz|verdicts\.csv|shard-\d{5}\.(tar|idx)")
+OURS = re.compile(r"manifest\.json|samples\.npz|verdicts\.csv|shard-\d{5}\.(tar|idx)")
+"""Names that a pack gives to its files."""
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: what pathlib makes of s3://…
 
 
@@ -60,7 +72,7 @@ def finished(out: Path, plan: Mapping[str, str], options: PackOptions) -> Manife
         return None
     try:
         manifest = load_manifest(out)
-        _refuse_other(out, manifest.source, plan)
+        refuse_other(out, manifest.source, plan)
     except DataError:
         refuse_foreign(out, KIND, _INSTEAD)
         if options.fresh:
@@ -94,7 +106,7 @@ def begin(out: Path, plan: Mapping[str, str], options: PackOptions) -> Staging:
     before = staging.plan
     same = before is not None and not _differs(before, plan)
     if before is not None and not same and not options.fresh:
-        _refuse_other(out, before, plan)
+        refuse_other(out, before, plan)
     Staging(out, ADDITION).remove()  # flow for a pack that is thrown away now
     made = _made(out)  # of a pack that is thrown away, or of an assembly that was killed: it is written again
     if mark_of(out) is None:
@@ -112,15 +124,16 @@ def begin(out: Path, plan: Mapping[str, str], options: PackOptions) -> Staging:
     return staging
 
 
-def refuse_address(word: str | Path, what: str) -> None:
-    """Refuse `s3://…` and its like where a folder is needed, before a folder of that name is made.
+def refuse_address(word: str | Path) -> None:
+    """Refuse `s3://…` and its like as a source.
 
     Raises:
         DataError: it is an address.
     """
     if _ADDRESS.match(str(word)) and not os.path.exists(word):
-        way = "pack into a folder and copy it there" if what == "OUT" else "copy the videos into a folder first"
-        raise DataError(f"{what} {word} is an address, and pack reads and writes folders only; {way}")
+        raise DataError(
+            f"the source {word} is an address, and videos are read from folders only; copy the videos into a folder first"
+        )
 
 
 def refuse_overlap(root: Path, out: Path, format: str) -> None:
@@ -135,7 +148,7 @@ def refuse_overlap(root: Path, out: Path, format: str) -> None:
 
 
 def _named_like_ours(out: Path) -> set[str]:
-    return {name for name in os.listdir(out) if _OURS.fullmatch(name)} if os.path.isdir(out) else set()
+    return {name for name in os.listdir(out) if OURS.fullmatch(name)} if os.path.isdir(out) else set()
 
 
 def _made(out: Path) -> set[str]:
@@ -155,7 +168,17 @@ def _made(out: Path) -> set[str]:
     return there & {"manifest.json", "samples.npz", "verdicts.csv", *shards, *indexes}
 
 
-def _refuse_other(out: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+def refuse_other(out: Path | Address, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse to go on with another pack than the one that is there.
+
+    Args:
+        out: Where it is.
+        before: Its plan.
+        now: The plan of this one.
+
+    Raises:
+        DataError: they differ; names the first difference.
+    """
     if what := _differs(before, now):
         raise DataError(f"{out} holds another pack ({what}); {_INSTEAD}, or type fresh=true to throw it away")
 

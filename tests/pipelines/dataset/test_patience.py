@@ -92,6 +92,6 @@ def test_who_no_longer_wants_the_answer_ends_the_wait():
 
 def test_a_small_file_that_is_not_there_is_an_answer(tmp_path):
     with pytest.raises(FileNotFoundError):
-        read_whole(tmp_path / "nothing")
+        read_whole("nothing", (tmp_path / "nothing").read_bytes)
     (tmp_path / "some").write_bytes(b"abc")
-    assert read_whole(tmp_path / "some") == b"abc"
+    assert read_whole("some", (tmp_path / "some").read_bytes) == b"abc"

@@ -1,0 +1,93 @@
+"""What will be needed soon? Parts of far files, fetched beside each other before they are asked for.
+
+An answer of a store takes tens of milliseconds however small it is. So the parts that the coming batches need are asked for
+together, a bounded number at once; neighbours in a file are one question.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+__all__ = ["ReadAhead", "Span", "joined"]
+
+GAP = 64 * 2**10
+"""Bytes between two parts that are rather read than asked for twice."""
+LARGEST = 8 * 2**20
+"""Bytes of one question, unless a single part is larger."""
+
+
+class Span(NamedTuple):
+    """A part of a file: name, first byte, bytes."""
+
+    name: str
+    begin: int
+    size: int
+
+    @property
+    def stop(self) -> int:
+        """The byte after its last."""
+        return self.begin + self.size
+
+
+Fetch = Callable[[Sequence[Span]], Mapping[Span, bytes]]
+
+
+def joined(spans: Iterable[Span]) -> list[list[Span]]:
+    """Spans that are read with one question each: neighbours of one file, in order."""
+    groups: list[list[Span]] = []
+    for span in sorted(spans):
+        group = groups[-1] if groups else []
+        near = bool(group) and group[0].name == span.name and span.begin <= max(one.stop for one in group) + GAP
+        if near and max(span.stop, group[-1].stop) - group[0].begin <= LARGEST:
+            group.append(span)
+        else:
+            groups.append([span])
+    return groups
+
+
+class ReadAhead:
+    """Fetches spans on threads of its own; asked from one thread.
+
+    Args:
+        fetch: Reads spans that are neighbours, from any thread; one attempt.
+        at_once: Questions at a time.
+        kept: Calls of `want` whose spans are kept; what an older one wanted is forgotten.
+    """
+
+    def __init__(self, fetch: Fetch, at_once: int, kept: int) -> None:
+        self._fetch = fetch
+        self._pool = ThreadPoolExecutor(at_once, "store")
+        self._waves: deque[dict[Span, Future[Mapping[Span, bytes]]]] = deque(maxlen=kept)
+
+    def want(self, spans: Iterable[Span], alone: Callable[[Span], bool]) -> None:
+        """Begin to fetch spans that are not on their way yet.
+
+        Args:
+            spans: Which.
+            alone: Those that are better not joined with others.
+        """
+        wave = {span: self.coming(span) for span in dict.fromkeys(spans)}
+        new = [span for span, future in wave.items() if future is None]
+        single = [[span] for span in new if alone(span)]
+        for group in [*single, *joined(span for span in new if [span] not in single)]:
+            future = self._pool.submit(self._fetch, group)
+            wave.update(dict.fromkeys(group, future))
+        self._waves.append({span: future for span, future in wave.items() if future is not None})
+
+    def coming(self, span: Span) -> Future[Mapping[Span, bytes]] | None:
+        """The answer that holds a span, or will; None: nobody wanted it lately."""
+        return next((wave[span] for wave in reversed(self._waves) if span in wave), None)
+
+    def together(self, works: Sequence[Callable[[], None]]) -> None:
+        """Do other work of the same kind, all of it at once; an OSError is left to who needs the result."""
+        for future in [self._pool.submit(work) for work in works]:
+            if not isinstance(error := future.exception(), OSError | None):
+                raise error
+
+    def close(self) -> None:
+        """End the threads; what is on its way is dropped."""
+        self._waves.clear()
+        self._pool.shutdown(wait=False, cancel_futures=True)
