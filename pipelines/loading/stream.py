@@ -173,13 +173,9 @@ class ClipStream:
             bad = {one.instance for one in self.bad}
             plan = self._again.popleft() if self._again else self._next_plan(bad)
             self._tried[plan.instance] = True
-<<<<<<< HEAD
             with self._stages.timed("read"):
-                fed, _ = self.feed.read(plan, {one.instance for one in self.bad}, self.replace, self._name)
+                fed, _ = self.feed.read(plan, bad, self.replace, self._name)
             self._stages.bytes_read += sum(one.nbytes for stored in fed.videos.values() for one in stored)
-=======
-            fed, _ = self.feed.read(plan, bad, self.replace, self._name)
->>>>>>> h-stores
             if len(fed):
                 self._flying.append(fed)
                 return fed
