@@ -28,7 +28,7 @@ from pipelines.packing.timeline import Stamps, Timeline, nominal_step, plain_rat
 from pipelines.packing.verdict import Outcome, Target, Verdict
 from vidssl.errors import DataError
 
-__all__ = ["checked_and_flow", "is_complaint", "normalise"]
+__all__ = ["checked_and_flow", "is_complaint", "normalise", "refuse_huge", "video_stream"]
 
 MAX_PIXELS = 8192 * 8192
 """Larger frames are refused: a few bytes can claim them and fill the memory."""
@@ -164,7 +164,12 @@ def checked_and_flow(
     return flow
 
 
-def _video_stream(container: InputContainer, facts: _Facts) -> VideoStream:
+def video_stream(container: InputContainer) -> VideoStream:
+    """The stream that is packed, decoded on one thread.
+
+    Raises:
+        Rejected: there is none, or no decoder for it.
+    """
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
         pictures = " (only a cover picture)" if container.streams.video else ""
@@ -174,9 +179,23 @@ def _video_stream(container: InputContainer, facts: _Facts) -> VideoStream:
         raise Rejected("FFmpeg knows no decoder for its codec")
     # Frame threading hangs on damaged files; the packer is parallel over videos anyway.
     stream.thread_type, stream.thread_count = "NONE", 1
-    facts.codec, facts.width, facts.height = stream.codec.canonical_name, stream.width, stream.height
+    return stream
+
+
+def refuse_huge(stream: VideoStream) -> None:
+    """Refuse frames that would fill the memory.
+
+    Raises:
+        Rejected: they are above `MAX_PIXELS`.
+    """
     if stream.width * stream.height > MAX_PIXELS:
         raise Rejected(f"frames of {stream.width}x{stream.height} are above {MAX_PIXELS} pixels")
+
+
+def _video_stream(container: InputContainer, facts: _Facts) -> VideoStream:
+    stream = video_stream(container)
+    facts.codec, facts.width, facts.height = stream.codec.canonical_name, stream.width, stream.height
+    refuse_huge(stream)
     return stream
 
 
