@@ -187,7 +187,7 @@ def _stage_and_assemble(task: _Task, staging: Staging) -> Manifest:
     for _ in range(_ROUNDS):
         _stage_all(task, staging)
         try:
-            return assemble(Path(task.work.out), task.catalog, staging, task.options, task.plan)
+            return assemble(Path(task.work.out), task.catalog, staging, task.options, task.plan, task.watch.say)
         except DamagedStaging:
             _forget_damaged(staging, range(len(task.catalog.rows)), task.watch, read_all=True)
     raise _forgetful_disk(task.work.out)

@@ -23,12 +23,13 @@ from pipelines.packing.flow import FlowMaker
 from pipelines.packing.foreign import Rejected, cannot_be_reached, opened
 from pipelines.packing.geometry import Geometry, arrange_planes, plan_geometry
 from pipelines.packing.part import WHOLE, Part
+from pipelines.packing.prints import Printer
 from pipelines.packing.span import frames_of
 from pipelines.packing.timeline import Stamps, Timeline, nominal_step, plain_rate
 from pipelines.packing.verdict import Outcome, Target, Verdict
 from vidssl.errors import DataError
 
-__all__ = ["checked_and_flow", "is_complaint", "normalise", "refuse_huge", "video_stream"]
+__all__ = ["checked", "is_complaint", "normalise", "refuse_huge", "video_stream"]
 
 MAX_PIXELS = 8192 * 8192
 """Larger frames are refused: a few bytes can claim them and fill the memory."""
@@ -61,16 +62,14 @@ def normalise(
     """
     facts = _Facts(part)
     try:
-        mp4, frames, size, flow = _pack(path, target, facts, alive, slow)
+        packed = _pack(path, target, facts, alive, slow)
     except Rejected as reason:
         return Outcome(facts.verdict(name, "rejected", str(reason)))
     except Exception as error:
         if not is_complaint(error):
             raise
         return Outcome(facts.verdict(name, "rejected", f"{facts.doing} failed: {_words(error)}"))
-    return Outcome(
-        facts.verdict(name, "packed", "; ".join(facts.notes)), mp4, frames, *size, fps=float(facts.rate), flow=flow
-    )
+    return replace(packed, verdict=facts.verdict(name, "packed", "; ".join(facts.notes)), fps=float(facts.rate))
 
 
 def is_complaint(error: Exception) -> bool:
@@ -109,9 +108,7 @@ class _Facts:
         return replace(known, seconds=round(seconds, 3), fps=round(frames / seconds, 3) if seconds else 0.0)
 
 
-def _pack(
-    path: str, target: Target, facts: _Facts, alive: Callable[[], None], slow: Callable[[], None]
-) -> tuple[bytes, int, tuple[int, int], bytes]:
+def _pack(path: str, target: Target, facts: _Facts, alive: Callable[[], None], slow: Callable[[], None]) -> Outcome:
     with opened(path, facts.part) as container:
         stream = _video_stream(container, facts)
         target = _with_rate(target, stream, facts)
@@ -133,13 +130,15 @@ def _pack(
     size = (encoder.width, encoder.height)
     if target.flow is not None:
         slow()
-    return mp4, encoder.frames, size, checked_and_flow(mp4, encoder.frames, size, target, alive)
+    flow, fingerprint = checked(mp4, encoder.frames, size, target, alive)
+    verdict = facts.verdict("", "packed", "")
+    return Outcome(verdict, mp4, encoder.frames, *size, flow=flow, print=fingerprint)
 
 
-def checked_and_flow(
+def checked(
     mp4: bytes, frames: int, size: tuple[int, int], target: Target, alive: Callable[[], None]
-) -> bytes:
-    """Decode a packed video again to its end, and make its optical flow on the way where it is wanted.
+) -> tuple[bytes, bytes]:
+    """Decode a packed video again to its end, and make its optical flow and its fingerprint on the way, where they are wanted.
 
     Args:
         mp4: The packed video.
@@ -149,19 +148,24 @@ def checked_and_flow(
         alive: Called after every frame.
 
     Returns:
-        The flow's video, checked too; empty where none is wanted.
+        The flow's video, checked too, and the fingerprint; empty where none is wanted.
 
     Raises:
         DataError: a video does not decode as it was written.
     """
-    if target.flow is None:
-        verified_table(mp4, frames, target.gop, alive)
-        return b""
-    maker = FlowMaker(target.flow, size, target)
-    verified_table(mp4, frames, target.gop, alive, maker.add)
-    flow = maker.finish()
-    verified_table(flow, frames, target.gop, alive)
-    return flow
+    maker = None if target.flow is None else FlowMaker(target.flow, size, target)
+    printer = Printer(target.fps) if target.prints else None
+    makers = [one for one in (maker, printer) if one is not None]
+
+    def see(frame: VideoFrame) -> None:
+        for one in makers:
+            one.add(frame)
+
+    verified_table(mp4, frames, target.gop, alive, see)
+    flow = b"" if maker is None else maker.finish()
+    if flow:
+        verified_table(flow, frames, target.gop, alive)
+    return flow, b"" if printer is None else printer.finish()
 
 
 def video_stream(container: InputContainer) -> VideoStream:

@@ -16,6 +16,7 @@ import numpy as np
 from av.container import InputContainer
 from av.filter import Graph
 from av.packet import Packet
+from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
@@ -174,7 +175,7 @@ class _Scores:
         self._number = 0
         self._graph = Graph()
         start = self._graph.add_buffer(
-            width=self._size[0], height=self._size[1], format="yuv420p", time_base=Fraction(1, 25)
+            width=self._size[0], height=self._size[1], format=VideoFormat("yuv420p"), time_base=Fraction(1, 25)
         )
         scdet, end = self._graph.add("scdet"), self._graph.add("buffersink")
         start.link_to(scdet)
