@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -25,6 +26,7 @@ _CLASSES: Final = 12
 _SHOWN: Final = 6
 """Frames of a strip."""
 _PAIRS: Final = 6
+_OURS: Final = "· vidssl report</title>".encode()
 
 
 def is_packed(folder: str | Path) -> bool:
@@ -47,15 +49,14 @@ def write_data_report(packed: str | Path, out: str | None, say: Callable[[str], 
         Path of the page.
 
     Raises:
-        DataError: no packed folder, a damaged one, or `out` is a folder.
+        DataError: no packed folder, a damaged one, or `out` is something that is no page of ours.
         StorageError: the page cannot be written.
     """
     from pipelines.dataset.reader import ShardReader
 
     contents = contents_of(packed)
     place = contents.manifest.root / "report.html" if out is None else Path(out)
-    if place.is_dir():
-        raise DataError(f"out={out} is a folder; give the name of a page, e.g. out={place / 'report.html'}")
+    _refuse_strange(place)
     reader = ShardReader(contents.manifest)
     try:
         looks = look_at(contents, reader)
@@ -69,6 +70,25 @@ def write_data_report(packed: str | Path, out: str | None, say: Callable[[str], 
         instead = f"type vidssl report {packed} out=PAGE.html to write it elsewhere"
         raise storage_error(error, place, instead=instead) from error
     return place
+
+
+def _refuse_strange(place: Path) -> None:
+    """What is there and is no page of ours is not written over."""
+    if os.path.isdir(place):
+        raise DataError(f"{place} is a folder; give the name of a page, e.g. out={place / 'report.html'}")
+    if not os.path.lexists(place):
+        return
+    try:
+        ours = os.path.isfile(place) and _begins_as_ours(place)
+    except OSError as error:
+        raise DataError(f"{place} cannot be read ({error.strerror}); give another name, out=PAGE.html") from error
+    if not ours:
+        raise DataError(f"{place} is no page that vidssl wrote, and is left alone; give another name, out=PAGE.html")
+
+
+def _begins_as_ours(place: Path) -> bool:
+    with place.open("rb") as stream:
+        return _OURS in stream.read(4096)
 
 
 def _sections(contents: Contents, looks: Looks, reader: ShardReader) -> list[Section]:
@@ -174,7 +194,8 @@ def _motion(looks: Looks, reader: ShardReader) -> Section:
     ends = [(int(at), "the stillest") for at in order[:2]] + [(int(at), "the liveliest") for at in order[-2:][::-1]]
     shown = [(int(looks.instance[at]), words, f"{looks.motion[at]:.2f}") for at, words in ends]
     lost = f'<p class="note">{looks.unreadable} more could not be read.</p>' if looks.unreadable else ""
-    body = card("grey levels per quarter second", histogram(looks.motion, "")) + _strips(reader, shown) + lost
+    bars = card("grey levels per quarter second", histogram(looks.motion, ""))
+    body = f'<div class="grid">{bars}</div><div class="grid later"></div>{_strips(reader, shown)}{lost}'
     return Section("Motion", lead, body)
 
 

@@ -56,12 +56,8 @@ def assemble(
     remove_parts(out)
     staged = [staging.load(row) for row in range(len(catalog.rows))]
     catalog, staged = settle(catalog, staged, staging, options, say)
-    left_out = [Verdict(one.path, "left out", one.reason) for one in catalog.left_out]
-    write_verdicts(out / "verdicts.csv", [*(entry.verdict for entry in staged), *left_out])
-    good = np.array([row for row, entry in enumerate(staged) if entry.bytes], np.int64)
-    if not len(good):
-        reason = staged[0].verdict.reason
-        raise DataError(f"none of {len(staged)} videos could be packed ({reason}, …); see {out / 'verdicts.csv'}")
+    _write_all_verdicts(out, catalog, staged)
+    good = _good(out, staged)
     stored = good[np.random.default_rng(options.seed).permutation(len(good))]
     counts = _shard_counts([staged[row].bytes for row in stored], options.shard_mb * 1e6)
     samples = _columns(catalog, staged, stored, counts)
@@ -93,6 +89,20 @@ def assemble(
             flow=form,
         )
     )
+
+
+def _write_all_verdicts(out: Path, catalog: Catalog, staged: Sequence[Staged]) -> None:
+    left_out = [Verdict(one.path, "left out", one.reason) for one in catalog.left_out]
+    write_verdicts(out / "verdicts.csv", [*(entry.verdict for entry in staged), *left_out])
+
+
+def _good(out: Path, staged: Sequence[Staged]) -> NDArray[np.int64]:
+    """Rows that go into the shards."""
+    good = np.array([row for row, entry in enumerate(staged) if entry.bytes], np.int64)
+    if not len(good):
+        reason = staged[0].verdict.reason
+        raise DataError(f"none of {len(staged)} videos could be packed ({reason}, …); see {out / 'verdicts.csv'}")
+    return good
 
 
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:

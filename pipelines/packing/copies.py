@@ -41,6 +41,8 @@ _LOOK, _MOVE, _MOVED = 0.85, 0.70, 0.40
 """Copies that are cropped: cosine of the mean prints, of the motion, and as `_LEFT` of the motion alone."""
 _ENOUGH = 2 * HERTZ
 """Samples from which motion says something."""
+_BLANK = 1.0
+"""Grey levels: a video without more contrast (black, white, a fade) has nothing to be known by, and is no copy."""
 _FARTHEST, _LIVELIER = 4.0, 4.0
 """No copies: mean prints farther apart than so many times the motion and the noise, and one more lively than the other."""
 
@@ -95,6 +97,7 @@ class Prints:
         deviation = np.stack([self[i].std(0) for i in range(len(self))])
         self.motion = np.log(deviation + 0.15).astype(np.float32)
         self.energy = (deviation**2).sum(1)
+        self.blank = (self.mean**2).sum(1) + self.energy < _BLANK**2
 
     def __len__(self) -> int:
         """How many videos."""
@@ -159,9 +162,7 @@ def _registered(mean: Array, means: Array, norms: Array) -> tuple[Array, NDArray
     )
     theirs = means @ (warps().transpose(0, 2, 1) @ mean).T / np.maximum(norms * np.linalg.norm(mean), 1e-3)
     both = np.concatenate([cosines, theirs], axis=1)
-    # A picture without any contrast looks like every other one that has none.
-    flat = (np.linalg.norm(means, axis=1) < _NOISE) & (np.linalg.norm(mean) < _NOISE)
-    return np.where(flat, 1.0, both.max(1)).astype(np.float32), both.argmax(1)
+    return both.max(1), both.argmax(1)
 
 
 def _cropped(one: Array, other: Array, crop: int) -> Overlay:
@@ -234,7 +235,7 @@ def _candidates(prints: Prints, file: NDArray[Any]) -> tuple[NDArray[np.int64], 
         video = np.broadcast_to(np.arange(first, first + len(other))[:, None], other.shape)
         other = np.where(other < 0, video, other)
         short = np.minimum(lengths[video], lengths[other]) >= _OVERLAP * np.maximum(lengths[video], lengths[other])
-        wanted = short & (file[video] != file[other])
+        wanted = short & (file[video] != file[other]) & ~prints.blank[video] & ~prints.blank[other]
         codes.append(np.unique((np.minimum(video, other) * len(prints) + np.maximum(video, other))[wanted]))
     pairs = np.unique(np.concatenate(codes))
     return pairs // max(len(prints), 1), pairs % max(len(prints), 1)

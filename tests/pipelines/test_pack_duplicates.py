@@ -185,3 +185,8 @@ def test_among_many_videos_copies_are_found_through_an_inverted_file_as_they_are
 def test_clips_of_one_source_are_not_compared():
     same = random_prints(1)[0]
     assert [(one.first, one.second) for one in find_copies(Prints([same, same, same]), [7, 7, 8])] == [(0, 2), (1, 2)]
+
+
+def test_videos_without_any_contrast_have_nothing_to_be_known_by():
+    blank = np.zeros((40, NUMBERS), np.int16)
+    assert find_copies(Prints([blank, blank, *random_prints(2)]), range(4)) == []
