@@ -29,7 +29,7 @@ from pipelines.packing.timeline import Stamps, Timeline, nominal_step, plain_rat
 from pipelines.packing.verdict import Outcome, Target, Verdict
 from vidssl.errors import DataError
 
-__all__ = ["checked", "is_complaint", "normalise", "refuse_huge", "video_stream"]
+__all__ = ["checked_and_flow", "is_complaint", "normalise", "refuse_huge", "video_stream"]
 
 MAX_PIXELS = 8192 * 8192
 """Larger frames are refused: a few bytes can claim them and fill the memory."""
@@ -130,15 +130,15 @@ def _pack(path: str, target: Target, facts: _Facts, alive: Callable[[], None], s
     size = (encoder.width, encoder.height)
     if target.flow is not None:
         slow()
-    flow, fingerprint = checked(mp4, encoder.frames, size, target, alive)
-    verdict = facts.verdict("", "packed", "")
-    return Outcome(verdict, mp4, encoder.frames, *size, flow=flow, print=fingerprint)
+    flow = checked_and_flow(mp4, encoder.frames, size, target, alive)
+    fingerprint = b"" if encoder.printer is None else encoder.printer.finish()
+    return Outcome(facts.verdict("", "packed", ""), mp4, encoder.frames, *size, flow=flow, print=fingerprint)
 
 
-def checked(
+def checked_and_flow(
     mp4: bytes, frames: int, size: tuple[int, int], target: Target, alive: Callable[[], None]
-) -> tuple[bytes, bytes]:
-    """Decode a packed video again to its end, and make its optical flow and its fingerprint on the way, where they are wanted.
+) -> bytes:
+    """Decode a packed video again to its end, and make its optical flow on the way where it is wanted.
 
     Args:
         mp4: The packed video.
@@ -148,24 +148,19 @@ def checked(
         alive: Called after every frame.
 
     Returns:
-        The flow's video, checked too, and the fingerprint; empty where none is wanted.
+        The flow's video, checked too; empty where none is wanted.
 
     Raises:
         DataError: a video does not decode as it was written.
     """
-    maker = None if target.flow is None else FlowMaker(target.flow, size, target)
-    printer = Printer(target.fps) if target.prints else None
-    makers = [one for one in (maker, printer) if one is not None]
-
-    def see(frame: VideoFrame) -> None:
-        for one in makers:
-            one.add(frame)
-
-    verified_table(mp4, frames, target.gop, alive, see)
-    flow = b"" if maker is None else maker.finish()
-    if flow:
-        verified_table(flow, frames, target.gop, alive)
-    return flow, b"" if printer is None else printer.finish()
+    if target.flow is None:
+        verified_table(mp4, frames, target.gop, alive)
+        return b""
+    maker = FlowMaker(target.flow, size, target)
+    verified_table(mp4, frames, target.gop, alive, maker.add)
+    flow = maker.finish()
+    verified_table(flow, frames, target.gop, alive)
+    return flow
 
 
 def video_stream(container: InputContainer) -> VideoStream:
@@ -276,6 +271,8 @@ class _Encoding:
         self._reformat = _Reformat(self.geometry, shrink=min(self._source) >= target.size)
         self._frame: VideoFrame | None = None
         self._ready = False
+        # Of the frames before they are encoded: one loss less between a video and its copies.
+        self.printer = Printer(target.fps) if target.prints else None
         self._encoder = ClipEncoder(
             self.width,
             self.height,
@@ -304,6 +301,8 @@ class _Encoding:
         if not self._ready:
             self._frame, self._ready = self._reformat(self._frame), True
         for _ in range(slots):
+            if self.printer is not None:
+                self.printer.add(self._frame)
             self._encoder.add(self._frame)
 
     def finish(self) -> bytes:

@@ -1,6 +1,6 @@
 """What does a video look like over time? A small fingerprint by which its copies are known again (`pipelines.packing.copies`).
 
-Four times a second the stored frame is scaled to 32×32 grey levels, whose lowest frequencies (a cosine transform, as in pHash)
+Four times a second the frame that will be stored is scaled to 32×32 grey levels, whose lowest frequencies (a cosine transform, as in pHash)
 are kept as numbers, not as bits: so two prints can be laid over one another in time, mirrored, and cropped a little, and what
 is left between them is a distance in grey levels. Brightness, the zeroth frequency, is left out.
 """
@@ -52,7 +52,7 @@ class Printer:
         self._scaler: Any = VideoReformatter()
 
     def add(self, frame: VideoFrame) -> None:
-        """The next stored frame."""
+        """The next frame that is stored."""
         from av.video.reformatter import Interpolation
 
         self._frames += 1

@@ -13,7 +13,7 @@ import av
 from pipelines.dataset.manifest import load_manifest
 from pipelines.dataset.patience import AGAIN, Patience
 from pipelines.dataset.reader import PATIENCE_S, SampleError, ShardReader
-from pipelines.packing.normalise import checked
+from pipelines.packing.normalise import checked_and_flow
 from pipelines.packing.timeline import plain_rate
 from pipelines.packing.verdict import Outcome, Target, Verdict
 from vidssl.errors import DataError
@@ -43,7 +43,7 @@ def flow_of_stored(root: str, instance: int, name: str, target: Target, alive: C
     try:
         video, _ = reader.read(instance)
         stored = video.tobytes()
-        flow, _ = checked(stored, frames, size, replace(_at_its_rate(target, stored), prints=False), alive)
+        flow = checked_and_flow(stored, frames, size, _at_its_rate(target, stored), alive)
     except (SampleError, DataError) as error:
         return Outcome(Verdict(name, "rejected", str(error)))
     return Outcome(Verdict(name, "packed", ""), b"", frames, *size, flow=flow)

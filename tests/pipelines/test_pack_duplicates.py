@@ -25,7 +25,7 @@ class Ear(Silent):
         self.sentences.append(sentence)
 
 
-def film(seed: int, seconds: float = 5) -> list[np.ndarray]:
+def film(seed: int, seconds: float = 4) -> list[np.ndarray]:
     """Blobs of their own colours on their own ways over a background of its own."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
@@ -95,7 +95,9 @@ def source(tmp_path_factory) -> Path:
 def siblings(source, tmp_path_factory) -> tuple[Manifest, list[str]]:
     ear = Ear()
     out = tmp_path_factory.mktemp("out") / "packed"
-    return pack("folder", source, out, PackOptions(duplicates="siblings"), workers=1, watch=ear), ear.sentences
+    return pack(
+        "folder", source, out, PackOptions(fps=RATE, duplicates="siblings"), workers=1, watch=ear
+    ), ear.sentences
 
 
 def reasons(packed: Manifest) -> dict[str, tuple[str, str]]:
@@ -131,7 +133,7 @@ def test_copies_are_counted_and_their_verdicts_name_what_they_copy(siblings):
 
 
 def test_what_is_packed_of_a_copy_is_what_would_be_packed_without_looking_for_any(siblings, source, tmp_path):
-    plain = pack("folder", source, tmp_path / "plain", workers=1)
+    plain = pack("folder", source, tmp_path / "plain", PackOptions(fps=RATE), workers=1)
     assert "duplicates" not in plain.source["options"]
     assert np.array_equal(plain.samples.name, siblings[0].samples.name)
     assert np.array_equal(plain.samples.frames, siblings[0].samples.frames)
@@ -140,7 +142,9 @@ def test_what_is_packed_of_a_copy_is_what_would_be_packed_without_looking_for_an
 
 def test_drop_keeps_one_of_each_and_that_of_the_test_split(source, tmp_path):
     ear = Ear()
-    packed = pack("csv", source / "list.csv", tmp_path / "out", PackOptions(duplicates="drop"), workers=1, watch=ear)
+    packed = pack(
+        "csv", source / "list.csv", tmp_path / "out", PackOptions(fps=RATE, duplicates="drop"), workers=1, watch=ear
+    )
     left = sorted(["a/0 original.mp4", *(f"c/other {seed}.mp4" for seed in range(1, OTHERS + 1))])
     assert sorted(packed.samples.name) == left
     assert packed.rejected == len(COPIES)
@@ -154,7 +158,7 @@ def test_drop_keeps_one_of_each_and_that_of_the_test_split(source, tmp_path):
 
 
 def test_a_split_that_is_drawn_by_group_tears_no_copies_apart(source, tmp_path):
-    options = PackOptions(duplicates="siblings", test_share=0.4)
+    options = PackOptions(fps=RATE, duplicates="siblings", test_share=0.4)
     packed = pack("folder", source, tmp_path / "out", options, workers=1)
     for group in set(packed.samples.group.tolist()):
         assert len(set(packed.samples.split[packed.samples.group == group].tolist())) == 1
