@@ -131,11 +131,11 @@ def report(words: Words) -> int:
             raise RecipeError(f"'{given}' is no setting of a report on packed data; type out=PAGE.html or nothing")
         say(f"report: {write_data_report(home, own.out, say)}")
         return 0
-    from cluster.report.write import write_report
-
     if unknown or own.out is not None:
         given = unknown[0] if unknown else f"out={own.out}"
         raise RecipeError(f"'{given}' is no setting of a run's report; type data=FOLDER where the data has moved")
+    from cluster.report.write import write_report
+
     say(f"report: {write_report(Path(home), own.data)}")
     return 0
 
