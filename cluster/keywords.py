@@ -82,7 +82,10 @@ class FinetuneWords(Section):
 class ReportWords(Section):
     """Own words of `vidssl report`."""
 
-    data: str | None = Field(default=None, description="the packed folder, where it has moved; null: the run's")
+    data: str | None = Field(
+        default=None, description="of a run: the packed folder, where it has moved; null: the run's"
+    )
+    out: str | None = Field(default=None, description="of a packed folder: the page to write; null: PACKED/report.html")
 
 
 class ImportWords(Section):

@@ -1,6 +1,7 @@
 """Videos → a packed folder: verified, normalised, restartable. This page is the whole flow, without Ray.
 
-catalogue → plan (refused when OUT holds another) → each video in a guarded child, staged when done → shards, manifest.
+catalogue → plan (refused when OUT holds another) → where long sources are cut → each video in a guarded child, staged when
+done → copies → shards, manifest.
 """
 
 from __future__ import annotations
@@ -9,19 +10,21 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipelines.dataset.manifest import MANIFEST, Manifest
 from pipelines.packing.added import WHOLE, addition_to, finish_switch, put_flow_in
 from pipelines.packing.assembly import assemble
 from pipelines.packing.catalog import read_catalog
+from pipelines.packing.cut import with_clips
 from pipelines.packing.flow import costs, duration, megabytes, require_opencv
 from pipelines.packing.listing import Catalog
 from pipelines.packing.options import PackOptions, pack_options
 from pipelines.packing.plan import begin, finished, make_plan, refuse_address, refuse_overlap, refuse_strangers
 from pipelines.packing.staging import ADDITION, DamagedStaging, Staging
 from pipelines.packing.upload import upload_to
+from pipelines.packing.verdict import Outcome
 from pipelines.packing.work import Job, Mapper, Silent, Watch, Work, in_threads, stage_one
 from vidssl.errors import RecipeError, StorageError
 from vidssl.files import disk_words, is_full
@@ -47,6 +50,8 @@ class _Task:
     workers: int
     run: Mapper
     watch: Watch
+    clear: Mapping[int, Outcome] = field(default_factory=dict)
+    """Rows whose outcome is clear without packing them."""
 
 
 def pack(
@@ -113,7 +118,7 @@ def _packed(task: _Task, place: Path, goes_on: bool) -> Manifest:
         if (done := _nothing_to_do(*known)) is not None:  # another pack may have ended while this one looked
             return done
         staging = begin(place, task.plan, task.options)
-        manifest = _stage_and_assemble(task, staging)
+        manifest = _stage_and_assemble(_with_clips(task), staging)
         staging.remove()
     return manifest
 
@@ -151,8 +156,39 @@ def _nothing_to_do(
     if mark_of(place) is not None:
         Staging(place).remove()  # there when the last run was killed after its manifest
     rejected = f", {done.rejected} rejected" if done.rejected else ""
-    watch.say(f"nothing to do: {len(done)} of {len(catalog.rows)} packed{rejected} in {place} (data {done.hash})")
+    watch.say(
+        f"nothing to do: {len(done)} of {len(done) + done.rejected} packed{rejected} in {place} (data {done.hash})"
+    )
     return done
+
+
+def _with_clips(task: _Task) -> _Task:
+    """The task with a row per clip, where long sources are cut: each is looked at once, and what was found is kept."""
+    cut, watch = task.options.cutting(), task.watch
+    if cut is None:
+        return task
+    work = replace(task.work, cut=cut)
+    sources = [number for number, row in enumerate(task.catalog.rows) if not row.part.is_range]
+    before = work.staging.finished() & set(sources)
+    before -= _forget_damaged(work.staging, before, watch, read_all=True)
+    jobs = [_job(task.catalog, number) for number in sources if number not in before]
+    if jobs:
+        watch.say(f"looking where {len(jobs)} of {len(task.catalog.rows)} sources are cut (cut={task.options.cut})")
+        watch.begin(len(sources), len(before))
+        try:
+            for staged in task.run(jobs, work, task.workers):
+                watch.tick(staged.verdict)
+        finally:
+            watch.end()
+    surveys = {number: work.staging.load(number) for number in sources}
+    found = with_clips(task.catalog, {number: (one.verdict, one.bounds) for number, one in surveys.items()}, cut.least)
+    watch.say(f"{len(task.catalog.rows)} sources, {found.sources} of them cut, are {len(found.catalog.rows)} clips")
+    return replace(task, catalog=found.catalog, clear=found.verdicts)
+
+
+def _job(catalog: Catalog, number: int) -> Job:
+    row = catalog.rows[number]
+    return Job(number, row.path, os.path.lexists(catalog.root / row.source), row.file, row.part)
 
 
 def _stage_and_assemble(task: _Task, staging: Staging) -> Manifest:
@@ -160,7 +196,7 @@ def _stage_and_assemble(task: _Task, staging: Staging) -> Manifest:
     for _ in range(_ROUNDS):
         _stage_all(task, staging)
         try:
-            return assemble(Path(task.work.out), task.catalog, staging, task.options, task.plan)
+            return assemble(Path(task.work.out), task.catalog, staging, task.options, task.plan, task.watch.say)
         except DamagedStaging:
             _forget_damaged(staging, range(len(task.catalog.rows)), task.watch, read_all=True)
     raise _forgetful_disk(task.work.out)
@@ -187,11 +223,9 @@ def _stage_all(task: _Task, staging: Staging) -> None:
     before = staging.finished() & set(range(len(rows)))
     before -= _forget_damaged(staging, before, watch, read_all=False)
     root = task.catalog.root
-    jobs = [
-        Job(number, row.path, os.path.lexists(root / row.source), row.file, row.part)
-        for number, row in enumerate(rows)
-        if number not in before
-    ]
+    for number in task.clear.keys() - before:
+        staging.store(number, task.clear[number])
+    jobs = [_job(task.catalog, number) for number in range(len(rows)) if number not in before | task.clear.keys()]
     if before:
         watch.say(f"going on: {len(before)} of {len(rows)} videos were done before")
     if (form := task.options.flow_form()) is not None and jobs:
@@ -199,7 +233,7 @@ def _stage_all(task: _Task, staging: Staging) -> None:
         watch.say(
             f"an hour of video has {costs(form, hour, task.workers).removeprefix(f'flow={form.algorithm} of ')}, by {form.algorithm}"
         )
-    watch.begin(len(rows), len(before))
+    watch.begin(len(rows), len(before | task.clear.keys()))
     try:
         if len(jobs) > _WORTH_SAMPLING:
             jobs = _tell_size(jobs, root, task.work, task.workers, watch)
@@ -212,6 +246,7 @@ def _stage_all(task: _Task, staging: Staging) -> None:
 def _tell_size(jobs: list[Job], root: Path, work: Work, workers: int, watch: Watch) -> list[Job]:
     """Do a few videos of different sizes first; say what the whole will take. Returns the other jobs."""
     bytes_of = {job.row: job.part.size or _size(root / job.source) for job in jobs}
+    files = {(job.source, job.part.offset): bytes_of[job.row] for job in jobs}  # clips of one file share its bytes
     by_size = sorted(jobs, key=lambda job: bytes_of[job.row])
     step = len(jobs) / _SAMPLED
     sample = [by_size[int((number + 0.5) * step)] for number in range(_SAMPLED)]
@@ -225,7 +260,7 @@ def _tell_size(jobs: list[Job], root: Path, work: Work, workers: int, watch: Wat
     rest = [job for job in jobs if job.row not in rows]
     packed = sum(entry.size for entry in staged) / _SAMPLED * len(jobs)
     watch.say(
-        f"{len(jobs)} videos of {megabytes(sum(bytes_of.values()))}: about {megabytes(packed)} of shards"
+        f"{len(jobs)} videos of {megabytes(sum(files.values()))}: about {megabytes(packed)} of shards"
         f" and {duration(each * len(rest) / workers)} on {workers} workers"
     )
     return rest

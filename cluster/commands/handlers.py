@@ -121,13 +121,23 @@ def embed(words: Words) -> int:
 
 
 def report(words: Words) -> int:
-    """One page."""
-    from cluster.report.write import write_report
+    """One page, of a run or of packed data."""
+    from cluster.report.packed_page import is_packed, write_data_report
 
     own, unknown = own_words(ReportWords, words.settings)
-    if unknown:
-        raise RecipeError(f"'{unknown[0]}' is no setting of a report; type data=FOLDER where the data has moved")
-    say(f"report: {write_report(Path(words['RUN']), own.data)}")
+    home = words["RUN|PACKED"]
+    if is_packed(home):
+        if unknown or own.data is not None:
+            given = unknown[0] if unknown else f"data={own.data}"
+            raise RecipeError(f"'{given}' is no setting of a report on packed data; type out=PAGE.html or nothing")
+        say(f"report: {write_data_report(home, own.out, say)}")
+        return 0
+    if unknown or own.out is not None:
+        given = unknown[0] if unknown else f"out={own.out}"
+        raise RecipeError(f"'{given}' is no setting of a run's report; type data=FOLDER where the data has moved")
+    from cluster.report.write import write_report
+
+    say(f"report: {write_report(Path(home), own.data)}")
     return 0
 
 

@@ -185,7 +185,12 @@ VERBS: dict[str, Verb] = {
         (_RUN_OR_CARD,),
         groups=_of_finetune,
     ),
-    "report": Verb(handlers.report, "one self-contained page", (_RUN,), groups=_of_report),
+    "report": Verb(
+        handlers.report,
+        "one self-contained page: of a run, or of packed data before anything is trained on it",
+        (Place("RUN|PACKED", "a run folder, or a folder that `vidssl pack` wrote"),),
+        groups=_of_report,
+    ),
     "bench": Verb(
         handlers.bench,
         "headspace: a run's training with its loader and with batches that are always ready, for some steps each",

@@ -182,7 +182,8 @@ grid-template-columns:repeat(3,1fr);gap:12px}
 .shot figcaption{font-weight:500;font-size:.84rem;margin:4px 0 0;display:flex;justify-content:space-between;gap:6px;min-width:0}
 .shot figcaption span{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}.shot figcaption small{color:var(--soft);white-space:nowrap}
 .ask figcaption b{color:var(--mark)}.right figcaption b{color:var(--good)}.wrong figcaption b{color:var(--bad)}
-@media(max-width:640px){th,td{padding:7px 8px}table{font-size:.86rem}.query{grid-template-columns:repeat(2,1fr)}header{padding-top:28px}}
+.query.pair{grid-template-columns:repeat(2,1fr)}.card+.query{margin-top:14px}.bars.one{grid-template-columns:1fr}
+@media(max-width:640px){th,td{padding:7px 8px}table{font-size:.86rem}.query{grid-template-columns:repeat(2,1fr)}.query.pair{grid-template-columns:1fr}header{padding-top:28px}}
 .bars{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(280px,100%),1fr));gap:5px 26px}
 .bar{display:grid;grid-template-columns:minmax(0,9.5em) 1fr 2.2em;gap:10px;align-items:center;font-size:.86rem}
 .bar span{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}.bar b{text-align:right;font-weight:550}

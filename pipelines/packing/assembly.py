@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from pipelines.dataset.checksums import crc_of
 from pipelines.dataset.flow import FlowForm
 from pipelines.dataset.manifest import Manifest, Samples, Shard, write_manifest
 from pipelines.dataset.shards import FLOW, RGB, StoredSample, sample_key, sealed_sample, with_flow, write_shard
+from pipelines.packing.duplicates import settle
 from pipelines.packing.flow import flow_sides, opencv_version
 from pipelines.packing.listing import Catalog, Row
 from pipelines.packing.options import PackOptions
@@ -31,7 +32,12 @@ _ENOUGH_FOR_FOUR = 64
 
 
 def assemble(
-    out: Path, catalog: Catalog, staging: Staging, options: PackOptions, source: Mapping[str, str]
+    out: Path,
+    catalog: Catalog,
+    staging: Staging,
+    options: PackOptions,
+    source: Mapping[str, str],
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Manifest:
     """Write everything a packed folder holds; the manifest comes last and makes it whole.
 
@@ -39,8 +45,9 @@ def assemble(
         out: The folder.
         catalog: All rows; each is staged.
         staging: Verdicts and packed bytes.
-        options: Reads codec, size, fps, gop, seed, shard_mb and what is said of flow.
+        options: Reads codec, size, fps, gop, seed, shard_mb and what is said of flow and of duplicates.
         source: What the manifest says of the origin.
+        say: Told of copies.
 
     Raises:
         DataError: not one video was packed, or a staged video is damaged.
@@ -48,12 +55,9 @@ def assemble(
     """
     remove_parts(out)
     staged = [staging.load(row) for row in range(len(catalog.rows))]
-    left_out = [Verdict(one.path, "left out", one.reason) for one in catalog.left_out]
-    write_verdicts(out / "verdicts.csv", [*(entry.verdict for entry in staged), *left_out])
-    good = np.array([row for row, entry in enumerate(staged) if entry.bytes], np.int64)
-    if not len(good):
-        reason = staged[0].verdict.reason
-        raise DataError(f"none of {len(staged)} videos could be packed ({reason}, …); see {out / 'verdicts.csv'}")
+    catalog, staged = settle(catalog, staged, staging, options, say)
+    _write_all_verdicts(out, catalog, staged)
+    good = _good(out, staged)
     stored = good[np.random.default_rng(options.seed).permutation(len(good))]
     counts = _shard_counts([staged[row].bytes for row in stored], options.shard_mb * 1e6)
     samples = _columns(catalog, staged, stored, counts)
@@ -85,6 +89,20 @@ def assemble(
             flow=form,
         )
     )
+
+
+def _write_all_verdicts(out: Path, catalog: Catalog, staged: Sequence[Staged]) -> None:
+    left_out = [Verdict(one.path, "left out", one.reason) for one in catalog.left_out]
+    write_verdicts(out / "verdicts.csv", [*(entry.verdict for entry in staged), *left_out])
+
+
+def _good(out: Path, staged: Sequence[Staged]) -> NDArray[np.int64]:
+    """Rows that go into the shards."""
+    good = np.array([row for row, entry in enumerate(staged) if entry.bytes], np.int64)
+    if not len(good):
+        reason = staged[0].verdict.reason
+        raise DataError(f"none of {len(staged)} videos could be packed ({reason}, …); see {out / 'verdicts.csv'}")
+    return good
 
 
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:

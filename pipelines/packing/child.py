@@ -1,8 +1,8 @@
 """The process in which foreign bytes are decoded: it may hang or die, and takes nothing with it.
 
 Started by `pipelines.packing.guard.Guard` as `python -m pipelines.packing.child FD`; FD is one end of a socket pair that carries pickled
-messages: (`Target`, megabytes of memory) first, then (path, name, part) per video, or (pack, name, instance) for the flow of a
-packed one; back go "ready", "alive" now and then, "flow" when only flow is left to make, and an `Outcome`, or a `Fault` where
+messages: (`Target`, megabytes of memory) first, then (path, name, part) per video, (path, name, (part, `Cut`)) to look where one is cut,
+or (pack, name, instance) for the flow of a packed one; back go "ready", "alive" now and then, "flow" when only flow is left to make, and an `Outcome`, or a `Fault` where
 something other than the video is to blame.
 """
 
@@ -37,6 +37,7 @@ def main(descriptor: int, parent: int) -> None:
     from pipelines.packing.normalise import normalise  # brings PyAV; a failure here ends the process before "ready"
     from pipelines.packing.part import Part
     from pipelines.packing.stored import flow_of_stored
+    from pipelines.packing.survey import survey
 
     wire.send("ready")
     target, memory_mb = wire.recv()
@@ -49,6 +50,8 @@ def main(descriptor: int, parent: int) -> None:
             return
         if isinstance(what, Part):
             work = partial(normalise, path, name, target, beat, what, lambda: wire.send("flow"))
+        elif isinstance(what, tuple):
+            work = partial(survey, path, name, what[1], beat, what[0])
         else:
             wire.send("flow")
             work = partial(flow_of_stored, path, what, name, target, beat)

@@ -12,7 +12,7 @@ import time
 from multiprocessing.connection import Connection
 from types import TracebackType
 
-from pipelines.packing.part import WHOLE, Part
+from pipelines.packing.part import WHOLE, Cut, Part
 from pipelines.packing.verdict import Fault, Limits, Outcome, Target, Verdict
 from vidssl.errors import DataError, OurFault, StorageError
 
@@ -85,7 +85,24 @@ class Guard:
         """
         return self._run((root, name, instance))
 
-    def _run(self, wanted: tuple[str, str, Part | int]) -> Outcome:
+    def bounds_of(self, path: str, name: str, part: Part, cut: Cut) -> Outcome:
+        """Look where a source is cut into clips.
+
+        Args:
+            path: The file.
+            name: What the verdict calls it.
+            part: Which of its bytes are the video.
+            cut: How.
+
+        Returns:
+            An outcome without an mp4, with `bounds`; "rejected" as by `run`.
+
+        Raises:
+            DataError, OurFault, StorageError: as `run`.
+        """
+        return self._run((path, name, (part, cut)))
+
+    def _run(self, wanted: tuple[str, str, Part | int | tuple[Part, Cut]]) -> Outcome:
         path, name, _ = wanted
         reason = ""
         for _ in range(_TRIES):  # a second try, since a healthy video may have met a machine short of memory

@@ -23,12 +23,13 @@ from pipelines.packing.flow import FlowMaker
 from pipelines.packing.foreign import Rejected, cannot_be_reached, opened
 from pipelines.packing.geometry import Geometry, arrange_planes, plan_geometry
 from pipelines.packing.part import WHOLE, Part
+from pipelines.packing.prints import Printer
 from pipelines.packing.span import frames_of
 from pipelines.packing.timeline import Stamps, Timeline, nominal_step, plain_rate
 from pipelines.packing.verdict import Outcome, Target, Verdict
 from vidssl.errors import DataError
 
-__all__ = ["checked_and_flow", "is_complaint", "normalise"]
+__all__ = ["checked_and_flow", "is_complaint", "normalise", "refuse_huge", "video_stream"]
 
 MAX_PIXELS = 8192 * 8192
 """Larger frames are refused: a few bytes can claim them and fill the memory."""
@@ -61,16 +62,14 @@ def normalise(
     """
     facts = _Facts(part)
     try:
-        mp4, frames, size, flow = _pack(path, target, facts, alive, slow)
+        packed = _pack(path, target, facts, alive, slow)
     except Rejected as reason:
         return Outcome(facts.verdict(name, "rejected", str(reason)))
     except Exception as error:
         if not is_complaint(error):
             raise
         return Outcome(facts.verdict(name, "rejected", f"{facts.doing} failed: {_words(error)}"))
-    return Outcome(
-        facts.verdict(name, "packed", "; ".join(facts.notes)), mp4, frames, *size, fps=float(facts.rate), flow=flow
-    )
+    return replace(packed, verdict=facts.verdict(name, "packed", "; ".join(facts.notes)), fps=float(facts.rate))
 
 
 def is_complaint(error: Exception) -> bool:
@@ -109,9 +108,7 @@ class _Facts:
         return replace(known, seconds=round(seconds, 3), fps=round(frames / seconds, 3) if seconds else 0.0)
 
 
-def _pack(
-    path: str, target: Target, facts: _Facts, alive: Callable[[], None], slow: Callable[[], None]
-) -> tuple[bytes, int, tuple[int, int], bytes]:
+def _pack(path: str, target: Target, facts: _Facts, alive: Callable[[], None], slow: Callable[[], None]) -> Outcome:
     with opened(path, facts.part) as container:
         stream = _video_stream(container, facts)
         target = _with_rate(target, stream, facts)
@@ -133,7 +130,9 @@ def _pack(
     size = (encoder.width, encoder.height)
     if target.flow is not None:
         slow()
-    return mp4, encoder.frames, size, checked_and_flow(mp4, encoder.frames, size, target, alive)
+    flow = checked_and_flow(mp4, encoder.frames, size, target, alive)
+    fingerprint = b"" if encoder.printer is None else encoder.printer.finish()
+    return Outcome(facts.verdict("", "packed", ""), mp4, encoder.frames, *size, flow=flow, print=fingerprint)
 
 
 def checked_and_flow(
@@ -164,7 +163,12 @@ def checked_and_flow(
     return flow
 
 
-def _video_stream(container: InputContainer, facts: _Facts) -> VideoStream:
+def video_stream(container: InputContainer) -> VideoStream:
+    """The stream that is packed, decoded on one thread.
+
+    Raises:
+        Rejected: there is none, or no decoder for it.
+    """
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
         pictures = " (only a cover picture)" if container.streams.video else ""
@@ -174,9 +178,23 @@ def _video_stream(container: InputContainer, facts: _Facts) -> VideoStream:
         raise Rejected("FFmpeg knows no decoder for its codec")
     # Frame threading hangs on damaged files; the packer is parallel over videos anyway.
     stream.thread_type, stream.thread_count = "NONE", 1
-    facts.codec, facts.width, facts.height = stream.codec.canonical_name, stream.width, stream.height
+    return stream
+
+
+def refuse_huge(stream: VideoStream) -> None:
+    """Refuse frames that would fill the memory.
+
+    Raises:
+        Rejected: they are above `MAX_PIXELS`.
+    """
     if stream.width * stream.height > MAX_PIXELS:
         raise Rejected(f"frames of {stream.width}x{stream.height} are above {MAX_PIXELS} pixels")
+
+
+def _video_stream(container: InputContainer, facts: _Facts) -> VideoStream:
+    stream = video_stream(container)
+    facts.codec, facts.width, facts.height = stream.codec.canonical_name, stream.width, stream.height
+    refuse_huge(stream)
     return stream
 
 
@@ -253,6 +271,8 @@ class _Encoding:
         self._reformat = _Reformat(self.geometry, shrink=min(self._source) >= target.size)
         self._frame: VideoFrame | None = None
         self._ready = False
+        # Of the frames before they are encoded: one loss less between a video and its copies.
+        self.printer = Printer(target.fps) if target.prints else None
         self._encoder = ClipEncoder(
             self.width,
             self.height,
@@ -281,6 +301,8 @@ class _Encoding:
         if not self._ready:
             self._frame, self._ready = self._reformat(self._frame), True
         for _ in range(slots):
+            if self.printer is not None:
+                self.printer.add(self._frame)
             self._encoder.add(self._frame)
 
     def finish(self) -> bytes:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.dataset.flow import FlowForm
+from pipelines.packing.part import Cut, parse_cut
 from pipelines.packing.timeline import plain_rate
 from pipelines.packing.verdict import Limits, Target
 from vidssl.errors import RecipeError
@@ -20,6 +21,7 @@ __all__ = ["PackOptions", "pack_options"]
 _CRF = {"h264": 23, "vp9": 34}  # about the same quality and bytes at 128 pixels
 _FLOW_CRF = {("h264", "companded"): 29, ("vp9", "companded"): 32, ("h264", "parity"): 14, ("vp9", "parity"): 12}
 _OF_FLOW = ("flow_size", "flow_encoding", "flow_crf")
+_OF_CUTS = ("cut_min", "cut_threshold")
 
 
 class PackOptions(BaseModel):
@@ -98,6 +100,21 @@ class PackOptions(BaseModel):
     flow_crf: Annotated[int, Field(ge=0, le=63)] | None = Field(
         default=None, description="quality of the flow; h264 29 (parity 14), vp9 32 (parity 12)"
     )
+    cut: str = Field(
+        default="none",
+        description="clips of long sources: none | 10s (any seconds) | scenes (where FFmpeg's scdet sees the scene change)",
+    )
+    cut_min: Annotated[float, Field(gt=0, le=3600)] | None = Field(
+        default=None, description="seconds; a shorter clip is rejected; none: 1, or half of a shorter cut"
+    )
+    cut_threshold: Annotated[float, Field(gt=0, le=100)] = Field(
+        default=6, description="score of scdet from which the scene has changed; higher finds fewer scenes"
+    )
+    duplicates: Literal["keep", "siblings", "drop"] = Field(
+        default="keep",
+        description="copies of a video, re-encoded, scaled, cropped a little, shortened or mirrored: keep (not looked for) | siblings "
+        "(one group, never each other's positive or negative) | drop (one of them is packed)",
+    )
     add: Literal["nothing", "flow"] = Field(
         default="nothing", description="flow: make the flow of the pack that OUT holds; its RGB stays as it is"
     )
@@ -121,6 +138,13 @@ class PackOptions(BaseModel):
     @classmethod
     def _fold_from_word(cls, value: object) -> object:
         return int(value) if isinstance(value, str) and value.isdigit() else value
+
+    @field_validator("cut")
+    @classmethod
+    def _says_where(cls, value: str) -> str:
+        if value != "none":
+            parse_cut(value)
+        return value
 
     @field_validator("group")
     @classmethod
@@ -180,6 +204,30 @@ class PackOptions(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _cut_goes_together(self) -> PackOptions:
+        if self.cut == "none" and self.cut_min is not None:
+            raise ValueError(
+                f"cut_min={self.cut_min:g} is about clips, and cut=none makes none; type cut=10s or cut=scenes"
+            )
+        if self.cut != "scenes" and self.cut_threshold != type(self).model_fields["cut_threshold"].default:
+            raise ValueError(
+                f"cut_threshold={self.cut_threshold:g} is about scenes, and cut={self.cut} looks for none; type cut=scenes"
+            )
+        if self.cut_min is not None and (every := parse_cut(self.cut)) is not None and self.cut_min > every:
+            raise ValueError(
+                f"cut_min={self.cut_min:g} rejects every clip of cut={self.cut}; type cut_min={every:g} or less"
+            )
+        return self
+
+    def cutting(self) -> Cut | None:
+        """How sources are cut; None: they are not."""
+        if self.cut == "none":
+            return None
+        every = parse_cut(self.cut)
+        usual = 1.0 if every is None else min(1.0, every / 2)
+        return Cut(every, usual if self.cut_min is None else self.cut_min, self.cut_threshold)
+
     def target(self) -> Target:
         """The form of one packed video."""
         same = ("size", "codec", "preset", "gop", "min_frames", "min_side", "max_aspect", "keep_partial", "max_minutes")
@@ -188,6 +236,7 @@ class PackOptions(BaseModel):
             own_rate=self.fps == "source",
             crf=_CRF[self.codec] if self.crf is None else self.crf,
             flow=self.flow_form(),
+            prints=self.duplicates != "keep",
             **{name: getattr(self, name) for name in same},
         )
 
@@ -205,9 +254,12 @@ class PackOptions(BaseModel):
     def identity(self) -> str:
         """What decides the packed bytes, as JSON (neither `fresh`, `stage` nor the limits of a machine do).
 
-        Without flow nothing is said of it: such a pack is the same as one that was made before there was any.
+        Of flow, cuts and duplicates nothing is said where there are none: such a pack is the same as one that was made before
+        there were any.
         """
         silent = {"flow", *_OF_FLOW} if self.flow == "none" else set()
+        silent |= {"cut", *_OF_CUTS} if self.cut == "none" else set()
+        silent |= {"duplicates"} if self.duplicates == "keep" else set()
         return json.dumps(
             self.model_dump(mode="json", exclude={"fresh", "add", "stage", *vars(Limits()), *silent}), sort_keys=True
         )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-__all__ = ["WHOLE", "Part"]
+__all__ = ["WHOLE", "Cut", "Part", "parse_cut"]
+
+_SECONDS = re.compile(r"(\d{1,5}(?:\.\d{1,3})?)s")
+_SHORTEST = 0.5
 
 
 @dataclass(frozen=True)
@@ -31,3 +35,32 @@ class Part:
 
 WHOLE = Part()
 """The file is the video."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How sources are cut.
+
+    Attributes:
+        every: Seconds of a clip; None: at changes of scene.
+        least: Seconds; what is shorter becomes no clip.
+        threshold: Score of FFmpeg's `scdet` from which two frames belong to two scenes.
+    """
+
+    every: float | None
+    least: float
+    threshold: float
+
+
+def parse_cut(word: str) -> float | None:
+    """Seconds of `10s`; None for `scenes`.
+
+    Raises:
+        ValueError: neither.
+    """
+    if word == "scenes":
+        return None
+    match = _SECONDS.fullmatch(word)
+    if match is None or float(match[1]) < _SHORTEST:
+        raise ValueError("input should be none, scenes, or the seconds of a clip from 0.5s on, e.g. 10s")
+    return float(match[1])

@@ -15,6 +15,7 @@ from pipelines.packing.catalog import FORMATS
 from pipelines.packing.listing import Catalog
 from pipelines.packing.options import PackOptions
 from pipelines.packing.staging import ADDITION, Staging
+from pipelines.packing.verdict import Limits
 from vidssl.errors import DataError
 from vidssl.files import remove_parts
 from vidssl.marks import mark, mark_of, refuse_foreign
@@ -204,5 +205,5 @@ def _options(text: str) -> dict[str, object]:
         given = json.loads(text)
     except ValueError:
         given = {}
-    none = PackOptions().model_dump(mode="json", include={"flow", "flow_size", "flow_encoding", "flow_crf"})
-    return {**none, **json.loads(PackOptions().identity()), **(given if isinstance(given, dict) else {})}
+    usual = json.loads(PackOptions().model_dump_json(exclude={"fresh", "add", *vars(Limits())}))
+    return {**usual, **(given if isinstance(given, dict) else {})}

@@ -1,7 +1,8 @@
 """What is done already? One small file per finished video, so that a killed pack goes on where it was.
 
 `OUT/.staging/plan.json` says what is being packed; `OUT/.staging/done/NNN/NNNNNNNN` holds one video each: a line with the
-sha256 of what follows, a JSON line with the verdict, then the packed bytes, then those of its flow. These files are not fsynced, which would cost
+sha256 of what follows, a JSON line with the verdict, then the packed bytes, those of its flow, and its fingerprint. Where sources
+are cut, `OUT/.staging/cuts/done/…` holds as many of them, with the places instead of bytes. These files are not fsynced, which would cost
 a disk more than the packing: what a loss of power damages is found by size or checksum, and packed again. The folder goes
 when the manifest is written.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,9 +21,9 @@ from pipelines.packing.verdict import Outcome, Verdict
 from vidssl.errors import VidsslError
 from vidssl.files import remove_parts, write_json, written_aside
 
-__all__ = ["ADDITION", "PACK", "DamagedStaging", "Staged", "Staging"]
+__all__ = ["ADDITION", "CUTS", "PACK", "DamagedStaging", "Staged", "Staging"]
 
-PACK, ADDITION = ".staging", ".staging-flow"
+PACK, ADDITION, CUTS = ".staging", ".staging-flow", ".staging/cuts"
 _PER_FOLDER = 1000
 _HEAD = 65  # a sha256 and the end of its line
 _NOTHING = (OSError, ValueError, TypeError, LookupError)
@@ -33,7 +35,10 @@ class DamagedStaging(VidsslError):
 
 @dataclass(frozen=True)
 class Staged:
-    """One finished video: verdict, size, checksum and frame rate of the packed bytes (none when rejected), and its flow's."""
+    """One finished video: verdict, size, checksum and frame rate of the packed bytes (none when rejected), and its flow's.
+
+    Then the bytes of its fingerprint; or, of a source that was surveyed, where it is cut.
+    """
 
     verdict: Verdict
     frames: int
@@ -44,11 +49,13 @@ class Staged:
     fps: float = 0.0
     flow_bytes: int = 0
     flow_sha256: str = ""
+    print_bytes: int = 0
+    bounds: tuple[float, ...] = ()
 
     @property
     def size(self) -> int:
-        """Bytes of both streams."""
-        return self.bytes + self.flow_bytes
+        """Bytes of both streams and of the fingerprint."""
+        return self.bytes + self.flow_bytes + self.print_bytes
 
 
 class Staging:
@@ -103,9 +110,11 @@ class Staging:
             outcome.fps,
             len(flow),
             _sha256(flow),
+            len(outcome.print),
+            outcome.bounds,
         )
         staged = Staged(outcome.verdict, *figures)
-        body = json.dumps(asdict(staged)).encode() + b"\n" + data + flow
+        body = json.dumps(asdict(staged)).encode() + b"\n" + data + flow + outcome.print
         path = self._path(row)
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path, durable=False) as stream:
@@ -135,10 +144,25 @@ class Staging:
             both = self._path(row).read_bytes()[-staged.size :]
         except OSError as error:
             raise DamagedStaging(f"{self._path(row)} is damaged") from error
-        data, flow = both[: staged.bytes], both[staged.bytes :]
+        data, flow = both[: staged.bytes], both[staged.bytes :][: staged.flow_bytes]
         if (_sha256(data), _sha256(flow)) != (staged.sha256, staged.flow_sha256):
             raise DamagedStaging(f"{self._path(row)} is damaged")
         return data, flow
+
+    def fingerprint(self, row: int, staged: Staged) -> bytes:
+        """The fingerprint of a finished row; empty: it has none.
+
+        Raises:
+            DamagedStaging: it cannot be read.
+        """
+        if not staged.print_bytes:
+            return b""
+        try:
+            with self._path(row).open("rb") as stream:
+                stream.seek(-staged.print_bytes, os.SEEK_END)
+                return stream.read()
+        except OSError as error:
+            raise DamagedStaging(f"{self._path(row)} is damaged") from error
 
     def remove(self) -> None:
         """Forget everything."""
@@ -165,4 +189,5 @@ def _sha256(data: bytes) -> str:
 
 def _staged(line: bytes) -> Staged:
     tree = json.loads(line)
-    return Staged(**{**tree, "verdict": Verdict(**tree["verdict"])})
+    bounds = tuple(tree.get("bounds", ()))
+    return Staged(**{**tree, "verdict": Verdict(**tree["verdict"]), "bounds": bounds})

@@ -14,7 +14,7 @@ __all__ = ["Fault", "Limits", "Outcome", "Target", "Verdict"]
 class Target:
     """Form of a packed video (see `pipelines.packing.options.PackOptions` for the meaning of each).
 
-    With `own_rate` a video keeps the frame rate of its source, and `fps` says nothing.
+    With `own_rate` a video keeps the frame rate of its source, and `fps` says nothing. With `prints` each gets a fingerprint.
     """
 
     fps: Fraction = Fraction(25)
@@ -30,6 +30,7 @@ class Target:
     max_minutes: float = 600
     own_rate: bool = False
     flow: FlowForm | None = None
+    prints: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Outcome:
         height: Of the packed video.
         fps: Of the packed video.
         flow: Its optical flow as fragmented MP4; empty where none was wanted.
+        print: Its fingerprint (`pipelines.packing.prints`); empty where none was wanted.
+        bounds: Of a source that was surveyed: where it is cut, seconds; empty: it is one clip.
     """
 
     verdict: Verdict
@@ -97,6 +100,8 @@ class Outcome:
     height: int = 0
     fps: float = 0.0
     flow: bytes = b""
+    print: bytes = b""
+    bounds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

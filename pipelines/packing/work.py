@@ -12,8 +12,8 @@ from typing import Protocol
 
 from pipelines.packing.flow import require_opencv
 from pipelines.packing.guard import Guard
-from pipelines.packing.part import WHOLE, Part
-from pipelines.packing.staging import ADDITION, PACK, Staged, Staging
+from pipelines.packing.part import WHOLE, Cut, Part
+from pipelines.packing.staging import ADDITION, CUTS, PACK, Staged, Staging
 from pipelines.packing.verdict import Limits, Target, Verdict
 from vidssl.errors import StorageError
 
@@ -54,6 +54,7 @@ class Work:
         target: Form of the packed videos.
         limits: What one video may take.
         packed: The videos are those of the pack in `root`, and their flow alone is made.
+        cut: Nothing is packed, and only looked where sources are cut; None: it is packed.
     """
 
     root: str
@@ -61,11 +62,12 @@ class Work:
     target: Target
     limits: Limits
     packed: bool = False
+    cut: Cut | None = None
 
     @property
     def staging(self) -> Staging:
         """Where outcomes are written down."""
-        return Staging(Path(self.out), ADDITION if self.packed else PACK)
+        return Staging(Path(self.out), ADDITION if self.packed else PACK if self.cut is None else CUTS)
 
 
 Mapper = Callable[[Sequence[Job], Work, int], Iterator[Staged]]
@@ -121,7 +123,10 @@ def stage_one(job: Job, work: Work, guard: Guard) -> Staged:
     if work.packed:
         return work.staging.store(job.row, guard.flow_of(work.root, job.row, job.path))
     path = os.path.join(work.root, job.source)
-    outcome = guard.run(path, job.path, job.part)
+    if work.cut is None:
+        outcome = guard.run(path, job.path, job.part)
+    else:
+        outcome = guard.bounds_of(path, job.path, job.part, work.cut)
     if outcome.verdict.verdict == "rejected" and job.there and not os.path.lexists(path):
         raise StorageError(
             f"{path} was there when the pack began and is gone now, so the pack stops; when the source is whole again, type"

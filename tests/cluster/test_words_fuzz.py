@@ -137,7 +137,7 @@ GOOD: dict[str, list[list[str]]] = {
     "embed": [["RUN"], ["RUN", "out=new.zarr", "view=all"]],
     "evaluate": [["RUN"], ["RUN", "what=all", "data=PACKED"]],
     "finetune": [["RUN"], ["RUN", "finetune.epochs=1", "init=scratch"]],
-    "report": [["RUN"], ["RUN", "data=PACKED"]],
+    "report": [["RUN"], ["RUN", "data=PACKED"], ["PACKED"], ["PACKED", "out=new.html"]],
     "bench": [["headspace", "RUN"], ["headspace", "RUN", "loader.threads=2", "--steps", "24"]],
     "import": [["FILE", "--from", "coclr"], ["FILE", "--from", "iic", "--out", "new"]],
     "export": [["RUN", "--out", "new"]],

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 
 import pytest
 
 from pipelines.packing.options import PackOptions, pack_options
+from pipelines.packing.part import Cut
 from vidssl.errors import RecipeError
 
 
@@ -76,3 +78,36 @@ def test_what_does_not_change_the_bytes_is_not_part_of_the_identity():
     assert (given.limits().timeout, given.limits().max_seconds, given.limits().memory_mb) == (5, 5, 2000)
     assert PackOptions(max_minutes=1).identity() != PackOptions().identity()
     assert PackOptions(crf=24).identity() != PackOptions().identity()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["cut=10"], r"cut=10: input should be none, scenes, or the seconds of a clip from 0\.5s on, e\.g\. 10s"),
+        (["cut=0.1s"], r"cut=0\.1s: input should be none, scenes, or the seconds"),
+        (["cut_min=2"], "cut_min=2 is about clips, and cut=none makes none; type cut=10s or cut=scenes"),
+        (["cut=5s", "cut_min=9"], "cut_min=9 rejects every clip of cut=5s; type cut_min=5 or less"),
+        (["cut=5s", "cut_threshold=9"], "cut_threshold=9 is about scenes, and cut=5s looks for none; type cut=scenes"),
+        (["duplicates=yes"], "duplicates=yes: input should be 'keep', 'siblings' or 'drop'"),
+    ],
+)
+def test_words_about_clips_and_copies_that_mean_nothing_are_refused_in_a_sentence(words, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        pack_options(words)
+
+
+def test_packs_without_cuts_and_duplicates_are_the_packs_that_were_made_before_there_were_any():
+    said = json.loads(PackOptions().identity())
+    assert not {"cut", "cut_min", "cut_threshold", "duplicates"} & said.keys()
+    assert json.loads(PackOptions(cut="scenes", duplicates="drop").identity()).keys() - said.keys() == {
+        *("cut", "cut_min", "cut_threshold", "duplicates"),
+    }
+
+
+def test_the_shortest_clip_is_a_second_or_half_of_what_is_cut():
+    assert PackOptions().cutting() is None
+    assert [PackOptions(cut=word).cutting() for word in ("10s", "1.5s", "scenes")] == [
+        Cut(10.0, 1.0, 6.0),
+        Cut(1.5, 0.75, 6.0),
+        Cut(None, 1.0, 6.0),
+    ]
