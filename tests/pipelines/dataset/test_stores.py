@@ -329,6 +329,24 @@ def test_no_more_questions_are_asked_at_once_than_allowed_and_none_twice():
     ahead.close()
 
 
+def test_what_could_not_be_fetched_is_fetched_again_when_it_is_wanted_again():
+    errors = [OSError("away"), None]
+
+    def fetch(spans):
+        if (error := errors.pop(0)) is not None:
+            raise error
+        return dict.fromkeys(spans, b"here")
+
+    ahead, span = ReadAhead(fetch, at_once=1, kept=3), Span("a.tar", 0, 4)
+    for _ in range(3):
+        ahead.want([span], lambda span: False)
+        answer = ahead.coming(span)
+        assert answer.exception() is None or str(answer.exception()) == "away"
+    assert answer.result()[span] == b"here"
+    assert errors == []
+    ahead.close()
+
+
 def test_a_batch_from_a_slow_store_waits_for_one_answer_and_not_for_each(pack):
     with web(pack.folder, "--latency-ms", "150") as (address, _):
         reader = ShardReader(load_manifest(address), Patience(5.0), reads=16)
