@@ -36,13 +36,12 @@ _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _UNTRUSTED = re.compile(r"UnknownIssuer|InvalidCertificate|certificate verify failed|invalid peer certificate")
 _REASONS = (  # in what the library says of its inner error; the first that is found
     ("ConnectionRefused", "connection refused"),
+    ("IncompleteBody", "the answer was cut off"),
     ("dns error", "its name is not known here now"),
     ("ConnectionReset", "the connection was lost"),
     ("TimedOut", "no answer in time"),
     ("kind: Timeout", "no answer in time"),
     ("kind: Interrupted", "the connection was lost"),
-    ("IncompleteBody", "the answer was cut off"),
-    ("UnexpectedEof", "the answer was cut off"),
     ("IncompleteMessage", "the connection was lost"),
     ("BrokenPipe", "the connection was lost"),
     ("kind: Decode", "the answer was cut off"),

@@ -85,10 +85,10 @@ def test_damage_in_a_store_is_named_as_in_a_folder(pack, s3, tmp_path):
 
 
 def test_a_web_server_that_breaks_off_answers_costs_no_sample(pack):
-    expected, said = seen(training(pack), 6), []
+    expected, said = seen(training(pack, batch=1), 16), []
     with web(pack.folder, "--cut", "3") as (address, _):
-        loader = training(load_manifest(address), said.append)
-        assert seen(loader, 6) == expected
+        loader = training(load_manifest(address), said.append, batch=1, prefetch=1)
+        assert seen(loader, 16) == expected
     assert loader.meter.disk.retries >= 2
     assert loader.meter.bad == []
     assert re.fullmatch(
