@@ -32,7 +32,8 @@ class Span(NamedTuple):
         return self.begin + self.size
 
 
-Fetch = Callable[[Sequence[Span]], Mapping[Span, bytes]]
+Parts = Mapping[Span, bytes]
+Fetch = Callable[[Sequence[Span]], Parts]
 
 
 def joined(spans: Iterable[Span]) -> list[list[Span]]:
@@ -60,16 +61,16 @@ class ReadAhead:
     def __init__(self, fetch: Fetch, at_once: int, kept: int) -> None:
         self._fetch = fetch
         self._pool = ThreadPoolExecutor(at_once, "store")
-        self._waves: deque[dict[Span, Future[Mapping[Span, bytes]]]] = deque(maxlen=kept)
+        self._waves: deque[dict[Span, Future[Parts]]] = deque(maxlen=kept)
 
     def want(self, spans: Iterable[Span], alone: Callable[[Span], bool]) -> None:
-        """Begin to fetch spans that are not on their way yet.
+        """Begin to fetch spans that are not on their way yet, or failed.
 
         Args:
             spans: Which.
             alone: Those that are better not joined with others.
         """
-        wave = {span: self.coming(span) for span in dict.fromkeys(spans)}
+        wave = {span: _whole(self.coming(span)) for span in dict.fromkeys(spans)}
         new = [span for span, future in wave.items() if future is None]
         single = [[span] for span in new if alone(span)]
         for group in [*single, *joined(span for span in new if [span] not in single)]:
@@ -77,7 +78,7 @@ class ReadAhead:
             wave.update(dict.fromkeys(group, future))
         self._waves.append({span: future for span, future in wave.items() if future is not None})
 
-    def coming(self, span: Span) -> Future[Mapping[Span, bytes]] | None:
+    def coming(self, span: Span) -> Future[Parts] | None:
         """The answer that holds a span, or will; None: nobody wanted it lately."""
         return next((wave[span] for wave in reversed(self._waves) if span in wave), None)
 
@@ -91,3 +92,8 @@ class ReadAhead:
         """End the threads; what is on its way is dropped."""
         self._waves.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _whole(coming: Future[Parts] | None) -> Future[Parts] | None:
+    failed = coming is not None and coming.done() and coming.exception() is not None
+    return None if failed else coming

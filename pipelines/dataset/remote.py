@@ -36,13 +36,12 @@ _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _UNTRUSTED = re.compile(r"UnknownIssuer|InvalidCertificate|certificate verify failed|invalid peer certificate")
 _REASONS = (  # in what the library says of its inner error; the first that is found
     ("ConnectionRefused", "connection refused"),
+    ("IncompleteBody", "the answer was cut off"),
     ("dns error", "its name is not known here now"),
     ("ConnectionReset", "the connection was lost"),
     ("TimedOut", "no answer in time"),
     ("kind: Timeout", "no answer in time"),
     ("kind: Interrupted", "the connection was lost"),
-    ("IncompleteBody", "the answer was cut off"),
-    ("UnexpectedEof", "the answer was cut off"),
     ("IncompleteMessage", "the connection was lost"),
     ("BrokenPipe", "the connection was lost"),
     ("kind: Decode", "the answer was cut off"),
@@ -205,10 +204,14 @@ def _meaning(error: Exception, address: Address, stop: int | None) -> OSError:
         return FileNotFoundError(errno.ENOENT, "there is no such object")
     if "169.254." in text or "metadata.google" in text or "TokenRequest" in text or "token request" in text:
         return _refused(f"no credentials for {address.scheme}:// were found; {_CREDENTIALS.get(address.scheme, '')}")
-    if code in (401, 403) or type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError"):
+    if (
+        code in (401, 403)
+        or "ExpiredToken" in text
+        or type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError")
+    ):
         keys = _CREDENTIALS.get(address.scheme)
         return _refused("access is denied" + (f"; {keys}, one that may do this" if keys else ""))
-    if code in (301, 302, 307, 308) or "redirect" in text.lower():
+    if code in (301, 302, 307, 308) or "Received redirect" in text:
         return _refused(
             "it is kept in another region; set AWS_REGION to the bucket's" if address.written else "it has moved"
         )

@@ -85,10 +85,10 @@ def test_damage_in_a_store_is_named_as_in_a_folder(pack, s3, tmp_path):
 
 
 def test_a_web_server_that_breaks_off_answers_costs_no_sample(pack):
-    expected, said = seen(training(pack), 6), []
+    expected, said = seen(training(pack, batch=1), 16), []
     with web(pack.folder, "--cut", "3") as (address, _):
-        loader = training(load_manifest(address), said.append)
-        assert seen(loader, 6) == expected
+        loader = training(load_manifest(address), said.append, batch=1, prefetch=1)
+        assert seen(loader, 16) == expected
     assert loader.meter.disk.retries >= 2
     assert loader.meter.bad == []
     assert re.fullmatch(
@@ -326,6 +326,24 @@ def test_no_more_questions_are_asked_at_once_than_allowed_and_none_twice():
     assert sorted(asked) == spans
     ahead.want([], lambda span: False)
     assert ahead.coming(spans[0]) is None
+    ahead.close()
+
+
+def test_what_could_not_be_fetched_is_fetched_again_when_it_is_wanted_again():
+    errors = [OSError("away"), None]
+
+    def fetch(spans):
+        if (error := errors.pop(0)) is not None:
+            raise error
+        return dict.fromkeys(spans, b"here")
+
+    ahead, span = ReadAhead(fetch, at_once=1, kept=3), Span("a.tar", 0, 4)
+    for _ in range(3):
+        ahead.want([span], lambda span: False)
+        answer = ahead.coming(span)
+        assert answer.exception() is None or str(answer.exception()) == "away"
+    assert answer.result()[span] == b"here"
+    assert errors == []
     ahead.close()
 
 
