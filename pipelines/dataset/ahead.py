@@ -7,7 +7,7 @@ together, a bounded number at once; neighbours in a file are one question.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -61,7 +61,7 @@ class ReadAhead:
     def __init__(self, fetch: Fetch, at_once: int, kept: int) -> None:
         self._fetch = fetch
         self._pool = ThreadPoolExecutor(at_once, "store")
-        self._waves: deque[dict[Span, Future[Parts]]] = deque(maxlen=kept)
+        self._waves: deque[dict[Hashable, Future[Parts]]] = deque(maxlen=kept)
 
     def want(self, spans: Iterable[Span], alone: Callable[[Span], bool]) -> None:
         """Begin to fetch spans that are not on their way yet, or failed.
@@ -78,9 +78,14 @@ class ReadAhead:
             wave.update(dict.fromkeys(group, future))
         self._waves.append({span: future for span, future in wave.items() if future is not None})
 
-    def coming(self, span: Span) -> Future[Parts] | None:
-        """The answer that holds a span, or will; None: nobody wanted it lately."""
-        return next((wave[span] for wave in reversed(self._waves) if span in wave), None)
+    def want_each(self, works: Mapping[Hashable, Callable[[], Parts]]) -> None:
+        """Begin works that each fetch what they need, where none of that name is on its way yet, or it failed."""
+        known = {name: _whole(self.coming(name)) for name in works}
+        self._waves.append({name: known[name] or self._pool.submit(work) for name, work in works.items()})
+
+    def coming(self, name: Hashable) -> Future[Parts] | None:
+        """The answer that holds a span, or of a work of that name, or will; None: nobody wanted it lately."""
+        return next((wave[name] for wave in reversed(self._waves) if name in wave), None)
 
     def together(self, works: Sequence[Callable[[], None]]) -> None:
         """Do other work of the same kind, all of it at once; an OSError is left to who needs the result."""

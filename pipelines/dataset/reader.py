@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -16,33 +17,16 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.ahead import ReadAhead, Span
 from pipelines.dataset.cache import Cache
-from pipelines.dataset.checksums import crc_of, damaged_parts, unsealed
+from pipelines.dataset.checked import DamagedError, SampleError, Tables, Windowed, Windows, check_sample
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.patience import Patience, Stopped
 from pipelines.dataset.shards import RGB, ShardIndex, Stream
 from pipelines.dataset.store import open_store
-from vidssl.errors import DataError
 
-__all__ = ["DamagedError", "SampleError", "ShardReader", "check_sample"]
+__all__ = ["DamagedError", "SampleError", "ShardReader", "Windows", "check_sample"]
 
 PATIENCE_S = 240.0
 POLL_S = 0.2
-
-
-class SampleError(DataError):
-    """One sample cannot be used; the others can."""
-
-
-class DamagedError(SampleError):
-    """Bytes of a sample are not what was packed.
-
-    Attributes:
-        ranges: What has changed, as (first byte, byte after the last) in the shard.
-    """
-
-    def __init__(self, sentence: str, ranges: list[tuple[int, int]]) -> None:
-        super().__init__(sentence)
-        self.ranges = ranges
 
 
 class ShardReader:
@@ -67,6 +51,7 @@ class ShardReader:
         self.manifest, self.patience = manifest, patience or Patience(PATIENCE_S)
         self._store, self._cache = open_store(manifest.root), cache
         self._indexes: dict[int, ShardIndex] = {}
+        self._tables: Tables = {}
         self._ahead = ReadAhead(self._fetched, reads, ahead) if self._store.far else None
 
     @property
@@ -90,6 +75,61 @@ class ShardReader:
         known = [instance for instance in wanted if int(self.manifest.samples.shard[instance]) in self._indexes]
         spans = [self._span(instance, stream) for instance in known for stream in streams]
         self._ahead.want(spans, self._is_kept)
+
+    def want_windows(self, wanted: Iterable[tuple[int, Stream, Windows]]) -> None:
+        """As `want`, of windows of samples."""
+        if self._ahead is None or self._cache is not None:
+            return
+        wanted = list(wanted)
+        shards = {int(self.manifest.samples.shard[instance]) for instance, _, _ in wanted}
+        self._ahead.together([partial(self._read_index, shard) for shard in sorted(shards - self._indexes.keys())])
+        known = [one for one in wanted if int(self.manifest.samples.shard[one[0]]) in self._indexes]
+        self._ahead.want_each({one: partial(self._window_fetched, *one) for one in known})
+
+    def read_windows(
+        self, instance: int, stream: Stream, windows: Windows
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        """As `read`, but of the video only the init segment and the fragments that hold some windows; zeros elsewhere.
+
+        Every byte that is read is held against its checksum. A pack without checksums is read whole, and so is one whose
+        samples are kept in a cache, for other windows will be wanted of it.
+
+        Raises:
+            SampleError, DataError, StorageError: as `read`.
+        """
+        if self._cache is not None or self.manifest.samples.crc is None:
+            return self.read(instance, stream)
+        coming = self._ahead and self._ahead.coming((instance, stream, windows))
+        try:
+            return self._windows(instance, stream, windows, coming)
+        except SampleError:
+            self._store.forget(self._span(instance, stream).name)
+            self._tables.pop((instance, stream), None)
+            return self._windows(instance, stream, windows)
+
+    def _windows(
+        self, instance: int, stream: Stream, windows: Windows, coming: Future[Mapping[Span, bytes]] | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        span = self._span(instance, stream)  # brings the index
+        arrived: Mapping[Span, bytes] = {}
+        if coming is not None:
+            with suppress(OSError):  # whatever did not come is asked for below, with patience
+                arrived = self._arrived(coming)
+        read = Windowed(self.manifest, self._indexes[int(self.manifest.samples.shard[instance])], self._tables)
+        return read(instance, stream, windows, span.name, lambda part: arrived.get(part) or self._bytes(part))
+
+    def _window_fetched(self, instance: int, stream: Stream, windows: Windows) -> Mapping[Span, bytes]:
+        """The parts of a file that hold some windows; one attempt, on a thread of the store's."""
+        parts: dict[Span, bytes] = {}
+
+        def ask(part: Span) -> bytes:
+            return parts.setdefault(part, self._store.read_range(*part))
+
+        shard = int(self.manifest.samples.shard[instance])
+        read = Windowed(self.manifest, self._indexes[shard], self._tables)
+        with suppress(SampleError):  # who asks for it reads it again, and says so
+            read(instance, stream, windows, self.manifest.shards[shard].name, ask)
+        return parts
 
     def read(self, instance: int, stream: Stream = RGB) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         """Bytes and fragment table [2·G + 5] of a stream of a sample; no byte of another stream is read.
@@ -176,55 +216,3 @@ class ShardReader:
     def _name(self, span: Span) -> str:
         """In the cache: the hash says which data, so that it never goes stale."""
         return f"{self.manifest.hash}/{span.name.removesuffix('.tar')}/{span.begin}-{span.size}"
-
-
-def check_sample(
-    manifest: Manifest, index: ShardIndex, instance: int, span: bytes, stream: Stream = RGB
-) -> NDArray[np.int32]:
-    """Hold a stream of a sample against its checksums.
-
-    Args:
-        manifest: The packed data.
-        index: Of the sample's shard.
-        instance: Which sample.
-        span: The bytes of the shard from the stream's first component to its last.
-        stream: Which stream.
-
-    Returns:
-        Its fragment table, int32 [2·G + 5].
-
-    Raises:
-        DamagedError: bytes have changed.
-        SampleError: packed before there were checksums, and table or MP4 make no sense.
-    """
-    shard = int(manifest.samples.shard[instance])
-    row = instance - manifest.first_of(shard)
-    begin, _ = index.span(row, stream)
-    at = {name: int(index.offset[name][row]) for name in stream.members}
-    view = memoryview(span)
-    parts = {name: view[at[name] - begin :][: int(index.size[name][row])] for name in stream.members}
-    name, crc = manifest.shards[shard].name, manifest.samples.crc if stream is RGB else manifest.samples.flow_crc
-    gop, video = parts[stream.table], parts[stream.video]
-    if crc is not None and crc_of(gop) != int(crc[instance]):
-        raise _damaged(name, [(at[stream.table], at[stream.table] + len(gop))])
-    table, checks = _unsealed(bytes(gop), len(stream.others))
-    if checks is not None:
-        if found := damaged_parts(parts, table, checks, stream.video, stream.others):
-            raise _damaged(name, [(at[part] + first, at[part] + stop) for part, (first, stop) in found])
-    elif crc is not None:
-        raise SampleError("its fragment table has no checksums though its manifest says so; pack again")
-    elif bytes(video[4:8]) != b"ftyp" or len(video) < table[3 + int(table[2])]:
-        raise SampleError("its bytes are no MP4 of the length that its fragment table says")
-    return table
-
-
-def _unsealed(gop: bytes, others: int) -> tuple[NDArray[np.int32], NDArray[np.uint32] | None]:
-    try:
-        return unsealed(np.frombuffer(gop, "<i4"), others)
-    except ValueError as error:
-        raise SampleError("its fragment table is damaged") from error
-
-
-def _damaged(shard: str, ranges: list[tuple[int, int]]) -> DamagedError:
-    places = ", ".join(f"{first}-{stop - 1}" for first, stop in ranges)
-    return DamagedError(f"bytes {places} of {shard} are not what was packed (crc32)", ranges)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipelines.dataset.cache import Cache
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.patience import Patience
-from pipelines.dataset.reader import SampleError, ShardReader
+from pipelines.dataset.reader import SampleError, ShardReader, Windows
 from pipelines.dataset.shards import FLOW, RGB, Stream
 from pipelines.loading.augment import Looks, drawn_looks
 from pipelines.loading.crops import crop_looks
@@ -88,6 +88,7 @@ class Feed:
         patience: How long a disk that does not answer is asked again.
         streams: What is read of each sample.
         reader: Reads them; None: one that keeps nothing.
+        windows: Read of each video only what holds its clips.
     """
 
     def __init__(
@@ -99,8 +100,9 @@ class Feed:
         patience: Patience | None = None,
         streams: tuple[StreamName, ...] = ("rgb",),
         reader: ShardReader | None = None,
+        windows: bool = False,
     ) -> None:
-        self.streams = streams
+        self.streams, self.windows = streams, windows
         self.reader = reader or ShardReader(manifest, patience)
         self.manifest, self.clips, self.augment, self.seed = manifest, clips, augment, seed
         self.span = span_of(clips.frames, clips.stride)
@@ -137,8 +139,15 @@ class Feed:
         Raises:
             DataError: the index of a shard is damaged.
         """
-        instances = [one for one in plan.instance.tolist() if one not in known_bad]
-        self.reader.want(instances, [_STREAMS[stream] for stream in self.streams])
+        rows = [row for row, one in enumerate(plan.instance.tolist()) if one not in known_bad]
+        streams = [_STREAMS[stream] for stream in self.streams]
+        if self.windows:
+            of_rows = [(int(plan.instance[row]), stream, self._of_clips(plan, row)) for row in rows for stream in streams]
+            self.reader.want_windows(of_rows)
+        self.reader.want(plan.instance[rows].tolist() if self.reader.whole or not self.windows else (), streams)
+
+    def _of_clips(self, plan: Plan, row: int) -> Windows:
+        return Windows(tuple(dict.fromkeys(plan.start[row].tolist())), self.span)
 
     def read(
         self,
@@ -168,7 +177,7 @@ class Feed:
             try:
                 if instance in known_bad:
                     raise SampleError("it failed before")
-                read[row] = [self.reader.read(instance, _STREAMS[stream]) for stream in self.streams]
+                read[row] = [self._stored(plan, row, instance, _STREAMS[stream]) for stream in self.streams]
             except SampleError as error:
                 faults[row] = str(error)
                 name(plan, instance, str(error))
@@ -177,6 +186,13 @@ class Feed:
         videos = {stream: tuple(video for video, _ in those) for stream, those in of_stream.items()}
         tables = {stream: tuple(table for _, table in those) for stream, those in of_stream.items()}
         return Fed(plan.taken(rows), videos, tables), faults
+
+    def _stored(
+        self, plan: Plan, row: int, instance: int, stream: Stream
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        if self.windows:
+            return self.reader.read_windows(instance, stream, self._of_clips(plan, row))
+        return self.reader.read(instance, stream)
 
     def _sides(self, instance: NDArray[np.int64]) -> NDArray[np.int16]:
         samples = self.manifest.samples
