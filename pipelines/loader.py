@@ -365,7 +365,8 @@ def _stream(
 
 def _feed(manifest: Manifest, spec: LoaderSpec, disk: Patience) -> Feed:
     reader = reader_for(manifest, spec.loader, disk)
-    return Feed(manifest, spec.clips, spec.augment, spec.seed, disk, streams_of(spec.views), reader)
+    windows = spec.loader.read == "windows"
+    return Feed(manifest, spec.clips, spec.augment, spec.seed, disk, streams_of(spec.views), reader, windows)
 
 
 def _batch_of(

@@ -196,7 +196,7 @@ class Recipe(Section):
                 "name": True,
                 "evaluation": True,
                 "finetune": True,
-                "loader": {"reads", "cache", "cache_gb"},
+                "loader": {"read", "reads", "cache", "cache_gb"},
                 "trainer": {"storage", "log_every_steps", "keep", "max_failures"},
             },
         )

@@ -96,6 +96,11 @@ class Loader(Section):
         le=86_400,
         description="seconds to wait for a disk, store or shard that cannot be reached, before the run stops",
     )
+    read: Literal["whole", "windows"] = Field(
+        default="whole",
+        description="whole: every byte of a sample is checked when it is read | windows: of its video only the fragments "
+        "that hold the clips, a fifth of the bytes of ten-second videos",
+    )
     reads: int = Field(default=16, ge=1, le=256, description="questions of one rank to a store at once")
     cache: Place | None = Field(
         default=None,

@@ -90,7 +90,9 @@ class Windowed:
         for run in _runs(pieces_of_windows(table, windows)):
             begin, stop = pieces[run[0]][0], pieces[run[-1]][1]
             data = ask(Span(shard, at + begin, stop - begin))
-            for first, after in (pieces[piece] for piece in run if crc_of(_of(data, begin, pieces[piece])) != checks[piece]):
+            for first, after in (
+                pieces[piece] for piece in run if crc_of(_of(data, begin, pieces[piece])) != checks[piece]
+            ):
                 damaged.append((at + first, at + after))
             video[begin:stop] = np.frombuffer(data, np.uint8)
         if damaged:

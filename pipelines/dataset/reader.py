@@ -38,6 +38,9 @@ class ShardReader:
         cache: Where what was read is kept; None: nowhere.
         reads: Questions to a store at once.
         ahead: Calls of `want` whose samples are kept until they are read.
+
+    Attributes:
+        bytes_read: Bytes of samples that were handed out, tables and what lies between them included.
     """
 
     def __init__(
@@ -52,12 +55,18 @@ class ShardReader:
         self._store, self._cache = open_store(manifest.root), cache
         self._indexes: dict[int, ShardIndex] = {}
         self._tables: Tables = {}
+        self.bytes_read = 0
         self._ahead = ReadAhead(self._fetched, reads, ahead) if self._store.far else None
 
     @property
     def far(self) -> bool:
         """Whether it pays to say what will be wanted."""
         return self._ahead is not None
+
+    @property
+    def _reads_whole(self) -> bool:
+        """Whether there is no use in reading windows: others are wanted of what is kept, or nothing tells what is whole."""
+        return self._cache is not None or not self.manifest.checked
 
     def want(self, instances: Iterable[int], streams: Sequence[Stream] = (RGB,)) -> None:
         """Begin to read samples that will be asked for soon; of a folder nothing is read ahead.
@@ -78,9 +87,13 @@ class ShardReader:
 
     def want_windows(self, wanted: Iterable[tuple[int, Stream, Windows]]) -> None:
         """As `want`, of windows of samples."""
-        if self._ahead is None or self._cache is not None:
-            return
         wanted = list(wanted)
+        if self._reads_whole:
+            for stream in dict.fromkeys(stream for _, stream, _ in wanted):
+                self.want([instance for instance, of, _ in wanted if of is stream], [stream])
+            return
+        if self._ahead is None:
+            return
         shards = {int(self.manifest.samples.shard[instance]) for instance, _, _ in wanted}
         self._ahead.together([partial(self._read_index, shard) for shard in sorted(shards - self._indexes.keys())])
         known = [one for one in wanted if int(self.manifest.samples.shard[one[0]]) in self._indexes]
@@ -97,7 +110,7 @@ class ShardReader:
         Raises:
             SampleError, DataError, StorageError: as `read`.
         """
-        if self._cache is not None or self.manifest.samples.crc is None:
+        if self._reads_whole:
             return self.read(instance, stream)
         coming = self._ahead and self._ahead.coming((instance, stream, windows))
         try:
@@ -116,6 +129,7 @@ class ShardReader:
             with suppress(OSError):  # whatever did not come is asked for below, with patience
                 arrived = self._arrived(coming)
         read = Windowed(self.manifest, self._indexes[int(self.manifest.samples.shard[instance])], self._tables)
+        self.bytes_read += sum(part.size for part in arrived)
         return read(instance, stream, windows, span.name, lambda part: arrived.get(part) or self._bytes(part))
 
     def _window_fetched(self, instance: int, stream: Stream, windows: Windows) -> Mapping[Span, bytes]:
@@ -176,6 +190,7 @@ class ShardReader:
 
     def _bytes(self, span: Span, coming: Future[Mapping[Span, bytes]] | None = None) -> bytes:
         """The bytes of a span; what is on its way counts as the first attempt."""
+        self.bytes_read += span.size
         attempts = iter([lambda: self._arrived(coming)[span]] if coming is not None else [])
 
         def ask() -> bytes:

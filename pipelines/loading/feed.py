@@ -142,9 +142,10 @@ class Feed:
         rows = [row for row, one in enumerate(plan.instance.tolist()) if one not in known_bad]
         streams = [_STREAMS[stream] for stream in self.streams]
         if self.windows:
-            of_rows = [(int(plan.instance[row]), stream, self._of_clips(plan, row)) for row in rows for stream in streams]
-            self.reader.want_windows(of_rows)
-        self.reader.want(plan.instance[rows].tolist() if self.reader.whole or not self.windows else (), streams)
+            clips = {row: self._of_clips(plan, row) for row in rows}
+            self.reader.want_windows([(int(plan.instance[row]), one, clips[row]) for row in rows for one in streams])
+        else:
+            self.reader.want(plan.instance[rows].tolist(), streams)
 
     def _of_clips(self, plan: Plan, row: int) -> Windows:
         return Windows(tuple(dict.fromkeys(plan.start[row].tolist())), self.span)

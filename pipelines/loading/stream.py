@@ -175,7 +175,7 @@ class ClipStream:
             self._tried[plan.instance] = True
             with self._stages.timed("read"):
                 fed, _ = self.feed.read(plan, bad, self.replace, self._name)
-            self._stages.bytes_read += sum(one.nbytes for stored in fed.videos.values() for one in stored)
+            self._stages.bytes_read = self.feed.reader.bytes_read
             if len(fed):
                 self._flying.append(fed)
                 return fed

@@ -21,7 +21,8 @@ from pipelines.dataset.ahead import GAP, LARGEST, ReadAhead, Span, joined
 from pipelines.dataset.manifest import Manifest, load_manifest
 from pipelines.dataset.patience import Patience
 from pipelines.dataset.place import Address, address_of, place_of
-from pipelines.dataset.reader import ShardReader
+from pipelines.dataset.reader import ShardReader, Windows
+from pipelines.dataset.shards import RGB
 from pipelines.dataset.store import open_store
 from pipelines.dataset.verify import verify
 from pipelines.loader import EvalLoader, LoaderSpec, TrainLoader
@@ -62,7 +63,9 @@ def test_a_pack_in_s3_is_the_pack_that_it_was_in_its_folder(pack, s3):
     for instance in range(len(pack)):
         for mine, other in zip(near.read(instance), far.read(instance), strict=True):
             np.testing.assert_array_equal(mine, other)
-    assert seen(training(there), 4) == seen(training(pack), 4)
+    straight = seen(training(pack), 4)
+    assert seen(training(there), 4) == straight
+    assert seen(training(there, read="windows"), 4) == straight
     windows = [
         [zlib.crc32(batch.clips["rgb"].numpy().tobytes()) for batch in EvalLoader(one, spec(), windows=3, device=CPU)]
         for one in (pack, there)
@@ -84,10 +87,11 @@ def test_damage_in_a_store_is_named_as_in_a_folder(pack, s3, tmp_path):
     loader.close()
 
 
-def test_a_web_server_that_breaks_off_answers_costs_no_sample(pack):
+@pytest.mark.parametrize("read", ["whole", "windows"])
+def test_a_web_server_that_breaks_off_answers_costs_no_sample(pack, read):
     expected, said = seen(training(pack, batch=1), 16), []
     with web(pack.folder, "--cut", "3") as (address, _):
-        loader = training(load_manifest(address), said.append, batch=1, prefetch=1)
+        loader = training(load_manifest(address), said.append, batch=1, prefetch=1, read=read)
         assert seen(loader, 16) == expected
     assert loader.meter.disk.retries >= 2
     assert loader.meter.bad == []
@@ -357,6 +361,21 @@ def test_a_batch_from_a_slow_store_waits_for_one_answer_and_not_for_each(pack):
         assert (
             time.perf_counter() - began < 5 * 0.15
         )  # two indexes at once, then all samples at once; eight would be 1.2 s
+        reader.close()
+
+
+def test_windows_of_a_batch_from_a_slow_store_wait_for_their_tables_and_then_for_their_fragments(pack):
+    """Two answers one after the other for each sample, those of a batch beside each other; and none for what is known."""
+    wanted = [(instance, RGB, Windows((0,), 4)) for instance in range(len(pack))]
+    with web(pack.folder, "--latency-ms", "150") as (address, _):
+        reader = ShardReader(load_manifest(address), Patience(5.0), reads=16)
+        for most in (6 * 0.15, 3 * 0.15):  # indexes, tables, fragments; the second time fragments alone
+            began = time.perf_counter()
+            reader.want_windows(wanted)
+            found = [reader.read_windows(*one)[0] for one in wanted]
+            assert time.perf_counter() - began < most
+            assert all(video.any() for video in found)
+            wanted = [(instance, stream, Windows((1,), 4)) for instance, stream, _ in wanted]
         reader.close()
 
 

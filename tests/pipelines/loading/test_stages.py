@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipelines.dataset.reader import ShardReader
+from pipelines.dataset.shards import RGB
 from pipelines.loader import LoaderSpec, TrainLoader
 from pipelines.loading.stages import Stages, limit_in_words
 from tests.pipelines.small_packs import make_pack
@@ -52,13 +53,15 @@ def test_stages_add_up_to_no_more_than_the_time_that_passed(packs, codec, decode
     assert 0 <= row["data/queue"] <= 1
 
 
-def test_bytes_are_those_of_the_videos_once_for_each_batch(packs):
+def test_bytes_are_those_of_the_samples_once_for_each_batch_and_fewer_where_windows_are_read(packs):
     manifest = packs["h264"]
     meter, reader = ran(manifest), ShardReader(manifest)
-    sizes = [reader.read(instance)[0].nbytes for instance in range(len(manifest))]
+    spans = [(reader.read(instance), reader._span(instance, RGB).size)[1] for instance in range(len(manifest))]
     reader.close()
     per_batch = meter.stages.bytes_read / meter.stages.batches
-    assert BATCH * min(sizes) <= per_batch <= BATCH * max(sizes)
+    assert BATCH * min(spans) <= per_batch <= BATCH * max(spans)
+    fewer = ran(manifest, read="windows").stages
+    assert fewer.bytes_read / fewer.batches < per_batch
 
 
 def test_a_shard_that_answers_late_makes_reading_the_limit(packs, monkeypatch):
