@@ -89,7 +89,7 @@ def _refuse_strange(place: Path) -> None:
     except OSError as error:
         raise DataError(f"{place} cannot be read ({error.strerror}); give another name, out=PAGE.html") from error
     if not ours:
-        raise DataError(f"{place} is no page that vidssl wrote, and is left alone; give another name, out=PAGE.html")
+        raise DataError(f"{place} is no page of a data report, and is left alone; give another name, out=PAGE.html")
 
 
 def _begins_as_ours(place: Path) -> bool:

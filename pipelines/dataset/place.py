@@ -72,7 +72,7 @@ def address_of(word: str | Path | Address) -> Address | None:
     scheme, rest = found[1].lower(), found[2]
     if scheme not in SCHEMES:
         raise DataError(
-            f"{word} is the address of a store that vidssl does not know; give a folder, or an address that begins with "
+            f"{word} is the address of an unknown kind of store; give a folder, or an address that begins with "
             "s3://, gs://, http:// or https://"
         )
     if "@" in rest or "?" in rest or "#" in rest:  # not repeated: it may hold a secret

@@ -87,7 +87,7 @@ def test_a_pack_without_verdicts_or_with_damaged_ones_has_a_page_that_says_so(pa
 
 def test_nothing_that_is_no_page_of_ours_is_written_over(packed, tmp_path):
     (tmp_path / "thesis.html").write_text("mine")
-    with pytest.raises(DataError, match=r"thesis\.html is no page that vidssl wrote, and is left alone; give another"):
+    with pytest.raises(DataError, match=r"thesis\.html is no page of a data report, and is left alone; give another"):
         write_data_report(packed.root, str(tmp_path / "thesis.html"), lambda line: None)
     assert (tmp_path / "thesis.html").read_text() == "mine"
     with pytest.raises(DataError, match=r"is a folder; give the name of a page, e\.g\. out="):

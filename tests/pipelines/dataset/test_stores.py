@@ -181,7 +181,7 @@ def test_a_store_that_stays_away_is_a_storage_error_and_never_bad(pack, s3, monk
         (f"s3://{BUCKET}/nothing", r"^s3://videos/nothing is no packed data \(no manifest\.json\); type: vidssl pack folder VIDEOS s3://videos/nothing$"),
         ("s3://", "names no place in a store; type e.g. s3://BUCKET/PACKED"),
         ("s3://b/../x", "names no place in a store"),
-        ("hdfs://host/pack", r"is the address of a store that vidssl does not know; give a folder, or an address that begins with s3://"),
+        ("hdfs://host/pack", r"is the address of an unknown kind of store; give a folder, or an address that begins with s3://"),
         ("s3://AKIA:hunter2@videos/pack", r"^this s3:// address holds an '@'.*keys come from the environment \(AWS_ACCESS_KEY_ID"),
         ("https://host/pack?token=hunter2", r"^this https:// address holds an '@', '\?' or '#', where keys and passwords stand; give the plain"),
     ],

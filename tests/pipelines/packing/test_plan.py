@@ -112,7 +112,7 @@ def test_an_address_is_refused_in_place_of_a_folder_of_that_name(source, tmp_pat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         DataError,
-        match=r"is a web server, which is read and not written|names no place in a store|that vidssl does not know",
+        match=r"is a web server, which is read and not written|names no place in a store|an unknown kind of store",
     ):
         pack("folder", source, kind(address))
     with pytest.raises(
