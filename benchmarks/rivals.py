@@ -149,15 +149,15 @@ def _plot(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     sizes = sorted({row.size for row in rows})
-    figure, axes = pyplot.subplots(1, len(sizes), figsize=(6 * len(sizes), 5), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(1, len(sizes), figsize=(8 * len(sizes), 5), squeeze=False, layout="constrained")
     for axis, size in zip(axes[0], sizes, strict=True):
         shown = [row for row in rows if row.size == size][::-1]
         names = [f"{row.loader}, {row.films}" for row in shown]
         spread = [[row.median - min(row.cpu_ms) for row in shown], [max(row.cpu_ms) - row.median for row in shown]]
         colours = ["tab:blue" if row.loader.startswith("vidssl") else "tab:grey" for row in shown]
         axis.barh(names, [row.median for row in shown], xerr=spread, color=colours)
-        axis.set_xlabel("CPU-ms per clip (median of rounds, lowest to highest)")
-        axis.set_title(f"short side {size} px")
+        axis.set_xlabel("CPU-ms per clip")
+        axis.set_title(f"{size} px: median of rounds, lowest to highest")
     figure.savefig(path, dpi=120)
 
 
