@@ -99,7 +99,7 @@ class Loader(Section):
     read: Literal["whole", "windows"] = Field(
         default="whole",
         description="whole: every byte of a sample is checked when it is read | windows: of its video only the fragments "
-        "that hold the clips, a fifth of the bytes of ten-second videos",
+        "that hold the clips",
     )
     reads: int = Field(default=16, ge=1, le=256, description="questions of one rank to a store at once")
     cache: Place | None = Field(

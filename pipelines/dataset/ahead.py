@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = ["ReadAhead", "Span", "joined"]
 
@@ -61,7 +61,7 @@ class ReadAhead:
     def __init__(self, fetch: Fetch, at_once: int, kept: int) -> None:
         self._fetch = fetch
         self._pool = ThreadPoolExecutor(at_once, "store")
-        self._waves: deque[dict[Hashable, Future[Parts]]] = deque(maxlen=kept)
+        self._waves: deque[dict[Hashable, Future[Any]]] = deque(maxlen=kept)
 
     def want(self, spans: Iterable[Span], alone: Callable[[Span], bool]) -> None:
         """Begin to fetch spans that are not on their way yet, or failed.
@@ -78,12 +78,12 @@ class ReadAhead:
             wave.update(dict.fromkeys(group, future))
         self._waves.append({span: future for span, future in wave.items() if future is not None})
 
-    def want_each(self, works: Mapping[Hashable, Callable[[], Parts]]) -> None:
+    def want_each(self, works: Mapping[Hashable, Callable[[], Any]]) -> None:
         """Begin works that each fetch what they need, where none of that name is on its way yet, or it failed."""
         known = {name: _whole(self.coming(name)) for name in works}
         self._waves.append({name: known[name] or self._pool.submit(work) for name, work in works.items()})
 
-    def coming(self, name: Hashable) -> Future[Parts] | None:
+    def coming(self, name: Hashable) -> Future[Any] | None:
         """The answer that holds a span, or of a work of that name, or will; None: nobody wanted it lately."""
         return next((wave[name] for wave in reversed(self._waves) if name in wave), None)
 
@@ -99,6 +99,6 @@ class ReadAhead:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _whole(coming: Future[Parts] | None) -> Future[Parts] | None:
+def _whole(coming: Future[Any] | None) -> Future[Any] | None:
     failed = coming is not None and coming.done() and coming.exception() is not None
     return None if failed else coming

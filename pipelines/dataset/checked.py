@@ -16,7 +16,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.shards import RGB, ShardIndex, Stream
 from vidssl.errors import DataError
 
-__all__ = ["DamagedError", "SampleError", "Tables", "Windowed", "Windows", "check_sample", "pieces_of_windows"]
+__all__ = ["DamagedError", "Read", "SampleError", "Tables", "Windowed", "Windows", "check_sample", "pieces_of_windows"]
 
 TABLES = 100_000
 """Fragment tables that are remembered, some 400 bytes each."""
@@ -54,6 +54,21 @@ class Windows:
     span: int
 
 
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What was read of a video.
+
+    Attributes:
+        video: uint8 [bytes], zeros where nothing was read.
+        table: Its fragment table, int32 [2·G + 5].
+        size: Bytes that were read.
+    """
+
+    video: NDArray[np.uint8]
+    table: NDArray[np.int32]
+    size: int
+
+
 class Windowed:
     """Reads of a stream's video what holds some windows.
 
@@ -68,8 +83,8 @@ class Windowed:
 
     def __call__(
         self, instance: int, stream: Stream, windows: Windows, shard: str, ask: Callable[[Span], bytes]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        """The video, uint8 [bytes], zeros where nothing was read, and its fragment table, int32 [2·G + 5].
+    ) -> Read:
+        """The fragments that hold the windows, and the table where it was not known.
 
         Args:
             instance: Which sample.
@@ -84,12 +99,14 @@ class Windowed:
         """
         row = instance - self._manifest.first_of(int(self._manifest.samples.shard[instance]))
         at, size = (int(of[stream.video][row]) for of in (self._index.offset, self._index.size))
+        known = (instance, stream) in self._tables
         table, checks = self._table(instance, stream, row, shard, ask)
+        total = 0 if known else int(self._index.size[stream.table][row])
         pieces, video = pieces_of(table, size), np.zeros(size, np.uint8)
         damaged: list[ByteRange] = []
         for run in _runs(pieces_of_windows(table, windows)):
             begin, stop = pieces[run[0]][0], pieces[run[-1]][1]
-            data = ask(Span(shard, at + begin, stop - begin))
+            data, total = ask(Span(shard, at + begin, stop - begin)), total + stop - begin
             for first, after in (
                 pieces[piece] for piece in run if crc_of(_of(data, begin, pieces[piece])) != checks[piece]
             ):
@@ -97,7 +114,7 @@ class Windowed:
             video[begin:stop] = np.frombuffer(data, np.uint8)
         if damaged:
             raise _damaged(shard, damaged)
-        return video, table
+        return Read(video, table, total)
 
     def _table(
         self, instance: int, stream: Stream, row: int, shard: str, ask: Callable[[Span], bytes]

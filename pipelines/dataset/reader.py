@@ -7,17 +7,17 @@ wanted, so that many answers are waited for at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import suppress
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.dataset.ahead import ReadAhead, Span
 from pipelines.dataset.cache import Cache
-from pipelines.dataset.checked import DamagedError, SampleError, Tables, Windowed, Windows, check_sample
+from pipelines.dataset.checked import DamagedError, Read, SampleError, Tables, Windowed, Windows, check_sample
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.patience import Patience, Stopped
 from pipelines.dataset.shards import RGB, ShardIndex, Stream
@@ -27,6 +27,9 @@ __all__ = ["DamagedError", "SampleError", "ShardReader", "Windows", "check_sampl
 
 PATIENCE_S = 240.0
 POLL_S = 0.2
+
+
+Answer = TypeVar("Answer")
 
 
 class ShardReader:
@@ -97,7 +100,7 @@ class ShardReader:
         shards = {int(self.manifest.samples.shard[instance]) for instance, _, _ in wanted}
         self._ahead.together([partial(self._read_index, shard) for shard in sorted(shards - self._indexes.keys())])
         known = [one for one in wanted if int(self.manifest.samples.shard[one[0]]) in self._indexes]
-        self._ahead.want_each({one: partial(self._window_fetched, *one) for one in known})
+        self._ahead.want_each({one: partial(self._window, *one) for one in known})
 
     def read_windows(
         self, instance: int, stream: Stream, windows: Windows
@@ -112,8 +115,8 @@ class ShardReader:
         """
         if self._reads_whole:
             return self.read(instance, stream)
-        coming = self._ahead and self._ahead.coming((instance, stream, windows))
         try:
+            coming = self._ahead and self._ahead.coming((instance, stream, windows))
             return self._windows(instance, stream, windows, coming)
         except SampleError:
             self._store.forget(self._span(instance, stream).name)
@@ -121,29 +124,21 @@ class ShardReader:
             return self._windows(instance, stream, windows)
 
     def _windows(
-        self, instance: int, stream: Stream, windows: Windows, coming: Future[Mapping[Span, bytes]] | None = None
+        self, instance: int, stream: Stream, windows: Windows, coming: Future[Read] | None = None
     ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        span = self._span(instance, stream)  # brings the index
-        arrived: Mapping[Span, bytes] = {}
-        if coming is not None:
-            with suppress(OSError):  # whatever did not come is asked for below, with patience
-                arrived = self._arrived(coming)
-        read = Windowed(self.manifest, self._indexes[int(self.manifest.samples.shard[instance])], self._tables)
-        self.bytes_read += sum(part.size for part in arrived)
-        return read(instance, stream, windows, span.name, lambda part: arrived.get(part) or self._bytes(part))
+        name = self._span(instance, stream).name  # brings the index
+        first = None if coming is None else partial(self._arrived, coming)
+        read = self._patiently(name, partial(self._window, instance, stream, windows), first)
+        self.bytes_read += read.size
+        return read.video, read.table
 
-    def _window_fetched(self, instance: int, stream: Stream, windows: Windows) -> Mapping[Span, bytes]:
-        """The parts of a file that hold some windows; one attempt, on a thread of the store's."""
-        parts: dict[Span, bytes] = {}
-
-        def ask(part: Span) -> bytes:
-            return parts.setdefault(part, self._store.read_range(*part))
-
+    def _window(self, instance: int, stream: Stream, windows: Windows) -> Read:
+        """The parts of a file that hold some windows; one attempt, of a store on any thread."""
         shard = int(self.manifest.samples.shard[instance])
         read = Windowed(self.manifest, self._indexes[shard], self._tables)
-        with suppress(SampleError):  # who asks for it reads it again, and says so
-            read(instance, stream, windows, self.manifest.shards[shard].name, ask)
-        return parts
+        return read(
+            instance, stream, windows, self.manifest.shards[shard].name, lambda part: self._store.read_range(*part)
+        )
 
     def read(self, instance: int, stream: Stream = RGB) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         """Bytes and fragment table [2·G + 5] of a stream of a sample; no byte of another stream is read.
@@ -191,14 +186,15 @@ class ShardReader:
     def _bytes(self, span: Span, coming: Future[Mapping[Span, bytes]] | None = None) -> bytes:
         """The bytes of a span; what is on its way counts as the first attempt."""
         self.bytes_read += span.size
-        attempts = iter([lambda: self._arrived(coming)[span]] if coming is not None else [])
+        first = None if coming is None else lambda: self._arrived(coming)[span]
+        return self._patiently(span.name, partial(self._one, span), first)
 
-        def ask() -> bytes:
-            return next(attempts, partial(self._one, span))()
+    def _patiently(self, name: str, ask: Callable[[], Answer], first: Callable[[], Answer] | None) -> Answer:
+        """An answer about a file, asked for until it comes; `first` is what is on its way, and counts as an attempt."""
+        attempts = iter([] if first is None else [first])
+        return self.patience.insist(self._store.said(name), lambda: next(attempts, ask)())
 
-        return self.patience.insist(self._store.said(span.name), ask)
-
-    def _arrived(self, coming: Future[Mapping[Span, bytes]]) -> Mapping[Span, bytes]:
+    def _arrived(self, coming: Future[Answer]) -> Answer:
         while not wait([coming], POLL_S).done:  # so that a loader that is closed does not wait for a store
             if self.patience.stopped:
                 raise Stopped

@@ -1,6 +1,6 @@
 """Crop and resize on a CPU: whole pixels of the frame → the size of a clip, on bytes.
 
-torch's bilinear kernel for bytes takes a fifth of the time of DALI's on one core and gives the same levels within one (it
+torch's bilinear kernel for bytes takes far less time than DALI's on one core and gives the same levels within one (it
 rounds after the rows and after the columns, so a reduction by exactly 2 or 4 is half a level brighter on average). The edge
 of a crop is repeated, as in the papers' code; DALI looks past it where a crop is smaller than the clip.
 """

@@ -173,9 +173,10 @@ class ClipStream:
             bad = {one.instance for one in self.bad}
             plan = self._again.popleft() if self._again else self._next_plan(bad)
             self._tried[plan.instance] = True
+            before = self.feed.reader.bytes_read
             with self._stages.timed("read"):
                 fed, _ = self.feed.read(plan, bad, self.replace, self._name)
-            self._stages.bytes_read = self.feed.reader.bytes_read
+            self._stages.bytes_read += self.feed.reader.bytes_read - before
             if len(fed):
                 self._flying.append(fed)
                 return fed

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.dataset.ahead import Span
 from pipelines.dataset.checked import Windows, pieces_of_windows
 from pipelines.dataset.checksums import pieces_of
 from pipelines.dataset.manifest import load_manifest
@@ -46,8 +47,8 @@ def test_clips_are_the_same_whichever_way_they_are_read(pack):
 @given(st.lists(st.integers(0, FRAMES - 1), min_size=1, max_size=3), st.integers(1, 60))
 def test_what_is_read_are_the_fragments_of_the_windows_and_nothing_else(pack, starts, span):
     reader, asked = ShardReader(pack), []
-    ask = reader._bytes
-    reader._bytes = lambda part, *rest: (asked.append(part), ask(part, *rest))[1]
+    ask = reader._store.read_range
+    reader._store.read_range = lambda *part: (asked.append(Span(*part)), ask(*part))[1]
     video, table = reader.read_windows(2, RGB, Windows(tuple(starts), span))
     whole, same = reader.read(2)
     reader.close()
@@ -72,8 +73,8 @@ def test_a_clip_costs_little_more_than_its_own_fragments(pack):
     """Bytes read, with the table, over those of the init segment and of the fragments: at most 1.3."""
     needed = read = 0
     reader = ShardReader(pack)
-    ask, asked = reader._bytes, []
-    reader._bytes = lambda part, *rest: (asked.append(part.size), ask(part, *rest))[1]
+    ask, asked = reader._store.read_range, []
+    reader._store.read_range = lambda *part: (asked.append(Span(*part).size), ask(*part))[1]
     for instance in range(COUNT):
         windows = Windows((17 * instance,), 31)
         _, table = reader.read_windows(instance, RGB, windows)
@@ -81,6 +82,7 @@ def test_a_clip_costs_little_more_than_its_own_fragments(pack):
         pieces = pieces_of(table, size)
         needed += sum(stop - begin for begin, stop in (pieces[number] for number in pieces_of_windows(table, windows)))
     read = sum(asked)
+    assert reader.bytes_read == read
     reader.close()
     assert needed < read <= 1.3 * needed
 

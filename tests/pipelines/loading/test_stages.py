@@ -64,6 +64,19 @@ def test_bytes_are_those_of_the_samples_once_for_each_batch_and_fewer_where_wind
     assert fewer.bytes_read / fewer.batches < per_batch
 
 
+def test_bytes_go_on_growing_when_a_loader_is_put_back(packs):
+    spec = LoaderSpec(Clips(frames=4, size=32), Augment(), Loader(), ("rgb",), BATCH, 0)
+    made = TrainLoader(packs["h264"], spec, rank=0, world=1, device=torch.device("cpu"))
+    state = made.state_dict()
+    made.next(), made.next(), made.next()
+    made.close()
+    before = made.meter.stages.copy()
+    made.load_state_dict(state)
+    made.next()
+    made.close()
+    assert made.meter.stages.row(before)["data/read_mb"] > 0
+
+
 def test_a_shard_that_answers_late_makes_reading_the_limit(packs, monkeypatch):
     read = ShardReader.read
     monkeypatch.setattr(ShardReader, "read", lambda *given: (time.sleep(0.05), read(*given))[1])
