@@ -130,6 +130,8 @@ class ShardedMoment:
             shard: actor.write.remote(moment, str(path / f"part-{shard}"), step)
             for shard, (actor, moment) in enumerate(zip(self._watch.actors, self._moments, strict=True))
         }
+        # Who still writes below `path` when it is removed would bring it back: all have ended before one's error is raised.
+        ray.wait(list(calls.values()), num_returns=len(calls), timeout=WRITE_S)
         try:
             written: list[Written] = self._watch.answers(calls, WRITE_S)
         except ShardGone as error:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # benchmarks are run from the repository, they are not installed
+from benchmarks import gpu, hardware
+from benchmarks.checking import Note, Setting, Skipped
 
-from benchmarks import gpu, hardware  # noqa: E402
-from benchmarks.checking import Note, Setting, Skipped  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 REHEARSAL = Setting(device="cpu", small=True)
 

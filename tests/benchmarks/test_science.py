@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks are run from the repository, they are not installed
 
 from benchmarks import science, science_a, science_b, science_c, science_d, science_data, science_e
 from benchmarks.science_arms import Arm, Phase, SoftArm, run_phase, soft_weights

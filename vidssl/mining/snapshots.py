@@ -23,13 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidssl.errors import BankError
-from vidssl.files import folder_aside, storage_error
+from vidssl.files import storage_error
 from vidssl.mining.bank import EmbeddingBank, bad_row
 from vidssl.mining.mapped import NEVER, Fitted, MappedRows
 from vidssl.mining.moments import Facts, Moment
 from vidssl.mining.parts import RowsPart, array_sum, chunks, read_group, read_range, write_rows
 from vidssl.mining.rows import storage
 from vidssl.mining.space_files import array_names, space_arrays, space_from, space_words
+from vidssl.zarr_aside import zarr_aside
 
 __all__ = [
     "FORMAT",
@@ -152,7 +153,7 @@ def save_snapshot(
     target = root / f"snap-{step}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with folder_aside(target) as aside:
+        with zarr_aside(target) as aside:
             _write(bank, aside, step, extra or {})
         for former in sorted(found for found in snapshot_steps(root) if found <= step)[: -max(keep, 1)]:
             _discard(root / f"snap-{former}")

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidssl.errors import CheckpointError, DataError
-from vidssl.files import check_place, folder_aside, storage_error
+from vidssl.files import check_place, storage_error
+from vidssl.zarr_aside import zarr_aside
 
 __all__ = ["Embedded", "load_embeddings", "refuse_no_store", "save_embeddings"]
 
@@ -64,7 +65,7 @@ def save_embeddings(store: Embedded, path: Path) -> Path:
     refuse_no_store(path)
     vectors = [*store.feature.values(), *store.embedding.values()]
     try:
-        with folder_aside(path) as aside:
+        with zarr_aside(path) as aside:
             _write_store(store, aside)
     except OSError as error:
         raise storage_error(error, path, sum(rows.nbytes for rows in vectors), _INSTEAD) from error

@@ -15,6 +15,8 @@ import ray
 from cluster.bank.client import BankClient
 from cluster.bank.link import RayLink
 from cluster.bank.server import BankServer
+from cluster.bank.shard_asks import ShardedMoment
+from cluster.bank.shard_watch import ShardWatch
 from cluster.bank.spec import Push, Wanted
 from tests.cluster.bank.bank_parts import (
     DIM,
@@ -316,3 +318,19 @@ def test_a_bank_that_is_killed_takes_its_shards_along_and_comes_back_with_new_on
     finally:
         client.close()
         ray.kill(handle)
+
+
+def test_a_snapshot_that_one_shard_cannot_write_is_given_up_when_none_writes_any_more(ray_cluster, tmp_path):
+    @ray.remote(num_cpus=0)
+    class Writer:
+        def write(self, moment, path, step):
+            if moment == 0:
+                raise OSError("full")
+            time.sleep(0.5)
+            os.makedirs(path)
+
+    aside, actors = tmp_path / "aside", [Writer.remote() for _ in range(2)]
+    watch = ShardWatch(actors, 0, pytest.fail, pytest.fail, False)
+    with pytest.raises(OSError, match="full"):
+        ShardedMoment(None, watch, range(2)).write(aside, 1)
+    assert (aside / "part-1").is_dir()  # and the caller removes it
