@@ -14,18 +14,14 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import RayError
 
 from cluster.bank.miner import settle_threads, start_miners, thread_variables
 from cluster.bank.server import BankServer
 from cluster.bank.shard_actor import start_actors
 from cluster.bank.shard_place import ShardPlace
 from cluster.bank.spec import Answer, BankSpec, Began, Push, Verdict
-from vidssl.errors import StorageError
 
 __all__ = ["BankActor", "start_bank"]
-
-START_S = 120.0
 
 
 class BankActor:
@@ -89,7 +85,7 @@ def start_bank(
     group: NDArray[np.int64] | None = None,
     label: NDArray[np.int64] | None = None,
 ) -> Any:
-    """Start the bank of a run; it lives as long as the driver that called this.
+    """Start the bank of a run, without waiting for it; it lives as long as the driver that called this.
 
     Args:
         spec: The run's bank.
@@ -98,9 +94,6 @@ def start_bank(
 
     Returns:
         The actor's handle; give it to the workers and wrap it in a `RayLink`.
-
-    Raises:
-        StorageError: the process did not come up.
     """
     options: dict[str, Any] = {
         "num_cpus": 0,
@@ -112,9 +105,4 @@ def start_bank(
         },  # with shards it waits for rows to hand out
         "runtime_env": {"env_vars": thread_variables(spec.threads)},
     }
-    handle = ray.remote(**options)(BankActor).remote(spec, group, label)
-    try:
-        ray.get(handle.process_id.remote(), timeout=START_S)
-    except (RayError, TimeoutError) as error:
-        raise StorageError(f"the bank did not start within {START_S:g} s ({type(error).__name__})") from error
-    return handle
+    return ray.remote(**options)(BankActor).remote(spec, group, label)

@@ -111,7 +111,7 @@ class BankClient:
             BankError: the snapshot is damaged or does not fit.
             StorageError: the bank cannot be reached.
         """
-        began: Began = self._call("reset", source, world, start_step)
+        began: Began = self._call("reset", source, world, start_step, patience=2)  # its process may still be starting
         if began.said:
             self._say(began.said)
         self.join(began.attempt)
@@ -388,9 +388,9 @@ class BankClient:
         found.survivors[which_B] = 0
         self._tally.count(name, int(which_B.sum()))
 
-    def _call(self, method: str, *args: Any) -> Any:
+    def _call(self, method: str, *args: Any, patience: float = 1) -> Any:
         try:
-            return self._link.call(method, *args, timeout_s=self._timeout_s)
+            return self._link.call(method, *args, timeout_s=patience * self._timeout_s)
         except BankGone as error:
             raise StorageError(
                 f"the bank cannot be reached ({error}); resume the run from its last checkpoint"

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from cluster.bank.spec import BankSpec
 from cluster.launch import check_resources, ray_session, resolve_device
 from cluster.training.checks import Checked
+from cluster.training.entry import Job, Summary, job_words, worker_loop
 from cluster.training.failure import after_all_retries, read_failure
 from cluster.training.folder import enter, ray_files
 from cluster.training.limit import limit_of_run
 from cluster.training.plan import Plan
 from cluster.training.watch import Say, watch
-from cluster.training.worker import Job, Summary, worker_loop
 from vidssl.lock import held
 from vidssl.methods import bank_views_of, mining_of
 from vidssl.mining.plan import plan_from
@@ -102,10 +102,10 @@ def _fit(plan: Plan, use_gpu: bool) -> Summary:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     recipe, trainer = plan.recipe, plan.recipe.trainer
-    job = _job(plan)
+    job = _job(plan)  # the bank lives as long as its handle here
     result = TorchTrainer(
         worker_loop,
-        train_loop_config={"job": job},
+        train_loop_config=job_words(job),
         # All ranks wait for one that waits for a disk.
         torch_config=TorchConfig(timeout_s=int(max(300, recipe.loader.patience + 60))),
         scaling_config=ScalingConfig(

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,22 +17,20 @@ from cluster.bank.asked import shared_out
 from cluster.bank.spec import BankSpec
 from cluster.training.agree import from_first_rank, gather_over_ranks, max_over_ranks, together
 from cluster.training.cached import CachedLoader
-from cluster.training.failure import Failure, Halt, failure_of, read_failure, write_failure
+from cluster.training.entry import Job, Summary
+from cluster.training.failure import Halt, failure_of, read_failure, write_failure
 from cluster.training.finite import FiniteWatch
 from cluster.training.length import Length, batch_of, length_from
 from cluster.training.meter import StepMeter
-from cluster.training.plan import BankFrom
 from cluster.training.runlog import RunLog, note_event
 from cluster.training.skipped import SkippedVideos
 from pipelines.dataset.manifest import load_manifest
 from pipelines.dataset.patience import Patience
-from pipelines.dataset.place import Address
 from pipelines.loader import LoaderSpec, TrainLoader
 from vidssl.batch import Embeddings, Positives
 from vidssl.errors import VidsslError
 from vidssl.methods import Method, StepOutput, build_method
 from vidssl.optimizers import build_optimizer
-from vidssl.recipe import Recipe
 from vidssl.saved.checkpoint import (
     Meta,
     choose_checkpoint,
@@ -52,52 +48,13 @@ from vidssl.schedule import learning_rate
 if TYPE_CHECKING:
     from cluster.bank.client import BankClient
 
-__all__ = ["Job", "Summary", "worker_loop"]
+__all__ = ["run"]
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the driver hands to every worker.
-
-    Attributes:
-        recipe: The run's recipe.
-        folder: The run's folder, absolute and shared by all nodes.
-        data: The packed data: an absolute folder that all nodes share, or an address.
-        bank: Handle of the bank actor, or None.
-        bank_spec: What the bank was started with, or None.
-        bank_from: What its rows begin with, where that was typed.
-        kept: Batches that are served again and again instead of the loader's; 0: none.
-    """
-
-    recipe: Recipe
-    folder: Path
-    data: Path | Address
-    bank: Any = None
-    bank_spec: BankSpec | None = None
-    bank_from: BankFrom | None = None
-    kept: int = 0
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What rank 0 says at the end.
-
-    Attributes:
-        step: Steps done.
-        stopped: Whether the run was asked to stop.
-        failure: Why the run cannot go on, where all ranks ended together.
-    """
-
-    step: int
-    stopped: bool = False
-    failure: Failure | None = None
-
-
-def worker_loop(config: dict[str, Any]) -> Summary:
-    """Entry of one Ray Train worker: `config["job"]` is a `Job`. What it raises is tried again, what it returns is final."""
+def run(job: Job) -> Summary:
+    """One attempt of one rank. What it raises is tried again, what it returns is final."""
     import ray.train
 
-    job: Job = config["job"]
     folder, context = RunFolder(job.folder), ray.train.get_context()
     if read_failure(folder) is not None:  # an attempt before met a user's mistake: meeting it again helps nobody
         return Summary(0)
