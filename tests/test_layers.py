@@ -130,24 +130,26 @@ def circles(graph: dict[str, set[str]]) -> list[str]:
     return sorted(left)
 
 
-IMPORTS = {name: modules_imported_by(path) - {name} for name, path in SOURCES.items()}
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    return {name: modules_imported_by(path) - {name} for name, path in SOURCES.items()}
 
 
-def test_the_search_for_circles_finds_one():
+def test_the_search_for_circles_finds_one(imports):
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
     assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
-    assert IMPORTS["vidssl.recipe"] >= {"vidssl.sections", "vidssl.errors"}
+    assert imports["vidssl.recipe"] >= {"vidssl.sections", "vidssl.errors"}
 
 
-def test_imports_between_modules_form_no_circle():
-    assert not circles(IMPORTS)
+def test_imports_between_modules_form_no_circle(imports):
+    assert not circles(imports)
 
 
 @pytest.mark.parametrize("depth", [2, 3])
-def test_no_import_runs_back_from_a_folder_to_what_lies_above_it(depth):
+def test_no_import_runs_back_from_a_folder_to_what_lies_above_it(depth, imports):
     """A folder is one thing, seen from above: nothing that it needs may need it."""
     above: dict[str, set[str]] = {}
-    for name, to in IMPORTS.items():
+    for name, to in imports.items():
         here = ".".join(name.split(".")[:depth])
         above.setdefault(here, set()).update({".".join(other.split(".")[:depth]) for other in to} - {here})
     assert not circles(above)

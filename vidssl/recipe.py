@@ -306,25 +306,31 @@ def phase_recipe(recipe: Recipe, phase: Phase, root: Path | None = None) -> Reci
     Raises:
         RecipeError: the phase's words are no keys, or its recipe is not valid.
     """
-    tree = OmegaConf.create(recipe.model_dump(mode="json", exclude={"phases"}))
+    tree = recipe.model_dump(mode="json", exclude={"phases"})
     for key, value in phase.words.items():
         try:
             _check_key(key)
         except RecipeError as error:
             raise RecipeError(f"phase '{phase.name}': {error}") from error
-        OmegaConf.update(tree, key, value, merge=True)
+        _put(tree, key, value)
     sources = {"method.first_from": phase.start, "method.second_from": phase.second}
     for key, source in sources.items():
         if source is not None and root is not None:
-            OmegaConf.update(tree, key, str(root / source))
-    OmegaConf.update(tree, "name", phase.name)
+            _put(tree, key, str(root / source))
+    _put(tree, "name", phase.name)
     if root is not None:
-        OmegaConf.update(tree, "trainer.storage", str(root))
-    plain: Any = OmegaConf.to_container(tree)
+        _put(tree, "trainer.storage", str(root))
     try:
-        return validated(plain)
+        return validated(tree)
     except RecipeError as error:
         raise RecipeError(f"phase '{phase.name}': {error}") from error
+
+
+def _put(tree: dict[str, Any], key: str, value: object) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree[section]
+    tree[last] = value
 
 
 def _set_in_phases(tree: DictConfig, name: str, key: str, value: Any) -> None:
@@ -338,20 +344,21 @@ def _set_in_phases(tree: DictConfig, name: str, key: str, value: Any) -> None:
         phase.words = {**(phase.get("words") or {}), key: value}
 
 
-def _check_roles(recipe: Recipe, phase: Phase) -> None:
+def _check_roles(recipe: Recipe) -> None:
     """A phase goes on with the stream that its start trained, and looks through one that another phase trained."""
-    own = phase_recipe(recipe, phase).method
-    by_name = {other.name: other for other in recipe.phases}
-    for role, source, wanted in (("start", phase.start, own.view), ("second", phase.second, own.second_view)):
-        if source is None:
-            continue
-        other = phase_recipe(recipe, by_name[source])
-        trained = other.views if other.method.streams == "shared" else (other.method.view,)  # one network for all
-        if wanted not in trained:
-            raise RecipeError(
-                f"phase '{phase.name}' wants a {wanted} stream from {role}={source}, which trains {' and '.join(trained)}; "
-                "name a phase that trains it, or change method.view"
-            )
+    of_phase = {phase.name: phase_recipe(recipe, phase) for phase in recipe.phases}
+    for phase in recipe.phases:
+        own = of_phase[phase.name].method
+        for role, source, wanted in (("start", phase.start, own.view), ("second", phase.second, own.second_view)):
+            if source is None:
+                continue
+            other = of_phase[source]
+            trained = other.views if other.method.streams == "shared" else (other.method.view,)  # one network for all
+            if wanted not in trained:
+                raise RecipeError(
+                    f"phase '{phase.name}' wants a {wanted} stream from {role}={source}, which trains {' and '.join(trained)}; "
+                    "name a phase that trains it, or change method.view"
+                )
 
 
 def validated(plain: object) -> Recipe:
@@ -364,8 +371,7 @@ def validated(plain: object) -> Recipe:
         recipe = Recipe.model_validate(plain)
     except ValidationError as error:
         raise RecipeError(refusal(error, list(_keys()))) from error
-    for phase in recipe.phases:
-        _check_roles(recipe, phase)
+    _check_roles(recipe)
     return recipe
 
 

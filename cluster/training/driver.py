@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from cluster.bank.spec import BankSpec
 from cluster.launch import check_resources, ray_session, resolve_device
 from cluster.training.checks import Checked
-from cluster.training.entry import Job, Summary, job_words, worker_loop
+from cluster.training.entry import job_words, worker_loop
 from cluster.training.failure import after_all_retries, read_failure
 from cluster.training.folder import enter, ray_files
+from cluster.training.job import Job, Summary
 from cluster.training.limit import limit_of_run
 from cluster.training.plan import Plan
 from cluster.training.watch import Say, watch

@@ -17,9 +17,9 @@ from cluster.bank.asked import shared_out
 from cluster.bank.spec import BankSpec
 from cluster.training.agree import from_first_rank, gather_over_ranks, max_over_ranks, together
 from cluster.training.cached import CachedLoader
-from cluster.training.entry import Job, Summary
 from cluster.training.failure import Halt, failure_of, read_failure, write_failure
 from cluster.training.finite import FiniteWatch
+from cluster.training.job import Job, Summary
 from cluster.training.length import Length, batch_of, length_from
 from cluster.training.meter import StepMeter
 from cluster.training.runlog import RunLog, note_event
