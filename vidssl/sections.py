@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vidssl.fields import (
     BackboneName,
@@ -65,9 +65,9 @@ class Clips(Section):
 class Augment(Section):
     """Random changes of a clip: one draw per clip, constant over time."""
 
-    preset: Literal["none", "light", "paper", "crop"] = Field(
+    preset: Literal["none", "light", "paper", "crop", "simclr"] = Field(
         default="light",
-        description="none | light (crop, flip, brightness, contrast) | paper (CoCLR's) | crop (IIC's: a random 7/8 square, nothing else)",
+        description="none | light (crop, flip, brightness, contrast) | paper (CoCLR's) | crop (IIC's: a random 7/8 square, nothing else) | simclr (IICv2's: crop's square, paper's colours and blur in every clip)",
     )
     normalize: Literal["imagenet", "unit"] = Field(
         default="imagenet", description="imagenet (its mean and deviation) | unit (pixels in 0..1, IIC)"
@@ -243,6 +243,24 @@ class Finetune(Section):
     milestones: tuple[Share, ...] = Field(
         max_length=1000, default=(0.8, 0.9), description="shares of the run at which lr is divided by ten"
     )
+    schedule: Literal["milestones", "plateau"] = Field(
+        default="milestones",
+        description="lr is divided by ten at the milestones | plateau: when the held-out loss has not fallen for patience epochs",
+    )
+    patience: int = Field(default=50, ge=0, le=1_000_000, description="epochs without a lower held-out loss (plateau)")
+    choose: Literal["held_out", "last"] = Field(
+        default="held_out",
+        description="held_out: the best epoch on evaluation.held_out of the training groups | last: train on all of the split and take the last epoch",
+    )
+
+    @model_validator(mode="after")
+    def _plateau_of_held_out_videos(self) -> Finetune:
+        if self.schedule == "plateau" and self.choose == "last":
+            raise ValueError(
+                "finetune.schedule=plateau looks at held-out videos and finetune.choose=last holds none out; type "
+                "finetune.choose=held_out, or finetune.schedule=milestones"
+            )
+        return self
 
 
 class Phase(Section):

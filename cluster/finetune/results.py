@@ -283,7 +283,12 @@ def _protocol(task: FineTuning, scores: ClassScores) -> FinetuneProtocol:
     recipe, (rule, crops) = task.recipe, task.rows
     clips, linear = recipe.clips, recipe.finetune.backbone_lr == 0
     held = "chosen: best accuracy on held-out training groups, centre clip; last beside it"
-    alone = "last epoch: every class has one training group, so none was held out"
+    why = (
+        "as asked for, the whole split trained"
+        if recipe.finetune.choose == "last"
+        else "every class has one training group, so none was held out"
+    )
+    alone = f"last epoch: {why}"
     return task.subject.protocol().grown(
         FinetuneProtocol,
         augmentation=recipe.augment,

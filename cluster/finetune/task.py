@@ -95,10 +95,13 @@ def _videos(subject: Subject, recipe: Recipe) -> tuple[Rows, Rows, Rows, str]:
     label, group = samples.label.astype(np.int64), samples.group.astype(np.int64)
     sides = classification_sides(label, group, np.array(manifest.splits)[samples.split], share, recipe.seed)
     train, test = np.flatnonzero(sides.train), np.flatnonzero(sides.test)
-    try:
-        out = hold_out(label[train], group[train], share, recipe.seed)
-    except DataError:  # one group per class: the last epoch is taken, and the protocol says so
-        out = np.zeros(len(train), bool)
+    out = np.zeros(len(train), bool)
+    if recipe.finetune.choose == "held_out":
+        try:
+            out = hold_out(label[train], group[train], share, recipe.seed)
+        except DataError as error:  # one group per class: the last epoch is taken, and the protocol says so
+            if recipe.finetune.schedule == "plateau":
+                raise DataError(f"{error}; type finetune.schedule=milestones") from error
     return train[~out], train[out], test, sides.rule
 
 

@@ -22,7 +22,7 @@ def wanted_side(recipe: Recipe) -> int:
 
     if recipe.clips.pack_size is not None:
         return recipe.clips.pack_size
-    share = INNER if recipe.augment.preset == "crop" else 1.0
+    share = INNER if recipe.augment.preset in ("crop", "simclr") else 1.0
     return math.ceil(recipe.clips.size / share)
 
 

@@ -6,6 +6,7 @@
 | `light` | area U(min_area, 1), aspect U(3/4, 4/3) | 1/2 | brightness and contrast U(.6, 1.4) | – |
 | `paper` | area U(.2, 1), aspect U(3/4, 4/3), sides swapped 1/2 | 1/2 | ColorJitter(.4, .4, .4, .1) w.p. .8, grey .2 | sigma U(.1, 2) w.p. .5 |
 | `crop` | square of 7/8 of the short side, anywhere in the frame | 1/2 | – | – |
+| `simclr` | as `crop` | 1/2 | as `paper`, in every clip | as `paper`, in every clip |
 
 `paper` is CoCLR's pre-training scheme (CPR and ViCC use it too): colour and blur only in `base` clips. Half of the videos
 are TwoClip: each clip is base with p = .3. The other half are OneClip: one of the two clips is used for both, one copy
@@ -155,13 +156,15 @@ def drawn_looks(
         return looks
     draw = _Draws(uniforms(seed, epoch, instance, (clips, _Draws.COLUMNS), Purpose.LOOK))
     mirror = ((draw.flip < 0.5) & augment.flip).astype(np.int32)
-    if preset == "crop":
+    if preset in ("crop", "simclr"):
         start, end = _squares(draw, sides)
     else:
         start, end = _crops(draw, sides, 0.2 if preset == "paper" else augment.min_area, preset == "paper")
     looks = replace(looks, roi_start=start, roi_end=end, mirror=mirror)
     if preset == "paper":
         return _as_published(looks, draw)
+    if preset == "simclr":
+        return _changed(looks, draw, np.ones(mirror.shape, bool))
     return _lit(looks, draw) if preset == "light" else looks
 
 
@@ -216,11 +219,16 @@ def _as_published(looks: Looks, draw: _Draws) -> Looks:
         alone = np.where(one, (draw.which[:, 0] < 0.5).astype(np.int64), -1)
         changed = (draw.which[:, 1] < 0.5).astype(np.int64)
         base = np.where(one[:, None], changed[:, None] == np.arange(2), base)
+    return replace(_changed(looks, draw, base), alone=alone)
+
+
+def _changed(looks: Looks, draw: _Draws, base: NDArray[np.bool_]) -> Looks:
+    """Colour and blur of the clips that are `base`."""
     jitter, grey = base & (draw.jitter < 0.8), base & (draw.grey < 0.2)
     blurred = base & (draw.blur < 0.5)
     matrix, lift = _colour_map(draw, jitter, grey)
     sigma = np.where(blurred, 0.1 + 1.9 * draw.sigma, 0.0).astype(np.float32)
-    return replace(looks, matrix=matrix, lift=lift, coloured=jitter | grey, sigma=sigma, alone=alone)
+    return replace(looks, matrix=matrix, lift=lift, coloured=jitter | grey, sigma=sigma)
 
 
 def _colour_map(draw: _Draws, jitter: NDArray[np.bool_], grey: NDArray[np.bool_]) -> tuple[Floats, Floats]:

@@ -112,6 +112,14 @@ def test_results_carry_their_protocol_and_the_probabilities_lie_beside_them(run,
     assert "fine-tuning (P4) from pretrained weights" in finetune_table(results)
 
 
+def test_the_last_epoch_of_the_whole_split_is_taken_where_that_was_asked_for(run, packed):
+    results = finetune_run(run.path, [*FAST, "finetune.choose=last"], quiet)
+    about = results.protocol
+    assert (about.videos.train, about.videos.held_out) == (len(packed.rows("train")), 0)
+    assert about.checkpoint_rule == "last epoch: as asked for, the whole split trained"
+    assert results.results.chosen.epoch == 2
+
+
 def test_no_group_is_on_two_sides_and_the_test_split_chooses_nothing(run, packed, monkeypatch):
     from pipelines import loader
 

@@ -129,6 +129,17 @@ def test_a_single_clip_is_changed_three_times_in_ten_and_stands_for_nobody():
     assert abs(changed.mean() - 0.3 * 0.92) < 0.03
 
 
+def test_simclr_changes_every_clip_and_crops_as_crop_does():
+    looks, crops = (
+        drawn_looks(Augment(preset=preset), SIDES, 2, seed=1, epoch=0, instance=IDS) for preset in ("simclr", "crop")
+    )
+    assert np.array_equal(looks.roi_start, crops.roi_start)
+    assert np.array_equal(looks.roi_end, crops.roi_end)
+    assert (looks.sigma > 0).mean() == pytest.approx(0.5, abs=0.02)
+    assert looks.coloured.mean() == pytest.approx(1 - 0.2 * 0.8, abs=0.02)
+    assert (looks.alone == -1).all()  # each clip is its own
+
+
 def test_the_colour_map_is_brightness_contrast_saturation_and_grey_one_after_the_other():
     looks = paper()
     rgb = np.random.default_rng(0).uniform(0, 255, (500, 3))

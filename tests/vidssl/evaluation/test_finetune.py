@@ -12,7 +12,7 @@ from vidssl.batch import ClipBatch
 from vidssl.encoder import build_encoder
 from vidssl.errors import CheckpointError, DataError, RecipeError, VidsslError
 from vidssl.evaluation.class_scores import ClassScores, fuse, load_scores, save_scores, score_videos
-from vidssl.evaluation.finetune import Classifier, FineTuner, rate_of
+from vidssl.evaluation.finetune import Classifier, Epoch, FineTuner, plateaus, rate_of
 from vidssl.sections import Finetune, Model
 
 CLASSES = 3
@@ -116,6 +116,33 @@ def test_rates_fall_by_ten_at_each_milestone_and_the_backbone_has_its_share():
     assert np.allclose([row[0] for row in seen], wanted)
     assert np.allclose([row[1] for row in seen], 0.25 * np.array(wanted))
     assert [rate_of(Finetune(), step, 500) for step in (399, 400, 450)] == pytest.approx([1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3])
+def test_a_loss_that_stands_still_is_seen_when_torch_sees_it(patience):
+    rng = np.random.default_rng(patience)
+    losses = np.concatenate([np.exp(-np.arange(12) / 4), rng.uniform(0.02, 0.2, 30), 0.02 - 1e-7 * np.arange(9)])
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    judge = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=patience, min_lr=0, eps=0)
+    for epoch, loss in enumerate(losses):
+        judge.step(loss)
+        assert 0.1 ** plateaus(losses[: epoch + 1].tolist(), patience) == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert plateaus(losses.tolist(), patience) > 2
+
+
+def test_rates_fall_where_the_held_out_loss_stands_still_also_after_a_stop():
+    tuner = tuner_of(schedule="plateau", patience=1, epochs=6, steps=2, lr=0.01, backbone_lr=0.5)
+    tuner.history = [Epoch(n, 1.0, 0.5, 0.5, loss) for n, loss in enumerate((0.5, 0.6, 0.7), 1)]
+    other = tuner_of(schedule="plateau", patience=1, epochs=6, steps=2, lr=0.01, backbone_lr=0.5)
+    other.load_state_dict(tuner.state_dict())
+    next(iter(other.train(batches(), held)))
+    assert [group["lr"] for group in other._optimizer.param_groups] == pytest.approx([0.001, 0.0005])
+
+
+def test_a_plateau_of_videos_that_nobody_holds_out_is_refused():
+    with pytest.raises(ValueError, match=r"finetune\.choose=last holds none out; type finetune\.choose=held_out, or"):
+        Finetune(schedule="plateau", choose="last")
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
