@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections import Counter
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,6 +19,16 @@ import torch
 from tests.pipelines.stores import s3, s3_server  # noqa: F401
 
 torch.set_num_threads(1)
+
+LONGEST = "tests/cluster/training/test_driver.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes four minutes first, else one process would be alone with it at the end; then those of many tests."""
+    files = [item.nodeid.partition("::")[0] for item in items]
+    tests = Counter(files)
+    order = sorted(range(len(items)), key=lambda at: (files[at] != LONGEST, -tests[files[at]]))
+    items[:] = [items[at] for at in order]
 
 
 @pytest.fixture(scope="module")
