@@ -149,10 +149,10 @@ class Recipe(Section):
     def _phases_in_order(self) -> Recipe:
         before: list[str] = []
         for phase in self.phases:
-            for role, source in (("start", phase.start), ("second", phase.second)):
-                if source is not None and source not in before:
+            for role, source in phase.sources.items():
+                if source.phase not in before:
                     raise ValueError(
-                        f"phase '{phase.name}' has {role}={source}, which is no phase before it; there are {', '.join(before) or 'none'}"
+                        f"phase '{phase.name}' has {role}={source.phase}, which is no phase before it; there are {', '.join(before) or 'none'}"
                     )
             if phase.name in before:
                 raise ValueError(f"two phases are named '{phase.name}'; give each its own name")
@@ -197,7 +197,7 @@ class Recipe(Section):
                 "evaluation": True,
                 "finetune": True,
                 "loader": {"read", "reads", "cache", "cache_gb"},
-                "trainer": {"storage", "log_every_steps", "keep", "max_failures"},
+                "trainer": {"storage", "log_every_steps", "keep", "keep_epochs", "max_failures"},
             },
         )
 
@@ -313,10 +313,11 @@ def phase_recipe(recipe: Recipe, phase: Phase, root: Path | None = None) -> Reci
         except RecipeError as error:
             raise RecipeError(f"phase '{phase.name}': {error}") from error
         _put(tree, key, value)
-    sources = {"method.first_from": phase.start, "method.second_from": phase.second}
-    for key, source in sources.items():
-        if source is not None and root is not None:
-            _put(tree, key, str(root / source))
+    for role, key in (("start", "method.first_from"), ("second", "method.second_from")):
+        if role in phase.sources and root is not None:
+            _put(tree, key, str(root / getattr(phase, role)))
+    asked = {source.epoch for other in recipe.phases for source in other.sources.values() if source.phase == phase.name}
+    _put(tree, "trainer.keep_epochs", sorted({*tree["trainer"]["keep_epochs"], *asked} - {None}))
     _put(tree, "name", phase.name)
     if root is not None:
         _put(tree, "trainer.storage", str(root))
@@ -349,14 +350,13 @@ def _check_roles(recipe: Recipe) -> None:
     of_phase = {phase.name: phase_recipe(recipe, phase) for phase in recipe.phases}
     for phase in recipe.phases:
         own = of_phase[phase.name].method
-        for role, source, wanted in (("start", phase.start, own.view), ("second", phase.second, own.second_view)):
-            if source is None:
-                continue
-            other = of_phase[source]
+        wanted_by = {"start": own.view, "second": own.second_view}
+        for role, source in phase.sources.items():
+            wanted, other = wanted_by[role], of_phase[source.phase]
             trained = other.views if other.method.streams == "shared" else (other.method.view,)  # one network for all
             if wanted not in trained:
                 raise RecipeError(
-                    f"phase '{phase.name}' wants a {wanted} stream from {role}={source}, which trains {' and '.join(trained)}; "
+                    f"phase '{phase.name}' wants a {wanted} stream from {role}={source.phase}, which trains {' and '.join(trained)}; "
                     "name a phase that trains it, or change method.view"
                 )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vidssl.fields import (
     BackboneName,
@@ -35,6 +36,7 @@ __all__ = [
     "Place",
     "Pretext",
     "Section",
+    "Source",
     "Trainer",
     "Vicc",
     "View",
@@ -180,6 +182,11 @@ class Trainer(Section):
         description="steps from one checkpoint to the next; the last step always has one",
     )
     keep: int = Field(default=2, ge=1, le=1_000_000, description="checkpoints and bank snapshots kept")
+    keep_epochs: tuple[Count, ...] = Field(
+        max_length=1000,
+        default=(),
+        description="epochs whose last checkpoint stays for good; RUN@EPOCH names it as a start of other runs",
+    )
     deterministic: bool = Field(
         default=False, description="same numbers again: ordered pushes, mined from a fixed step"
     )
@@ -263,10 +270,41 @@ class Finetune(Section):
         return self
 
 
+class Source(NamedTuple):
+    """Where a stream of a phase comes from.
+
+    Attributes:
+        phase: An earlier one.
+        epoch: After which of its passes; None: its end.
+    """
+
+    phase: str
+    epoch: int | None
+
+
 class Phase(Section):
     """One training of a recipe with several: the words it changes and where its encoders come from."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="of the phase and of its folder")
-    start: str | None = Field(default=None, description="earlier phase whose trained stream this one starts from")
-    second: str | None = Field(default=None, description="earlier phase whose trained stream is the frozen second one")
+    start: str | None = Field(
+        default=None, description="earlier phase whose trained stream this one starts from; PHASE@EPOCH: as it was then"
+    )
+    second: str | None = Field(
+        default=None,
+        description="earlier phase whose trained stream is the frozen second one; PHASE@EPOCH: as it was then",
+    )
     words: dict[str, Any] = Field(default_factory=dict, description="dotted keys of the recipe and their values here")
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Role (`start`, `second`) → where that stream comes from; roles without one are left out."""
+        given = {role: word for role, word in (("start", self.start), ("second", self.second)) if word is not None}
+        parts = {role: word.partition("@") for role, word in given.items()}
+        return {role: Source(name, int(epoch) if at else None) for role, (name, at, epoch) in parts.items()}
+
+    @field_validator("start", "second")
+    @classmethod
+    def _phase_and_epoch(cls, word: str | None) -> str | None:
+        if word is not None and not re.fullmatch(r"[a-z0-9][a-z0-9-]*(@[1-9][0-9]{0,6})?", word):
+            raise ValueError("no PHASE and no PHASE@EPOCH, as in first-0@300")
+        return word

@@ -15,7 +15,6 @@ from vidssl.errors import CheckpointError, DataError, RecipeError
 from vidssl.methods import method_class, mining_of
 from vidssl.mining.plan import plan_from
 from vidssl.recipe import Recipe, phase_recipe
-from vidssl.saved.phases import sources_of
 from vidssl.saved.trained import encoder_state
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def check(recipe: Recipe, later: Collection[str] = (), *, sources: bool = True) 
     """
     manifest = check_recipe(recipe, later, sources=sources)
     for phase in recipe.phases:
-        check_recipe(phase_recipe(recipe, phase), sources_of(phase), manifest=manifest)
+        check_recipe(phase_recipe(recipe, phase), phase.sources, manifest=manifest)
     length = Length(recipe.trainer, len(manifest.training_rows()))
     return Checked(recipe, manifest, 0 if recipe.phases else length.total)
 
@@ -73,6 +72,7 @@ def check_recipe(
     if recipe.phases:
         return manifest
     method_class(recipe.method.name).check(recipe)
+    _check_epochs(recipe, manifest)
     if sources:
         _check_sources(recipe, later)
     _check_labels(recipe, manifest)
@@ -109,6 +109,18 @@ def _check_batch(recipe: Recipe, manifest: Manifest) -> None:
         raise DataError(
             f"{recipe.data} has {rows} training videos and one step takes {together} (trainer.batch={trainer.batch} x trainer.workers={trainer.workers}); "
             f"type trainer.batch={max(1, rows // trainer.workers)} or pack more videos"
+        )
+
+
+def _check_epochs(recipe: Recipe, manifest: Manifest) -> None:
+    """A checkpoint that another run is to start from will be there."""
+    videos, trainer = len(manifest.training_rows()), recipe.trainer
+    length = Length(trainer, videos)
+    ends = length.total * length.together // videos if trainer.steps else trainer.epochs
+    if late := [epoch for epoch in trainer.keep_epochs if epoch > ends]:
+        raise RecipeError(
+            f"trainer.keep_epochs={list(trainer.keep_epochs)}: {recipe.name} ends with epoch {ends}, before epoch {late[0]}; "
+            f"take epochs up to {ends}, or let it train longer"
         )
 
 

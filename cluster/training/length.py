@@ -51,6 +51,13 @@ class Length:
         """Steps of the schedule: those of a run that had the workers of now from the beginning."""
         return self.trainer.steps or steps_of(self.trainer.epochs * self.videos, self.together)
 
+    def passed(self, step: int) -> tuple[int, ...]:
+        """Those of `trainer.keep_epochs` that end with this step (its number, from 0)."""
+        after = self.seen + (step + 1 - self.step) * self.together
+        return tuple(
+            epoch for epoch in self.trainer.keep_epochs if after - self.together < epoch * self.videos <= after
+        )
+
     def at(self, step: int) -> float:
         """Where the schedule stands in its `span`; a run that kept its workers stands at `step`."""
         if self.trainer.steps:

@@ -149,8 +149,8 @@ class Worker:
             self.meter.step_done(out)
             if (step + 1) % trainer.log_every_steps == 0 or step == self.start:
                 self._log(step, batch.epoch)
-            stop = self._asked_to_stop(step)
-            if (step + 1) % trainer.checkpoint_every_steps == 0 or step + 1 == total or stop:
+            stop, passed = self._asked_to_stop(step), self.length.passed(step)
+            if (step + 1) % trainer.checkpoint_every_steps == 0 or step + 1 == total or stop or passed:
                 self._save(step + 1, batch.epoch, stop or step + 1 == total)
             if stop:
                 return Summary(step + 1, stopped=True)
@@ -207,6 +207,7 @@ class Worker:
             len(self.manifest),
             self.recipe.settings(),
             seen=self.loader.seen,
+            passed=self.length.passed(done - 1),
         )
         keep, unset = self.recipe.trainer.keep, self.method.unset
         save_checkpoint(self.folder, meta, self.rank, state, shared, gather_over_ranks, keep, unset)

@@ -35,6 +35,8 @@ from vidssl.saved.meta import (
     latest_step,
     rank_file,
     read_meta,
+    stays,
+    step_of_epoch,
     weights_hash,
 )
 from vidssl.saved.run_folder import RunFolder
@@ -53,6 +55,7 @@ __all__ = [
     "read_ranks",
     "restore_random_state",
     "save_checkpoint",
+    "step_of_epoch",
     "weights_hash",
 ]
 
@@ -278,7 +281,7 @@ def _finish(aside: Path, final: Path, meta: Meta, keep: int) -> None:
     _discard(final)
     os.rename(aside, final)
     sync_folder(final.parent)
-    former = sorted(path for path in final.parent.glob("step-*") if path.name <= final.name)
+    former = sorted(path for path in final.parent.glob("step-*") if path.name <= final.name and not stays(path))
     for path in former[: -max(keep, 1)]:
         _discard(path)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ __all__ = [
     "latest_step",
     "rank_file",
     "read_meta",
+    "stays",
+    "step_of_epoch",
     "weights_hash",
 ]
 
@@ -56,6 +59,7 @@ class Meta:
         settings: `Recipe.settings()`, so that a resumed run can name what was changed.
         files: Length and hash of each file beside this one; filled in by `save_checkpoint`.
         seen: Samples taken since the beginning, of all ranks; None: not told, by an older version.
+        passed: Epochs that ended with this step and for whose sake this checkpoint stays (`trainer.keep_epochs`).
     """
 
     step: int
@@ -67,6 +71,7 @@ class Meta:
     settings: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileSum] = field(default_factory=dict)
     seen: int | None = None
+    passed: tuple[int, ...] = ()
 
 
 def checkpoint_path(folder: RunFolder, step: int) -> Path:
@@ -77,6 +82,23 @@ def checkpoint_path(folder: RunFolder, step: int) -> Path:
 def latest_step(folder: RunFolder) -> int | None:
     """Steps done at the newest checkpoint, which may be damaged (see `choose_checkpoint`); None when there is none."""
     return max(checkpoint_steps(folder), default=None)
+
+
+def stays(path: Path) -> bool:
+    """Whether a checkpoint is one that is never removed for a newer one."""
+    try:
+        return bool(json.loads((path / META).read_bytes()).get("passed"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def step_of_epoch(folder: RunFolder, epoch: int) -> int | None:
+    """Steps done at the checkpoint that was kept for the end of an epoch; None: there is none."""
+    for step in sorted(checkpoint_steps(folder)):
+        with suppress(CheckpointError):
+            if epoch in read_meta(folder, step).passed:
+                return step
+    return None
 
 
 def read_meta(folder: RunFolder, step: int) -> Meta:

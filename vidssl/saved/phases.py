@@ -23,9 +23,9 @@ from pydantic import TypeAdapter, ValidationError
 from vidssl.errors import CheckpointError, StorageError
 from vidssl.files import storage_error, write_json
 from vidssl.recipe import Recipe
-from vidssl.saved.checkpoint import latest_step, weights_hash
+from vidssl.saved.checkpoint import latest_step, step_of_epoch, weights_hash
 from vidssl.saved.run_folder import RunFolder
-from vidssl.sections import Phase
+from vidssl.sections import Phase, Source
 
 __all__ = [
     "PhaseRecord",
@@ -35,7 +35,6 @@ __all__ = [
     "forget_phase",
     "phase_folder",
     "read_records",
-    "sources_of",
     "state_of",
 ]
 
@@ -89,15 +88,10 @@ def state_of(phase: Phase, root: Path) -> PhaseState:
     folder = phase_folder(root, phase.name)
     if record is None:
         return "begun" if folder.recipe.is_file() else "waiting"
-    if _weights(folder) != record.weights:  # it was begun again, or its checkpoints are gone
+    if _weights(folder, latest_step(folder)) != record.weights:  # it was begun again, or its checkpoints are gone
         return "begun" if folder.recipe.is_file() else "waiting"
-    now = {role: _weights(phase_folder(root, source)) for role, source in sources_of(phase).items()}
+    now = {role: _weights_of(source, root) for role, source in phase.sources.items()}
     return "done" if now == dict(record.inputs) else "stale"
-
-
-def sources_of(phase: Phase) -> dict[str, str]:
-    """Role → phase that it starts from."""
-    return {role: name for role, name in (("start", phase.start), ("second", phase.second)) if name is not None}
 
 
 def check_sources(phase: Phase, recipe: Recipe, root: Path) -> None:
@@ -107,7 +101,7 @@ def check_sources(phase: Phase, recipe: Recipe, root: Path) -> None:
         CheckpointError: naming the first that is missing.
     """
     by_name = {other.name: other for other in recipe.phases}
-    for role, name in sources_of(phase).items():
+    for role, (name, _) in phase.sources.items():
         state = state_of(by_name[name], root)
         if state in ("waiting", "begun"):
             raise CheckpointError(
@@ -119,8 +113,9 @@ def check_sources(phase: Phase, recipe: Recipe, root: Path) -> None:
 def finish_phase(phase: Phase, recipe: Recipe, root: Path) -> None:
     """Record that a phase is finished, with the hashes of what it came from; written aside and renamed."""
     folder = phase_folder(root, phase.name)
-    inputs = {role: _weights(phase_folder(root, name)) for role, name in sources_of(phase).items()}
-    record = PhaseRecord(latest_step(folder) or 0, _weights(folder), recipe.fingerprint(), inputs)
+    inputs = {role: _weights_of(source, root) for role, source in phase.sources.items()}
+    step = latest_step(folder)
+    record = PhaseRecord(step or 0, _weights(folder, step), recipe.fingerprint(), inputs)
     records = {name: old for name, old in read_records(root).items() if name != phase.name} | {phase.name: record}
     _write(root, records)
 
@@ -138,8 +133,12 @@ def _write(root: Path, records: Mapping[str, PhaseRecord]) -> None:
         raise storage_error(error, path) from error
 
 
-def _weights(folder: RunFolder) -> str:
-    step = latest_step(folder)
+def _weights_of(source: Source, root: Path) -> str:
+    folder = phase_folder(root, source.phase)
+    return _weights(folder, latest_step(folder) if source.epoch is None else step_of_epoch(folder, source.epoch))
+
+
+def _weights(folder: RunFolder, step: int | None) -> str:
     if step is None:
         return ""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import torch
 
 from vidssl.errors import CheckpointError
 from vidssl.recipe import Recipe
-from vidssl.saved.checkpoint import choose_checkpoint, latest_step, read_checkpoint
+from vidssl.saved.checkpoint import choose_checkpoint, latest_step, read_checkpoint, step_of_epoch
 from vidssl.saved.run_folder import RunFolder, open_run
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def encoder_state(source: str | Path, view: str) -> dict[str, torch.Tensor]:
 def artifact(source: str | Path, view: str) -> dict[str, torch.Tensor]:
     """What a run can start from: `view` of a run folder or a card folder, or the encoder in a published file.
 
+    RUN@EPOCH is the run as it was then, where it kept that (`trainer.keep_epochs`).
+
     A published file does not say which stream it was trained on: it is taken to be `view`.
 
     Raises:
@@ -90,9 +93,26 @@ def artifact(source: str | Path, view: str) -> dict[str, torch.Tensor]:
     if is_card(path):
         _check_view(source, view, read_card(path).views)
         return read_weights(path)
-    method, recipe, _ = load_method(open_run(path))
+    path, epoch = _run_and_epoch(path)
+    folder = open_run(path)
+    method, recipe, _ = load_method(folder, None if epoch is None else _kept_at(folder, epoch))
     _check_view(source, view, recipe.views)
     return method.artifact(view)
+
+
+def _run_and_epoch(path: Path) -> tuple[Path, int | None]:
+    match = None if path.exists() else re.fullmatch(r"(.+)@(\d+)", path.name)
+    return (path, None) if match is None else (path.with_name(match[1]), int(match[2]))
+
+
+def _kept_at(folder: RunFolder, epoch: int) -> int:
+    step = step_of_epoch(folder, epoch)
+    if step is None:
+        raise CheckpointError(
+            f"{folder.path} kept no checkpoint of epoch {epoch}; give the run without @{epoch} for its end, or train it again "
+            f"with trainer.keep_epochs=[{epoch}]"
+        )
+    return step
 
 
 def _check_view(source: str | Path, view: str, trained: Sequence[str]) -> None:

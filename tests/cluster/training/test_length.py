@@ -36,6 +36,16 @@ def test_the_rest_of_the_epochs_is_counted_in_samples_and_the_schedule_stands_by
     assert (later.total, later.at(9)) == (length.total, length.at(9))
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_each_epoch_that_is_kept_ends_with_one_step_whoever_takes_the_samples(workers):
+    words = ["trainer.steps=null", "trainer.epochs=4", "trainer.keep_epochs=[1,3,4]", f"trainer.workers={workers}"]
+    trainer = recipe(*words).trainer
+    straight, later = Length(trainer, N), length_from(trainer, N, meta(step=5, seen=40))
+    ends = {epoch: step for step in range(straight.total) for epoch in straight.passed(step)}
+    assert ends == {epoch: -(-epoch * N // (4 * workers)) - 1 for epoch in (1, 3, 4)}
+    assert [epoch for step in range(5, later.total) for epoch in later.passed(step)] == [3, 4]
+
+
 def test_steps_stay_steps_whatever_they_take():
     length = length_from(recipe("trainer.steps=20", "trainer.workers=3").trainer, N, meta(step=5, seen=40))
     assert (length.total, length.span, length.at(5)) == (20, 20, 5.0)

@@ -11,10 +11,11 @@ import pytest
 
 from cluster.training.phases import phase_table, train_phases
 from cluster.training.plan import plan_run
+from pipelines.dataset.manifest import load_manifest
 from tests.cluster.training.test_driver import run_cli, wait_for_steps
 from vidssl.errors import CheckpointError, DataError, RecipeError
 from vidssl.recipe import load_recipe
-from vidssl.saved.checkpoint import read_checkpoint
+from vidssl.saved.checkpoint import checkpoint_steps, latest_step, read_checkpoint, step_of_epoch, weights_hash
 from vidssl.saved.phases import phase_folder, read_records, state_of
 from vidssl.saved.trained import encoder_state
 
@@ -65,6 +66,27 @@ def test_a_cycle_starts_from_finished_phases_and_one_can_be_made_again_alone(pac
     assert again["second-0"].weights == records["second-0"].weights  # deterministic: the same training
     assert [state_of(phase, root) for phase in recipe.phases] == ["done"] * 3
     assert "start first-0, second second-0" in phase_table(recipe, root)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.slow  # three trainings
+def test_a_phase_starts_from_another_as_it_was_after_an_epoch(packed, tmp_path, ray_cluster):
+    text = CYCLE.replace("start: first-0", "start: first-0@1").replace("steps: 6", "epochs: 2")
+    (tmp_path / "cycle.yaml").write_text(
+        text.replace("checkpoint_every_steps: 3", "checkpoint_every_steps: 4, keep: 1")
+    )
+    recipe = load_recipe(str(tmp_path / "cycle.yaml"), [f"data={packed}", f"trainer.storage={tmp_path}"])
+    root = train_phases(plan_run(recipe)).folder.path
+    first = phase_folder(root, "first-0")
+    kept, last = sorted(checkpoint_steps(first))
+    assert last == latest_step(first)
+    assert step_of_epoch(first, 1) == kept == -(-len(load_manifest(packed).training_rows()) // 4)
+    assert read_records(root)["first-1"].inputs["start"] == weights_hash(first, kept)
+    with pytest.raises(CheckpointError, match=r"first-0 kept no checkpoint of epoch 2; .*trainer\.keep_epochs=\[2\]"):
+        encoder_state(root / "first-0@2", "rgb")
+    then, end = encoder_state(root / "first-0@1", "rgb"), encoder_state(root / "first-0", "rgb")
+    assert any(not rows.equal(end[key]) for key, rows in then.items())
 
 
 @pytest.mark.ray

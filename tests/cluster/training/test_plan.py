@@ -33,6 +33,7 @@ def begun(packed: Path, folder: Path, *words: str) -> Plan:
         (["method.warmup_steps=0"], RecipeError, r"would have random weights; type method.warmup_steps=N"),
         (["method.second_from=nowhere"], CheckpointError, r"nowhere is no run folder"),
         (["trainer.storage=s3://bucket/runs"], RecipeError, r"s3://bucket/runs is an address.*type trainer.storage=FOLDER"),
+        (["trainer.keep_epochs=[9]"], RecipeError, r"keep_epochs=\[9\]: elsewhere ends with epoch \d, before epoch 9; take epochs up to \d"),
         (["name=../elsewhere"], RecipeError, r"name='\.\./elsewhere': a name is one folder below trainer.storage"),
         (["name=."], RecipeError, r"name='\.': a name is one folder.*type name=NAME"),
         (["name=/tmp/elsewhere"], RecipeError, r"not '\.' or '\.\.'; type name=NAME trainer.storage=FOLDER"),

@@ -20,6 +20,7 @@ from vidssl.saved.checkpoint import (
     Meta,
     check_same_recipe,
     checkpoint_path,
+    checkpoint_steps,
     choose_checkpoint,
     latest_step,
     random_state,
@@ -28,6 +29,7 @@ from vidssl.saved.checkpoint import (
     read_ranks,
     restore_random_state,
     save_checkpoint,
+    step_of_epoch,
     weights_hash,
 )
 from vidssl.saved.run_folder import RunFolder, open_run
@@ -54,6 +56,15 @@ def test_only_the_newest_are_kept(tmp_path):
         write(folder, step)
     assert not checkpoint_path(folder, 10).exists()
     assert latest_step(folder) == 30
+
+
+def test_the_end_of_an_epoch_that_was_asked_for_stays_beside_the_newest(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in (10, 20, 30, 40, 50):
+        passed = (3,) if step == 20 else ()
+        save_checkpoint(folder, Meta(step, "r", "d", 1, 0, passed=passed), 0, {}, {"weight": torch.ones(2)}, keep=2)
+    assert sorted(checkpoint_steps(folder)) == [20, 40, 50]
+    assert (step_of_epoch(folder, 3), step_of_epoch(folder, 4)) == (20, None)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

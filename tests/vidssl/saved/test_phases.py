@@ -5,7 +5,7 @@ import torch
 
 from vidssl.errors import CheckpointError, RecipeError
 from vidssl.recipe import load_recipe, phase_recipe
-from vidssl.saved.checkpoint import Meta, save_checkpoint
+from vidssl.saved.checkpoint import Meta, save_checkpoint, weights_hash
 from vidssl.saved.phases import check_sources, finish_phase, forget_phase, phase_folder, read_records, state_of
 
 CYCLE = """\
@@ -29,9 +29,9 @@ def cycle(tmp_path):
     return load
 
 
-def pretend_trained(root, name, weights: bytes, step=5):
+def pretend_trained(root, name, weights: bytes, step=5, passed=()):
     folder = phase_folder(root, name)
-    save_checkpoint(folder, Meta(step, "r", "d", 1, 0), 0, {}, {"weights": torch.tensor(list(weights))})
+    save_checkpoint(folder, Meta(step, "r", "d", 1, 0, passed=passed), 0, {}, {"weights": torch.tensor(list(weights))})
     folder.recipe.write_text("name: x\n")
 
 
@@ -43,6 +43,30 @@ def test_a_phase_is_the_whole_recipe_with_its_words_and_its_sources_beside_it(cy
     assert third.method.first_from == str(tmp_path / "run" / "first-0")
     assert third.method.second_from == str(tmp_path / "run" / "second-0")
     assert (third.name, third.trainer.storage, third.phases) == ("first-1", str(tmp_path / "run"), ())
+
+
+def test_a_phase_may_start_from_another_as_it_was_after_an_epoch(cycle, tmp_path):
+    (tmp_path / "cycle.yaml").write_text(CYCLE.replace("start: first-0", "start: first-0@2"))
+    recipe = load_recipe(str(tmp_path / "cycle.yaml"), ["first-0:trainer.steps=null"])
+    first, _, third = recipe.phases
+    assert phase_recipe(recipe, third, tmp_path / "run").method.first_from == str(tmp_path / "run" / "first-0@2")
+    assert phase_recipe(recipe, first).trainer.keep_epochs == (2,)
+    assert phase_recipe(recipe, third).trainer.keep_epochs == ()
+    for phase in recipe.phases:
+        pretend_trained(tmp_path, phase.name, phase.name.encode())
+    pretend_trained(tmp_path, "first-0", b"then", step=2, passed=(2,))
+    for phase in recipe.phases:
+        finish_phase(phase, recipe, tmp_path)
+    assert read_records(tmp_path)["first-1"].inputs["start"] == weights_hash(phase_folder(tmp_path, "first-0"), 2)
+    pretend_trained(tmp_path, "first-0", b"else", step=2, passed=(2,))
+    assert state_of(third, tmp_path) == "stale"
+
+
+@pytest.mark.parametrize("word", ["first-0@", "first-0@0", "first-0@-1", "first-0@x", "@3", "first-0@1@2"])
+def test_a_start_that_is_no_phase_and_epoch_is_refused(tmp_path, word):
+    (tmp_path / "cycle.yaml").write_text(CYCLE.replace("start: first-0", f'start: "{word}"'))
+    with pytest.raises(RecipeError, match=r"start.*no PHASE and no PHASE@EPOCH, as in first-0@300"):
+        load_recipe(str(tmp_path / "cycle.yaml"))
 
 
 def test_one_word_changes_the_second_stream_of_every_phase(cycle):
