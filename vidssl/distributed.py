@@ -1,4 +1,4 @@
-"""What do ranks tell each other inside a step? Gathered rows, equal buffers, keys of rows shuffled over ranks.
+"""What do ranks tell each other inside a step? Gathered rows, equal buffers, keys of rows shuffled over ranks, batch statistics.
 
 Works with gloo and nccl; alone, or before a process group exists, nothing is sent. Every rank must bring as many rows.
 """
@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["copy_buffers_from_first", "gather_rows", "on_shuffled_rows", "rank", "world"]
+__all__ = ["copy_buffers_from_first", "gather_rows", "on_shuffled_rows", "rank", "synchronise_norms", "world"]
 
 
 def world() -> int:
@@ -39,7 +39,8 @@ def on_shuffled_rows(encode: Callable[[Tensor], Tensor], rows: Tensor, seed: int
     """`encode(rows)`, where each rank encodes a random share of all ranks' rows (ShuffleBN of MoCo, section 3.3).
 
     Otherwise a query and its key would meet in the same batch statistics and the network could cheat with them. The
-    permutation depends on (seed, step) alone: every rank draws the same one, and a resumed run draws it again.
+    permutation depends on (seed, step) alone: every rank draws the same one, and a resumed run draws it again. Only rows that
+    move are sent, each once: of B rows a rank sends B (W - 1) / W on average, and as many embeddings come back.
 
     Args:
         encode: Row-wise encoder, [B, …] → [B, D].
@@ -52,14 +53,27 @@ def on_shuffled_rows(encode: Callable[[Tensor], Tensor], rows: Tensor, seed: int
     """
     if world() == 1:
         return encode(rows)
-    size, everything = rows.shape[0], gather_rows(rows)
+    me, size = rank(), len(rows)
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-    order = torch.randperm(len(everything), generator=generator).to(rows.device)
-    mine = slice(rank() * size, (rank() + 1) * size)
-    shuffled = gather_rows(encode(everything[order[mine]]))
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    return shuffled[back[mine]]
+    order = torch.randperm(size * world(), generator=generator).reshape(world(), size)  # by who encodes
+    owner = order // size
+    leaving = [order[other][owner[other] == me] - me * size for other in range(world())]
+    arriving = torch.sort(owner[me], stable=True)
+    sent, got = [len(those) for those in leaving], torch.bincount(arriving.values, minlength=world()).tolist()
+    mine, theirs = torch.cat(leaving).to(rows.device), arriving.indices.to(rows.device)
+    abroad = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    abroad[theirs] = _exchanged(rows[mine], sent, got)
+    encoded = encode(abroad)
+    home = torch.empty_like(encoded)
+    home[mine] = _exchanged(encoded[theirs], got, sent)
+    return home
+
+
+def _exchanged(rows: Tensor, sent: list[int], got: list[int]) -> Tensor:
+    """Rows for each rank in turn, so many for each; returns those from each in turn."""
+    found = rows.new_empty((sum(got), *rows.shape[1:]))
+    dist.all_to_all_single(found, rows.contiguous(), got, sent)
+    return found
 
 
 @torch.no_grad()
@@ -68,3 +82,62 @@ def copy_buffers_from_first(module: nn.Module) -> None:
     if world() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
+
+
+def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
+    """Make every batch norm below `module` normalise by the statistics of all ranks' batches; weights and names stay.
+
+    On a GPU torch's own `SyncBatchNorm`, which knows no CPU; there each norm becomes a `SyncedBatchNorm`. Alone: nothing.
+
+    Args:
+        module: Of the same structure on every rank.
+        device: Where it runs.
+
+    Returns:
+        The module; torch's way may make a new one of a norm.
+    """
+    if world() == 1:
+        return module
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm3d):
+            norm.__class__ = SyncedBatchNorm  # the same weights, statistics and names, at the same places
+    return module
+
+
+class SyncedBatchNorm(nn.BatchNorm3d):
+    """Batch norm over the rows of all ranks, in training mode; gradients flow through everybody's statistics."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, T, H, W] → the same, normalised; every rank calls it with as many values in a channel."""
+        if not self.training:
+            return super().forward(input)
+        across, count = (0, *range(2, input.dim())), input.numel() // input.shape[1] * world()
+        mean = _summed(input.sum(across)) / count
+        centred = input - _as_channels(mean, input)
+        variance = _summed((centred * centred).sum(across)) / count
+        self._note(mean.detach(), variance.detach() * count / max(count - 1, 1))
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        return centred * _as_channels(scale, input) + _as_channels(self.bias, input)
+
+    @torch.no_grad()
+    def _note(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        share = self.momentum if self.momentum is not None else 1 / max(int(self.num_batches_tracked or 1), 1)
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
+def _summed(values: Tensor) -> Tensor:
+    """Sum over all ranks; its gradient is the sum of theirs."""
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(values)
+
+
+def _as_channels(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(1, -1, *[1] * (like.dim() - 2))

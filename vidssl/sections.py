@@ -137,6 +137,9 @@ class Model(Section):
     checkpointing: bool = Field(
         default=False, description="activations computed again in the backward pass: less memory"
     )
+    sync_bn: bool = Field(
+        default=False, description="batch norms take the statistics of all workers' batches; nothing is shuffled then"
+    )
 
 
 class Optim(Section):

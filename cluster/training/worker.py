@@ -28,6 +28,7 @@ from pipelines.dataset.manifest import load_manifest
 from pipelines.dataset.patience import Patience
 from pipelines.loader import LoaderSpec, TrainLoader
 from vidssl.batch import Embeddings, Positives
+from vidssl.distributed import synchronise_norms
 from vidssl.errors import VidsslError
 from vidssl.methods import Method, StepOutput, build_method
 from vidssl.optimizers import build_optimizer
@@ -99,6 +100,8 @@ class Worker:
         rows = self.manifest.training_rows()
         self.length = Length(self.recipe.trainer, len(rows))
         self.method = build_method(self.recipe, self.recipe.seed, len(self.manifest), rows).to(self.device)
+        if self.recipe.model.sync_bn:
+            synchronise_norms(self.method, self.device)
         self.optimizer = build_optimizer(self.recipe.optim, [p for p in self.method.parameters() if p.requires_grad])
         self.loader = CachedLoader(self._loader(), job.kept) if job.kept else self._loader()
         self.open.callback(self.loader.close)

@@ -29,6 +29,7 @@ class Stream(nn.Module):
     def __init__(self, model: Model, trained: bool = True, *, view: str = "rgb", twin: bool = True) -> None:
         super().__init__()
         self.query = build_encoder(model, view)
+        self._one_batch = model.sync_bn
         self.key = momentum_twin(self.query) if trained and twin else None
         if not trained:
             self.query.requires_grad_(False)
@@ -39,13 +40,16 @@ class Stream(nn.Module):
 
     @torch.no_grad()
     def keys(self, clips: Tensor, *, shuffle: bool, seed: int, step: int) -> Tensor:
-        """Unit rows [B, D] of the twin, without gradient; over rows shuffled over ranks where `shuffle` is set."""
+        """Unit rows [B, D] of the twin, without gradient; over rows shuffled over ranks where `shuffle` is set.
+
+        Synchronised batch norms see the rows of all ranks anyhow: then nothing is shuffled.
+        """
         twin = self.key if self.key is not None else self.query
 
         def encode(rows: Tensor) -> Tensor:
             return unit_rows(twin(rows))
 
-        return on_shuffled_rows(encode, clips, seed, step) if shuffle else encode(clips)
+        return on_shuffled_rows(encode, clips, seed, step) if shuffle and not self._one_batch else encode(clips)
 
     @torch.no_grad()
     def frozen_rows(self, clips: Tensor) -> Tensor:
