@@ -16,6 +16,7 @@ from vidssl.errors import RecipeError
 __all__ = [
     "bench",
     "demo",
+    "doctor",
     "embed",
     "evaluate",
     "export",
@@ -195,6 +196,13 @@ def bench(words: Words) -> int:
         raise RecipeError(f"'{words['WHAT']}' is unknown; type vidssl bench headspace RUN")
     run_headspace(words["RUN"], words.settings, words.number("--steps") or 0, say)
     return 0
+
+
+def doctor(words: Words) -> int:
+    """This machine, and what a training would need on it."""
+    from cluster.doctor.verb import run_doctor
+
+    return run_doctor(words.place("RECIPE"), words.settings, say)
 
 
 def recipes(words: Words) -> int:

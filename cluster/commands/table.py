@@ -215,6 +215,12 @@ VERBS: dict[str, Verb] = {
         options=(Option("--out", "folder of the card", "CARD"),),
         groups=_of_export,
     ),
+    "doctor": Verb(
+        handlers.doctor,
+        "what this machine has, what would be chosen on it, what is at fault; with RECIPE: what that training needs and waits for",
+        places=(Place("RECIPE", "a name of `vidssl recipes`, or a YAML file", needed=False),),
+        groups=_of_recipe,
+    ),
     "recipes": Verb(
         handlers.recipes,
         "what there is to train, or one recipe resolved",

@@ -1,0 +1,1 @@
+"""Can this machine do it, and with what? `vidssl doctor`."""

@@ -1,0 +1,45 @@
+"""What `vidssl doctor RECIPE data=…` says of a training: needs, rates and the limit, for every method and phase."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.cli import main
+from cluster.doctor import training
+
+LITTLE = ["clips.frames=4", "clips.size=32", "model.width=4", "trainer.batch=4", "trainer.workers=1"]
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr(training, "SECONDS", 0.2)
+
+
+def typed(packed, recipe, *words):
+    return ["doctor", recipe, f"data={packed}", *LITTLE, *words]
+
+
+@pytest.mark.parametrize("recipe", ["cpr-tiny", "iic-tiny", "infonce-tiny"])
+def test_a_training_is_counted_and_its_limit_is_named(packed, recipe, capsys):
+    assert main(typed(packed, recipe, "trainer.steps=30")) == 0
+    said = capsys.readouterr().out
+    assert f"{recipe}: " in said
+    assert "30 steps of 4 videos" in said
+    for words in ("asks Ray for", "a checkpoint", "the loader", "the step ", "scaled from 2 videos", " in all"):
+        assert words in said
+    assert ("the step is the limit: the loader could be" in said) != ("data is the limit: the step would wait" in said)
+    assert ("the bank" in said) == (recipe == "cpr-tiny")
+
+
+def test_every_phase_is_looked_at_and_nobody_is_warned_of_weights_that_come_later(packed, capsys):
+    assert main(typed(packed, "coclr-tiny", "*:trainer.batch=4", "*:trainer.steps=9")) == 0
+    printed = capsys.readouterr()
+    assert [line.split(":")[0] for line in printed.out.splitlines() if "9 steps of 4" in line] == [
+        "first-0", "second-0", "first-1", "second-1",
+    ]  # fmt: skip
+    assert "random weights" not in printed.out + printed.err
+
+
+def test_what_a_training_refuses_is_refused(packed, capsys):
+    assert main(["doctor", "cpr-tiny", f"data={packed}", "trainer.workers=99"]) == 2
+    assert "training videos and one step takes 1584" in capsys.readouterr().err
