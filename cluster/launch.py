@@ -15,7 +15,9 @@ from typing import Any
 from vidssl.errors import DeviceError
 from vidssl.recipe import Mining, Trainer
 
-__all__ = ["check_resources", "in_ray_job", "ray_session", "resolve_device"]
+__all__ = ["check_resources", "in_ray_job", "ray_session", "refuse_gpus_without_cuda", "resolve_device"]
+
+LOOK_S = 60.0
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _OBJECT_STORE_BYTES = 200 * 2**20  # pushes are kilobytes; the default would reserve 30 % of a laptop's memory
@@ -161,3 +163,44 @@ def resolve_device(trainer: Trainer, say: Callable[[str], None] = lambda line: N
             f"type trainer.workers={gpus} to train on the GPU, or trainer.device=cpu to mean this"
         )
     return trainer.device == "cuda" or (trainer.device == "auto" and gpus >= trainer.workers)
+
+
+def refuse_gpus_without_cuda(use_gpu: bool) -> None:
+    """Refuse to train on GPUs that Ray counts and torch cannot use; asked in a task on each node that has some.
+
+    A node whose GPUs are all taken just now is not waited for longer than a minute, and says nothing.
+
+    Raises:
+        DeviceError: naming the nodes, what torch says there, and what to do.
+    """
+    if not use_gpu:
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {}
+    look = ray.remote(num_cpus=0, num_gpus=1, max_retries=0)(_cuda_here)
+    for node in ray.nodes():
+        if node["Alive"] and node["Resources"].get("GPU"):
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked[look.options(scheduling_strategy=here).remote()] = node["NodeManagerAddress"]
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_S)
+    for task in late:
+        ray.cancel(task, force=True)
+    bad = {asked[task]: why for task in ready if (why := ray.get(task))}
+    if bad:
+        said = "; ".join(f"{address}: {why}" for address, why in sorted(bad.items()))
+        raise DeviceError(
+            f"Ray offers GPUs that torch cannot use ({said}); type vidssl doctor there to see what is missing, or "
+            "trainer.device=cpu"
+        )
+
+
+def _cuda_here() -> str:
+    """Why torch cannot use the GPU that Ray gave to this task; empty where it can."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    built = torch.version.cuda
+    return "its torch is a build for CPUs" if built is None else f"torch, built for CUDA {built}, finds no GPU"

@@ -133,7 +133,7 @@ def _packages() -> Iterator[Finding]:
             if not found or not wanted.specifier.contains(found.partition("+")[0], prereleases=True):
                 wrong.append(f"{wanted.name} {found or 'is missing'} (tested: {wanted.specifier})")
     if wrong:
-        yield Finding("packages", "; ".join(wrong), "fault", "type pip install vidssl in a new environment")
+        yield Finding("packages", "; ".join(wrong), "fault", "install it again, in a new environment")
     else:
         yield Finding("packages", ", ".join(known))
     for extra, here in extras.items():

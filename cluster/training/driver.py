@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from cluster.bank.spec import BankSpec
-from cluster.launch import check_resources, ray_session, resolve_device
+from cluster.launch import check_resources, ray_session, refuse_gpus_without_cuda, resolve_device
 from cluster.training.checks import Checked
 from cluster.training.entry import job_words, worker_loop
 from cluster.training.failure import after_all_retries, read_failure
@@ -63,6 +63,7 @@ def train(plan: Plan, say: Say = lambda line: None, argv: Sequence[str] = ()) ->
             return Outcome(folder, total, total, 0.0, False)
         open_things.enter_context(ray_session(max(os.cpu_count() or 1, 1)))
         use_gpu = resolve_device(plan.recipe.trainer, say)
+        refuse_gpus_without_cuda(use_gpu)
         check_resources(plan.recipe.trainer, use_gpu, plan.recipe.mining if plan.recipe.mines else None)
         open_things.enter_context(held(folder.path, "train", say))
         for note in enter(plan, argv, "cuda" if use_gpu else "cpu"):

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cluster.launch import check_resources, ray_session, resolve_device
+from cluster.launch import check_resources, ray_session, refuse_gpus_without_cuda, resolve_device
 from cluster.training.driver import Outcome, train
 from cluster.training.folder import enter
 from cluster.training.plan import Plan, plan_resume, plan_run
@@ -64,6 +64,7 @@ def train_phases(
         open_things.enter_context(ray_session(max(os.cpu_count() or 1, 1)))
         own = [phase_recipe(plan.recipe, phase) for phase in wanted]
         devices = [resolve_device(recipe.trainer) for recipe in own]
+        refuse_gpus_without_cuda(any(devices))
         for recipe, use_gpu in zip(own, devices, strict=True):
             check_resources(recipe.trainer, use_gpu, recipe.mining if recipe.mines else None)
         open_things.enter_context(held(root, "train", say))

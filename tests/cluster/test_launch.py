@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
+import torch
+
 ASK = """
 import json, logging, ray
-from cluster.launch import check_resources, resolve_device
+from cluster.launch import check_resources, refuse_gpus_without_cuda, resolve_device
 from vidssl.errors import DeviceError
 from vidssl.recipe import Mining, Trainer
 ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, logging_level=logging.ERROR,
@@ -26,6 +29,12 @@ for words in ({"miners": 3}, {"miners": 1, "gpus_per_miner": 0.5}, {"miners": 1,
         refused.append("")
     except DeviceError as error:
         refused.append(str(error))
+refuse_gpus_without_cuda(False)
+try:
+    refuse_gpus_without_cuda(True)
+    refused.append("")
+except DeviceError as error:
+    refused.append(str(error))
 print(json.dumps([*answers, refused]))
 """
 
@@ -34,7 +43,15 @@ def test_fewer_gpus_than_workers_is_said_and_enough_are_taken():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", ASK], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     few, enough, meant, asked, refused = json.loads(done.stdout.splitlines()[-1])
-    cores, gpus, node, fine, shards, none_booked, shard_node = refused
+    cores, gpus, node, fine, shards, none_booked, shard_node, cuda = refused
+    if torch.cuda.is_available():
+        assert cuda == ""
+    else:
+        assert re.fullmatch(
+            r"Ray offers GPUs that torch cannot use \([\d.]+: .*torch.*\); type vidssl doctor there to see what is missing, "
+            r"or trainer\.device=cpu",
+            cuda,
+        )
     assert shards == (
         "mining.shards=3 with 1 core(s) each needs 3 cores and the workers leave 1; type mining.cpus_per_shard=0, with which "
         "they share the workers' cores"
