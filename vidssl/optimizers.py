@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vidssl.sections import Optim
 
-__all__ = ["LARC", "build_optimizer"]
+__all__ = ["LARC", "build_optimizer", "clip_gradients"]
 
 # Torch's own optimizers are built on these; an S3D has 200 layers, and a call for each would cost more than the sums.
 _norms = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
@@ -20,12 +20,26 @@ _plus_ = torch._foreach_add_  # pyright: ignore[reportPrivateImportUsage]
 
 
 def build_optimizer(optim: Optim, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over `parameters`; the caller sets the rate of each step in `param_groups`."""
+    """The optimizer of a recipe over `parameters`; the caller sets the rate of each step in `param_groups`.
+
+    On a GPU torch's fused kernels: one launch for all layers.
+    """
+    weights = list(parameters)
+    fused = True if weights and all(weight.is_cuda for weight in weights) else None
     if optim.name == "adam":
-        return torch.optim.Adam(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
+        return torch.optim.Adam(weights, lr=optim.lr, weight_decay=optim.weight_decay, fused=fused)
     if optim.name == "larc":
-        return LARC(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
-    return torch.optim.SGD(parameters, lr=optim.lr, momentum=0.9, weight_decay=optim.weight_decay)
+        return LARC(weights, lr=optim.lr, weight_decay=optim.weight_decay)
+    return torch.optim.SGD(weights, lr=optim.lr, momentum=0.9, weight_decay=optim.weight_decay, fused=fused)
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, longest: float) -> None:
+    """Shorten the gradient over all weights to `longest`, without waiting for the device.
+
+    After the backward pass, where DistributedDataParallel has made it the same on every rank.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    nn.utils.clip_grad_norm_(weights, longest, error_if_nonfinite=False)
 
 
 class LARC(torch.optim.Optimizer):

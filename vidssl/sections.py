@@ -159,6 +159,12 @@ class Optim(Section):
         max_length=1000, default=(0.8,), description="shares of the run at which `step` acts"
     )
     warmup_steps: int = Field(default=0, ge=0, le=1_000_000_000, description="linear growth of the rate from zero")
+    clip: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="longest gradient (norm over all weights); a longer one is shortened; null: none",
+    )
 
 
 class Trainer(Section):

@@ -31,7 +31,7 @@ from vidssl.batch import Embeddings, Positives
 from vidssl.distributed import synchronise_norms
 from vidssl.errors import VidsslError
 from vidssl.methods import Method, StepOutput, build_method
-from vidssl.optimizers import build_optimizer
+from vidssl.optimizers import build_optimizer, clip_gradients
 from vidssl.saved.checkpoint import (
     Meta,
     choose_checkpoint,
@@ -147,6 +147,8 @@ class Worker:
             out.loss.backward()
             self.method.before_update(batch)
             if out.update:
+                if self.recipe.optim.clip is not None:
+                    clip_gradients(self.optimizer, self.recipe.optim.clip)
                 self.optimizer.step()
             self._push(out, batch.instance, step)
             self.meter.step_done(out)
@@ -308,6 +310,7 @@ class Worker:
         torch.manual_seed(self.recipe.seed)
         if self.recipe.trainer.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = not self.recipe.trainer.deterministic  # clips of a run have one size
 
 
 def _distributed(method: Method, world: int, device: torch.device) -> nn.Module:

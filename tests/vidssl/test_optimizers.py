@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from vidssl.optimizers import LARC, build_optimizer
+from vidssl.optimizers import LARC, build_optimizer, clip_gradients
 from vidssl.sections import Optim
 
 TRUST, EPS, MOMENTUM = 1e-3, 1e-8, 0.9
@@ -81,6 +81,18 @@ def test_a_parameter_without_gradient_stays_and_keeps_its_momentum():
     walk(optimizer, [parameter], [[None, None]], [0.1, 0.1])
     assert torch.equal(parameter.detach(), place)
     assert torch.equal(optimizer.state[parameter]["momentum_buffer"], speed)
+
+
+@pytest.mark.parametrize("longest", [0.5, 100.0])
+def test_a_gradient_that_is_too_long_is_shortened_as_a_whole_and_another_is_left(longest):
+    weights = [nn.Parameter(some(4, 3, seed=1)), nn.Parameter(some(5, seed=2)), nn.Parameter(some(2, seed=3))]
+    for weight, seed in zip(weights[:2], (4, 5), strict=True):
+        weight.grad = some(*weight.shape, seed=seed)  # the third has none
+    before = torch.cat([weight.grad.flatten() for weight in weights[:2]])
+    clip_gradients(build_optimizer(Optim(), weights), longest)
+    after = torch.cat([weight.grad.flatten() for weight in weights[:2]])
+    assert weights[2].grad is None
+    torch.testing.assert_close(after, before * min(1.0, longest / float(before.norm())), rtol=1e-5, atol=1e-7)
 
 
 def test_gradients_are_left_as_they_were():
