@@ -26,6 +26,7 @@ __all__ = [
     "pack",
     "recipes",
     "report",
+    "status",
     "sweep",
     "train",
     "verify",
@@ -203,6 +204,13 @@ def doctor(words: Words) -> int:
     from cluster.doctor.verb import run_doctor
 
     return run_doctor(words.place("RECIPE"), words.settings, say)
+
+
+def status(words: Words) -> int:
+    """What runs are doing, or how they ended."""
+    from cluster.status import run_status
+
+    return run_status(words.place("RUN"), say)
 
 
 def recipes(words: Words) -> int:

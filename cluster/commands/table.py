@@ -155,6 +155,11 @@ VERBS: dict[str, Verb] = {
         ),
         groups=_of_recipe,
     ),
+    "status": Verb(
+        handlers.status,
+        "what runs are doing, or how they ended: state, step, rate, time left, last message; exit code 1 where one needs help",
+        places=(Place("RUN", "a run folder, or a folder that holds runs; without it: runs", needed=False),),
+    ),
     "mine": Verb(
         handlers.mine,
         "ways of mining measured here and now: stages × pool × k × strategy × space, on a bank or on embeddings made now",

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cluster.training.plan import KIND, Plan
-from vidssl.errors import BusyError
+from vidssl.errors import BusyError, CheckpointError
 from vidssl.files import remove_parts, storage_error, write_json, write_whole
 from vidssl.marks import mark, mark_of, refuse_foreign, remove_marked
 from vidssl.saved.run_folder import RunFolder
@@ -118,6 +118,13 @@ def _take_up(plan: Plan) -> None:
     remove_parts(folder.path)
     if folder.recipe.read_text() != plan.recipe.to_yaml():
         write_whole(folder.recipe, plan.recipe.to_yaml())
+    facts: dict[str, object] = {}
+    with suppress(CheckpointError):  # a damaged one stays as it is: nothing that trains needs it
+        facts = folder.read_facts()
+    if (
+        facts and facts.get("steps") != plan.checked.total_steps
+    ):  # other workers take other steps; `vidssl status` reads it
+        write_json(folder.facts, {**facts, "steps": plan.checked.total_steps})
 
 
 def _make(plan: Plan, argv: Sequence[str], device: str) -> None:
@@ -143,6 +150,7 @@ def _facts(plan: Plan, argv: Sequence[str], device: str) -> dict[str, object]:
     return told | {
         "data_hash": plan.checked.manifest.hash,
         "command": "vidssl " + " ".join(argv),
+        "steps": plan.checked.total_steps,
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
