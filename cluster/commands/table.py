@@ -157,7 +157,7 @@ VERBS: dict[str, Verb] = {
     ),
     "status": Verb(
         handlers.status,
-        "what runs are doing, or how they ended: state, step, rate, time left, last message; exit code 1 where one needs help",
+        "what runs are doing, or how they ended: state, step, rate, time left, last message",
         places=(Place("RUN", "a run folder, or a folder that holds runs; without it: runs", needed=False),),
     ),
     "mine": Verb(

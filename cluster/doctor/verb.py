@@ -21,13 +21,14 @@ def run_doctor(recipe: str | None, words: Sequence[str], say: Callable[[str], No
         say: Prints a line.
 
     Returns:
-        0, or 1 where something is at fault.
+        0.
 
     Raises:
+        DeviceError: something is at fault; all the rest was said before.
         RecipeError: words without a recipe.
         VidsslError: a recipe or data that cannot be used.
     """
-    from vidssl.errors import RecipeError
+    from vidssl.errors import DeviceError, RecipeError
 
     if recipe is None and words:
         raise RecipeError(
@@ -45,8 +46,8 @@ def run_doctor(recipe: str | None, words: Sequence[str], say: Callable[[str], No
             say(line)
     faults = [finding.name for finding in found if finding.state == "fault"]
     if faults:
-        say(f"to be mended before a training: {', '.join(faults)}")
-    return 1 if faults else 0
+        raise DeviceError(f"to be mended before a training: {', '.join(faults)}; what and how stands above")
+    return 0
 
 
 def _line(finding: Finding) -> str:

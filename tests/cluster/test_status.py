@@ -73,7 +73,7 @@ def test_a_live_run_that_logs_nothing_any_more_is_silent(run, capsys):
     for path in (folder.log, folder.recipe):
         os.utime(path, (then, then))
     with held(folder.path, "train"):
-        assert main(["status", str(folder.path)]) == 1
+        assert main(["status", str(folder.path)]) == 0
     said = capsys.readouterr().out
     assert "silent" in said
     assert "no step for 10.0 min" in said
@@ -101,7 +101,7 @@ def test_how_a_run_ended(run, saved, state, words):
 def test_a_run_that_failed_says_why(run, capsys):
     folder = run(saved=20)
     write_json(folder.failure, {"kind": "DataError", "sentence": "the disk is gone", "again": False})
-    assert main(["status", str(folder.path)]) == 1
+    assert main(["status", str(folder.path)]) == 0
     assert "failed            10/40                     the disk is gone" in capsys.readouterr().out
 
 

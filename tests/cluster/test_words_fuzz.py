@@ -141,6 +141,8 @@ GOOD: dict[str, list[list[str]]] = {
     "bench": [["headspace", "RUN"], ["headspace", "RUN", "loader.threads=2", "--steps", "24"]],
     "import": [["FILE", "--from", "coclr"], ["FILE", "--from", "iic", "--out", "new"]],
     "export": [["RUN", "--out", "new"]],
+    "status": [["RUN"], ["runs"]],
+    "doctor": [["infonce-tiny", "data=PACKED", *SMALL], ["infonce-tiny", "data=PACKED", *SMALL, "loader.threads=2"]],
     "recipes": [["cpr-tiny"], ["cpr-tiny", "trainer.workers=2"]],
 }  # fmt: skip
 """Words that are right: one of them is then made wrong."""

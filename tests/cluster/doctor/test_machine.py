@@ -27,11 +27,11 @@ def test_a_look_that_raises_is_a_fault_and_the_others_are_taken(monkeypatch, cap
 
     monkeypatch.setattr(machine, "_LOOKS", (_broken, machine._python))
     assert [(one.name, one.state) for one in findings()] == [("broken", "fault"), ("Python", "ok")]
-    assert main(["doctor"]) == 1
-    said = capsys.readouterr().out
-    assert "! broken" in said
-    assert "RuntimeError: half installed" in said
-    assert said.endswith("to be mended before a training: broken\n")
+    assert main(["doctor"]) == 2
+    said = capsys.readouterr()
+    assert "! broken" in said.out
+    assert "RuntimeError: half installed" in said.out
+    assert said.err == "vidssl: to be mended before a training: broken; what and how stands above\n"
 
 
 @pytest.mark.parametrize(
