@@ -33,6 +33,7 @@ from vidssl.sections import (
     Place,
     Pretext,
     Section,
+    Source,
     Trainer,
     Vicc,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "Vicc",
     "load_recipe",
     "phase_recipe",
+    "reached",
     "recipe_from_file",
     "recipe_from_tree",
     "recipe_names",
@@ -315,8 +317,9 @@ def phase_recipe(recipe: Recipe, phase: Phase, root: Path | None = None) -> Reci
         _put(tree, key, value)
     for role, key in (("start", "method.first_from"), ("second", "method.second_from")):
         if role in phase.sources and root is not None:
-            _put(tree, key, str(root / getattr(phase, role)))
-    asked = {source.epoch for other in recipe.phases for source in other.sources.values() if source.phase == phase.name}
+            name, epoch = reached(recipe, phase.sources[role])
+            _put(tree, key, str(root / (name if epoch is None else f"{name}@{epoch}")))
+    asked = {reached(recipe, s).epoch for p in recipe.phases for s in p.sources.values() if s.phase == phase.name}
     _put(tree, "trainer.keep_epochs", sorted({*tree["trainer"]["keep_epochs"], *asked} - {None}))
     _put(tree, "name", phase.name)
     if root is not None:
@@ -325,6 +328,14 @@ def phase_recipe(recipe: Recipe, phase: Phase, root: Path | None = None) -> Reci
         return validated(tree)
     except RecipeError as error:
         raise RecipeError(f"phase '{phase.name}': {error}") from error
+
+
+def reached(recipe: Recipe, source: Source) -> Source:
+    """Without its epoch where the phase is counted in steps, or in fewer epochs: then its end is all there is."""
+    words = next(phase.words for phase in recipe.phases if phase.name == source.phase)
+    steps, epochs = (words.get(f"trainer.{key}", getattr(recipe.trainer, key)) for key in ("steps", "epochs"))
+    last = epochs if steps is None and isinstance(epochs, int) else 0
+    return source if source.epoch is not None and source.epoch <= last else Source(source.phase, None)
 
 
 def _put(tree: dict[str, Any], key: str, value: object) -> None:

@@ -29,6 +29,7 @@ from vidssl.mining.reopen import source_of
 from vidssl.recipe import Recipe, recipe_from_tree, take_word
 from vidssl.saved.checkpoint import check_same_recipe, choose_checkpoint, latest_step, read_meta
 from vidssl.saved.meta import ANYWHERE
+from vidssl.saved.phases import early_ends
 from vidssl.saved.run_folder import RunFolder, open_run
 from vidssl.schedule import learning_rate
 
@@ -112,7 +113,8 @@ def plan_run(recipe: Recipe, fresh: bool = False) -> Plan:
     if not exists:
         refuse_foreign(folder.path, KIND, "type name=OTHER or trainer.storage=FOLDER")
         _refuse_busy(folder)
-        return Plan(checked, folder, fresh=fresh, notes=too_small(checked.recipe, checked.manifest))
+        notes = (*too_small(checked.recipe, checked.manifest), *early_ends(checked.recipe))
+        return Plan(checked, folder, fresh=fresh, notes=notes)
     _refuse_another(folder, folder.read_recipe(), checked)
     return _going_on(checked, folder, start)
 

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vidssl.errors import CheckpointError, StorageError
 from vidssl.files import storage_error, write_json
-from vidssl.recipe import Recipe
+from vidssl.recipe import Recipe, reached
 from vidssl.saved.checkpoint import latest_step, step_of_epoch, weights_hash
 from vidssl.saved.run_folder import RunFolder
 from vidssl.sections import Phase, Source
@@ -31,6 +31,7 @@ __all__ = [
     "PhaseRecord",
     "PhaseState",
     "check_sources",
+    "early_ends",
     "finish_phase",
     "forget_phase",
     "phase_folder",
@@ -94,6 +95,16 @@ def state_of(phase: Phase, root: Path) -> PhaseState:
     return "done" if now == dict(record.inputs) else "stale"
 
 
+def early_ends(recipe: Recipe) -> list[str]:
+    """A sentence for each phase that was to start from an epoch that its source, shortened by words, never ends."""
+    return [
+        f"phase {phase.name} takes its {role} stream from the end of {source.phase}, which never ends epoch {source.epoch}"
+        for phase in recipe.phases
+        for role, source in phase.sources.items()
+        if source.epoch is not None and reached(recipe, source).epoch is None
+    ]
+
+
 def check_sources(phase: Phase, recipe: Recipe, root: Path) -> None:
     """Refuse to start a phase whose sources are not finished.
 
@@ -135,7 +146,10 @@ def _write(root: Path, records: Mapping[str, PhaseRecord]) -> None:
 
 def _weights_of(source: Source, root: Path) -> str:
     folder = phase_folder(root, source.phase)
-    return _weights(folder, latest_step(folder) if source.epoch is None else step_of_epoch(folder, source.epoch))
+    kept = None if source.epoch is None else step_of_epoch(folder, source.epoch)
+    return _weights(
+        folder, latest_step(folder) if kept is None else kept
+    )  # one that never ended that epoch gave its end
 
 
 def _weights(folder: RunFolder, step: int | None) -> str:

@@ -6,7 +6,15 @@ import torch
 from vidssl.errors import CheckpointError, RecipeError
 from vidssl.recipe import load_recipe, phase_recipe
 from vidssl.saved.checkpoint import Meta, save_checkpoint, weights_hash
-from vidssl.saved.phases import check_sources, finish_phase, forget_phase, phase_folder, read_records, state_of
+from vidssl.saved.phases import (
+    check_sources,
+    early_ends,
+    finish_phase,
+    forget_phase,
+    phase_folder,
+    read_records,
+    state_of,
+)
 
 CYCLE = """\
 method: {name: coclr, view: rgb, second_view: residual}
@@ -60,6 +68,20 @@ def test_a_phase_may_start_from_another_as_it_was_after_an_epoch(cycle, tmp_path
     assert read_records(tmp_path)["first-1"].inputs["start"] == weights_hash(phase_folder(tmp_path, "first-0"), 2)
     pretend_trained(tmp_path, "first-0", b"else", step=2, passed=(2,))
     assert state_of(third, tmp_path) == "stale"
+
+
+@pytest.mark.parametrize("word", ["first-0:trainer.steps=5", "first-0:trainer.epochs=1"])
+def test_where_a_phase_is_shortened_its_end_is_taken_and_that_is_said(tmp_path, word):
+    (tmp_path / "cycle.yaml").write_text(
+        CYCLE.replace("start: first-0", "start: first-0@2").replace("trainer.steps: 7", "trainer.epochs: 3")
+    )
+    whole, short = (load_recipe(str(tmp_path / "cycle.yaml"), words) for words in ([], [word]))
+    assert early_ends(whole) == []
+    assert early_ends(short) == [
+        "phase first-1 takes its start stream from the end of first-0, which never ends epoch 2"
+    ]
+    assert phase_recipe(short, short.phases[2], tmp_path / "run").method.first_from == str(tmp_path / "run" / "first-0")
+    assert phase_recipe(short, short.phases[0]).trainer.keep_epochs == ()
 
 
 @pytest.mark.parametrize("word", ["first-0@", "first-0@0", "first-0@-1", "first-0@x", "@3", "first-0@1@2"])
