@@ -321,9 +321,8 @@ def phase_recipe(recipe: Recipe, phase: Phase, root: Path | None = None) -> Reci
             _put(tree, key, str(root / (name if epoch is None else f"{name}@{epoch}")))
     asked = {reached(recipe, s).epoch for p in recipe.phases for s in p.sources.values() if s.phase == phase.name}
     _put(tree, "trainer.keep_epochs", sorted({*tree["trainer"]["keep_epochs"], *asked} - {None}))
-    _put(tree, "name", phase.name)
-    if root is not None:
-        _put(tree, "trainer.storage", str(root))
+    tree["name"] = phase.name
+    tree["trainer"]["storage"] = tree["trainer"]["storage"] if root is None else str(root)
     try:
         return validated(tree)
     except RecipeError as error:
@@ -334,8 +333,8 @@ def reached(recipe: Recipe, source: Source) -> Source:
     """Without its epoch where the phase is counted in steps, or in fewer epochs: then its end is all there is."""
     words = next(phase.words for phase in recipe.phases if phase.name == source.phase)
     steps, epochs = (words.get(f"trainer.{key}", getattr(recipe.trainer, key)) for key in ("steps", "epochs"))
-    last = epochs if steps is None and isinstance(epochs, int) else 0
-    return source if source.epoch is not None and source.epoch <= last else Source(source.phase, None)
+    ended = steps is None and isinstance(epochs, int) and 0 < (source.epoch or 0) <= epochs
+    return source if ended else Source(source.phase, None)
 
 
 def _put(tree: dict[str, Any], key: str, value: object) -> None:
