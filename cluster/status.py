@@ -22,7 +22,7 @@ from vidssl.saved.checkpoint import latest_step
 from vidssl.saved.phases import phase_folder, state_of
 from vidssl.saved.run_folder import RunFolder
 
-__all__ = ["Status", "run_status", "status_of"]
+__all__ = ["Status", "run_status", "status_of", "time_words"]
 
 State = Literal["training", "busy", "silent", "finished", "stopped", "failed", "lost", "begun", "waiting"]
 _ROWS = 20
@@ -129,7 +129,7 @@ def status_of(folder: RunFolder, recipe: Recipe) -> Status:
         rate, left = _pace(rows, recipe, step, total)
         quiet = _quiet_s(folder, rows)
         state: State = "silent" if quiet else "training"
-        said = f"no step for {_time(quiet)}; {who}" if quiet else f"{who}; {_news(folder, rows)}"
+        said = f"no step for {time_words(quiet)}; {who}" if quiet else f"{who}; {_news(folder, rows)}"
         return Status(name, state, step, total, rate, None if quiet else left, said)
     if failure := _failure(folder):
         return Status(name, "failed", step, total, words=failure)
@@ -211,12 +211,13 @@ def _last_event(folder: RunFolder) -> str:
 def _line(status: Status) -> str:
     steps = f"{status.step}/{'?' if status.total is None else status.total}"
     rate = "" if status.rate is None else f"{status.rate:.1f}"
-    left = "" if status.left_s is None else _time(status.left_s)
+    left = "" if status.left_s is None else time_words(status.left_s)
     return f"{status.name:24} {status.state:9} {steps:>13} {rate:>8} {left:>9}  {status.words}".rstrip()
 
 
-def _time(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+def time_words(seconds: float) -> str:
+    """A length of time with the unit that fits it."""
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.0f} ms"

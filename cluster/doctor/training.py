@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cluster.status import time_words
 from cluster.training.checks import Checked, check
 from vidssl.batch import ClipBatch, Positives
 from vidssl.methods import Method, StepOutput, bank_views_of, build_method
@@ -72,14 +73,14 @@ def _limits(checked: Checked, clips_s: float, step_s: float, few: int) -> Iterat
     trainer, per_video = checked.recipe.trainer, checked.recipe.clips.per_video
     clips = trainer.batch * per_video
     data_s, about = clips / clips_s, "" if few == trainer.batch else f", scaled from {few} videos"
-    yield f"  the loader              {clips_s:.1f} clips/s of one worker (loader.threads={checked.recipe.loader.threads}): a batch in {_time(data_s)}"
-    yield f"  the step                {_time(step_s)} for {clips} clips without mining{about}"
+    yield f"  the loader              {clips_s:.1f} clips/s of one worker (loader.threads={checked.recipe.loader.threads}): a batch in {time_words(data_s)}"
+    yield f"  the step                {time_words(step_s)} for {clips} clips without mining{about}"
     slower, hours = max(data_s, step_s), max(data_s, step_s) * checked.total_steps / 3600
     if data_s > step_s:
         what = f"data is the limit: the step would wait {100 * (1 - step_s / data_s):.0f} % of the time; try more loader.threads"
     else:
         what = f"the step is the limit: the loader could be {step_s / data_s:.1f} times slower"
-    yield f"  {what}; on workers like this one about {_time(slower)} a step, {_time(3600 * hours)} in all"
+    yield f"  {what}; on workers like this one about {time_words(slower)} a step, {time_words(3600 * hours)} in all"
 
 
 def _device(recipe: Recipe) -> torch.device:
@@ -140,10 +141,3 @@ def _first(batch: ClipBatch, videos: int) -> ClipBatch:
 
 def _bytes(state: dict[str, torch.Tensor]) -> int:
     return sum(rows.numel() * rows.element_size() for rows in state.values())
-
-
-def _time(seconds: float) -> str:
-    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.0f} ms"

@@ -62,7 +62,7 @@ def choices() -> list[str]:
     cuda = torch.cuda.is_available()
     decode = "nvdec for H.264 and VP9" if cuda else "py (FFmpeg in threads) for H.264, dali-cpu for VP9"
     precision = (
-        "type trainer.precision=bf16 (twice the rate of fp32 on this GPU)"
+        "trainer.precision=bf16 can be typed: this GPU has it"
         if cuda and torch.cuda.get_device_capability()[0] >= 8
         else "trainer.precision=fp32; bf16 brings nothing here"
     )
