@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from benchmarks.science_data import Clips, RealWorld
 from vidssl.batch import ClipBatch
 from vidssl.encoder import Encoder
-from vidssl.evaluation.encode import describe_videos, encoder_reader
+from vidssl.evaluation.encode import EncoderReader, describe_videos
 from vidssl.evaluation.retrieval import Side, retrieve
 from vidssl.methods import Method, build_method
 from vidssl.optimizers import build_optimizer
@@ -108,7 +108,7 @@ def _update(method: Method, optimizer: Optimizer, batch: ClipBatch, lr: float) -
 def describe(encoder: Encoder, view: str, train_clips: Clips, test_clips: Clips) -> Rows:
     """What the product's evaluation makes of the encoder: pooled backbone features, and the head's unit rows."""
     encoder.eval()
-    reader = encoder_reader(encoder, view)
+    reader = EncoderReader(encoder, view)
     seen, asked = (
         describe_videos(clips.windows((view,)), [reader], np.arange(len(clips))).rows
         for clips in (train_clips, test_clips)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
 from cluster.keywords import OF_A_TRAINED
+from cluster.looking.who import Lookers, on_tasks, tasks_of
 from vidssl.encoder import Encoder, build_encoder
 from vidssl.errors import CheckpointError, DataError, DeviceError, RecipeError
 from vidssl.evaluation.protocol import Protocol
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from pipelines.loading.windows import Rule
     from vidssl.methods import Method
 
-__all__ = ["Subject", "open_subject"]
+__all__ = ["Subject", "looked_at", "open_subject"]
 
 _log: Final = logging.getLogger(__name__)  # a warning reaches standard error without being asked for
 
@@ -64,10 +66,11 @@ class Subject:
         meta: Of the checkpoint; of a card, what it knows of it.
         checkpoint_hash: sha256 of the checkpoint's or the card's weights, first 16 digits.
         manifest: The data it is shown.
-        device: Where it runs.
+        device: Where it is in this process.
         folder: The run; None for a card.
         method: In evaluation mode, on `device`; None for a card.
         card: None for a run.
+        lookers: Who shows it videos; None: this process, and nothing is said.
     """
 
     home: Path
@@ -79,7 +82,13 @@ class Subject:
     folder: RunFolder | None = None
     method: Method | None = None
     card: Card | None = None
+    lookers: Lookers | None = None
     _encoder: Encoder | None = None
+
+    @property
+    def looking(self) -> Lookers:
+        """Who shows it videos."""
+        return self.lookers or Lookers(self.device)
 
     @property
     def trained_view(self) -> str:
@@ -150,7 +159,7 @@ class Subject:
 
         recipe, clips, (rule, crops) = self.recipe, self.recipe.clips, self.window_rule
         dataset, split = dataset_of(self.manifest.source, self.manifest.classes)
-        origin = self._origin()
+        origin, device = self._origin(), self.looking.device
         return Protocol(
             run=self.home.name,
             method=recipe.method.name,
@@ -175,8 +184,8 @@ class Subject:
             window_rule=_WINDOWS[rule] if self.windows != 1 else "centre",
             crops=_CROPS[crops],
             augmentation="none",
-            decode=resolve_decode(recipe.loader.decode, self.manifest.codec, self.device),
-            device=self.device.type,
+            decode=resolve_decode(recipe.loader.decode, self.manifest.codec, device),
+            device=device.type,
         )
 
     def _origin(self) -> _Origin:
@@ -243,12 +252,30 @@ def open_subject(path: str | Path, words: Sequence[str]) -> Subject:
     return _open_run(folder, words)
 
 
+@contextmanager
+def looked_at(subject: Subject, say: Callable[[str], None]) -> Iterator[Subject]:
+    """The subject with whoever shows it videos: this process, or tasks of a cluster for the length of the block.
+
+    Args:
+        subject: Of `open_subject`.
+        say: Told how far a long look is.
+
+    Raises:
+        DeviceError: more than the cluster has.
+    """
+    if not on_tasks(subject.recipe):
+        yield replace(subject, lookers=Lookers(subject.device, say=say))
+        return
+    with tasks_of(subject.recipe, say) as lookers:
+        yield replace(subject, lookers=lookers)
+
+
 def _open_run(folder: RunFolder, words: Sequence[str]) -> Subject:
     recipe = recipe_from_file(folder.recipe, words)
     method, _, step = load_method(folder)
     meta, _, _ = read_checkpoint(folder, step)
     manifest = _data_of(recipe, meta.data, named=any(word.startswith("data=") for word in words))
-    device = _device(recipe.trainer.device, trained_on=str(folder.read_facts().get("device", "")))
+    device = _device(recipe, trained_on=str(folder.read_facts().get("device", "")))
     with (checkpoint_path(folder, step) / "model.pt").open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
     return Subject(folder.path, recipe, meta, digest, manifest, device, folder=folder, method=method.to(device))
@@ -268,7 +295,7 @@ def _open_card(folder: Path, words: Sequence[str]) -> Subject:
             f"the card {folder.name} reads {card.view} and {manifest.root} holds no optical flow; type the words that it was "
             f"packed with and {words}"
         )
-    device = _device(recipe.trainer.device)
+    device = _device(recipe)
     encoder = build_from(card, read_weights(folder)).to(device)
     meta = Meta(facts.steps or 0, facts.recipe or "", facts.data_hash, 1, facts.epoch or 0)
     return Subject(folder, recipe, meta, card.weights_sha256[:16], manifest, device, card=card, _encoder=encoder)
@@ -292,7 +319,11 @@ def _data_of(recipe: Recipe, trained_on: str | None, named: bool) -> Manifest:
     return manifest
 
 
-def _device(name: str, trained_on: str = "") -> torch.device:
+def _device(recipe: Recipe, trained_on: str = "") -> torch.device:
+    """Of this process; where tasks look it keeps to the CPU."""
+    name = recipe.trainer.device
+    if on_tasks(recipe):
+        return torch.device("cpu")
     if name == "cuda" and not torch.cuda.is_available():
         raise DeviceError("trainer.device=cuda was asked for and this machine has no GPU; type trainer.device=cpu")
     if name == "auto" and trained_on == "cuda" and not torch.cuda.is_available():

@@ -220,6 +220,13 @@ class Evaluation(Section):
         description="of the linear probe's and fine-tuning's test: centre | ten (corners, centre, flips)",
     )
     batch: int = Field(default=16, ge=1, le=1_000_000, description="clips encoded at once")
+    workers: int | None = Field(
+        default=None,
+        ge=0,
+        le=100_000,
+        description="Ray tasks that look at videos at once, one device each; 0: this process; null: this process, and on a "
+        "cluster a task for each GPU, or for every trainer.cpus_per_worker cores",
+    )
     ks: tuple[Count, ...] = Field(
         default=(1, 5, 10, 20, 50), min_length=1, max_length=1000, description="k of the recall at k (R@k)"
     )

@@ -118,7 +118,7 @@ def embed(words: Words) -> int:
     """Vectors of all videos."""
     from cluster.embed import embed_run
 
-    say(f"embeddings: {embed_run(Path(words['RUN|CARD']), words.settings)}")
+    say(f"embeddings: {embed_run(Path(words['RUN|CARD']), words.settings, say)}")
     return 0
 
 

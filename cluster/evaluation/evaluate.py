@@ -15,14 +15,16 @@ time or the place: two evaluations of one checkpoint write the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
+from cluster.embed import forget_parts
 from cluster.evaluation.evaluator import FeatureResult, Result, Seen
 from cluster.evaluation.features import views_asked
 from cluster.evaluation.kept import JOINT_END, evaluators, keep_results
 from cluster.evaluators import asked_for
 from cluster.keywords import EvaluateWords, own_words
-from cluster.subject import open_subject
+from cluster.subject import looked_at, open_subject
 from vidssl.errors import StorageError
 from vidssl.files import storage_error
 from vidssl.lock import held
@@ -53,10 +55,14 @@ def evaluate_run(run_dir: str | Path, words: Sequence[str] = (), say: Say = lamb
     own, words = own_words(EvaluateWords, words)
     names = asked_for(own.what)
     subject = open_subject(run_dir, words)
-    seen = Seen(subject, views_asked(subject, own.view), untrained=own.baseline != "off")
-    results = {name: evaluators()[name].measure(subject, seen) for name in names}
+    views = views_asked(subject, own.view)
+    looks = any(evaluators()[name].needs == "features" for name in names)
+    with looked_at(subject, say) if looks else nullcontext(subject) as subject:
+        seen = Seen(subject, views, untrained=own.baseline != "off")
+        results = {name: evaluators()[name].measure(subject, seen) for name in names}
     say(results_table(results))
     _store(subject.out_folder, results, seen, say)
+    forget_parts(subject)
     return results
 
 

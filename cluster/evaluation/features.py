@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from cluster.embed import describe, embedded
 from cluster.evaluation.sides import sides_of
@@ -20,7 +20,7 @@ from vidssl.saved.embeddings import Embedded
 
 if TYPE_CHECKING:
     from vidssl.encoder import Encoder
-    from vidssl.evaluation.encode import Described, Reader
+    from vidssl.evaluation.encode import Described
 
 __all__ = ["JOINT", "FeatureProtocol", "Features", "features_of", "search_protocol", "views_asked"]
 
@@ -144,18 +144,18 @@ def views_asked(subject: Subject, word: str | None) -> tuple[str, ...]:
 
 def features_of(subject: Subject, views: tuple[str, ...], untrained: bool) -> Features:
     """Look at all videos of the data once and name what was seen."""
-    from vidssl.evaluation.encode import encoder_reader, histogram_reader
-    from vidssl.evaluation.iic_retrieval import joint, map_reader
+    from vidssl.evaluation.encode import EncoderReader, HistogramReader
+    from vidssl.evaluation.iic_retrieval import MapReader, joint
 
     maps = subject.recipe.evaluation.protocol == "p2"
     encoders = {"trained": {view: subject.encoder(view) for view in views}}
     if untrained:
         encoders["untrained"] = {view: subject.untrained(view) for view in views}
-    reader = map_reader if maps else encoder_reader
-    readers: list[Reader] = [
+    reader = MapReader if maps else EncoderReader
+    readers: list[nn.Module] = [
         reader(encoder, view, prefix=f"{name}/") for name, those in encoders.items() for view, encoder in those.items()
     ]
-    readers.append(partial(histogram_reader, normalize=subject.recipe.augment.normalize))
+    readers.append(HistogramReader(subject.recipe.augment.normalize))
     found = describe(subject, readers, tuple(dict.fromkeys((*views, "rgb"))), subject.manifest.rows())
 
     def named(kind: str) -> dict[str, Sequence[Rows]]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from cluster.embed import describe
 from cluster.evaluation.accuracy import (
@@ -157,7 +156,7 @@ def ten_crops(
 ) -> Answers:
     """Probabilities of the test videos, averaged over windows and crops (as published), by name of the features."""
     readers = [
-        partial(_asked, encoder=encoder, probe=probes[name][number].layer, view=view, name=f"{name}/probability/{view}")
+        ProbeReader(encoder, probes[name][number].layer, view, name)
         for name, encoders in seen.encoders.items()
         for number, (view, encoder) in enumerate(encoders.items())
     ]
@@ -236,10 +235,21 @@ def _choice(one: Stream) -> str:
     return f"{words} ({percent(one.held_out_accuracy)} on {one.held_out_videos} held-out videos)"
 
 
-@torch.no_grad()
-def _asked(
-    clips: Mapping[str, Tensor], *, encoder: Encoder, probe: torch.nn.Module, view: str, name: str
-) -> dict[str, Tensor]:
-    """A reader: class probabilities of each window."""
-    unit = torch.nn.functional.normalize(encoder.features(clips[view]).float().cpu(), dim=1)
-    return {name: torch.softmax(probe(unit), dim=1)}
+class ProbeReader(nn.Module):
+    """Reads `NAME/probability/VIEW`: the classes' probabilities of each window.
+
+    Args:
+        encoder: In evaluation mode.
+        layer: Of the probe; takes unit rows.
+        view: Stream.
+        name: Of the features.
+    """
+
+    def __init__(self, encoder: Encoder, layer: nn.Module, view: str, name: str) -> None:
+        super().__init__()
+        self.encoder, self.layer, self.view, self.name = encoder, layer, view, f"{name}/probability/{view}"
+
+    def forward(self, clips: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """View → clips [B, C, T, H, W]; the name → [B, classes]."""
+        unit = nn.functional.normalize(self.encoder.features(clips[self.view]).float(), dim=1)
+        return {self.name: torch.softmax(self.layer(unit), dim=1)}

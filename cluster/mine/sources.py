@@ -94,7 +94,8 @@ def _has_bank(folder: RunFolder, search: MineWords) -> bool:
 
 
 def _embedded(home: Path, search: MineWords, words: Sequence[str], say: Say) -> Opened:
-    from cluster.subject import open_subject
+    from cluster.embed import forget_parts
+    from cluster.subject import looked_at, open_subject
 
     ours = [word for word in words if word.startswith("mining.")]
     looking = [word for word in words if word not in ours]
@@ -104,7 +105,12 @@ def _embedded(home: Path, search: MineWords, words: Sequence[str], say: Say) -> 
         rows = np.sort(np.random.default_rng(search.seed).choice(rows, search.videos, replace=False))
     pairs = _streams(subject, search, looking)
     say(f"embedding {len(rows)} training videos: {', '.join(view for _, view in pairs)}")
-    found = [_vectors(one, view, rows) for one, view in pairs]
+    found: list[tuple[NDArray[np.int64], Rows]] = []
+    for one, view in pairs:
+        with looked_at(one, say) as one:
+            found.append(_vectors(one, view, rows))
+    for one, _ in pairs:
+        forget_parts(one)
     instance = found[0][0]
     for there, _ in found[1:]:
         instance = np.intersect1d(instance, there)
@@ -137,9 +143,9 @@ def _streams(subject: Subject, search: MineWords, looking: Sequence[str]) -> lis
 def _vectors(subject: Subject, view: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], Rows]:
     """Who could be read, and their unit embeddings."""
     from cluster.embed import describe
-    from vidssl.evaluation.encode import encoder_reader
+    from vidssl.evaluation.encode import EncoderReader
 
-    found = describe(subject, [encoder_reader(subject.encoder(view), view)], (view,), rows)
+    found = describe(subject, [EncoderReader(subject.encoder(view), view)], (view,), rows)
     return found.instance, unit_rows(found.rows[f"embedding/{view}"]).astype(np.float32)
 
 

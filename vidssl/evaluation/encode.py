@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidssl.batch import ClipBatch
 from vidssl.encoder import Encoder
@@ -17,7 +17,7 @@ from vidssl.errors import DataError
 from vidssl.evaluation.histogram import rgb_histogram
 from vidssl.evaluation.retrieval import unit_rows
 
-__all__ = ["Described", "Reader", "describe_videos", "encoder_reader", "histogram_reader"]
+__all__ = ["Described", "EncoderReader", "HistogramReader", "Reader", "describe_videos"]
 
 Reader: TypeAlias = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """View → clips [B, C, T, H, W] in; name → rows [B, F] out."""
@@ -25,19 +25,44 @@ Reader: TypeAlias = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 _WIDE: Final = 4096  # sums of wider rows are kept in single precision: 20 000 videos of 9216 numbers are 0.7 GB
 
 
-def encoder_reader(encoder: Encoder, view: str, prefix: str = "") -> Reader:
-    """A reader of `PREFIXfeature/VIEW` (pooled backbone) and `PREFIXembedding/VIEW` (head) from one pass."""
+class EncoderReader(nn.Module):
+    """Reads `PREFIXfeature/VIEW` (pooled backbone) and `PREFIXembedding/VIEW` (head) in one pass.
 
-    def read(clips: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        pooled = encoder.features(clips[view])
-        return {f"{prefix}feature/{view}": pooled, f"{prefix}embedding/{view}": encoder.head(pooled)}
+    A reader is a module, so that it can be sent to another process and moved to the device of the clips.
 
-    return read
+    Args:
+        encoder: In evaluation mode; taken, not copied.
+        view: Whose clips it looks at.
+        prefix: Of the names.
+    """
+
+    def __init__(self, encoder: Encoder, view: str, prefix: str = "") -> None:
+        super().__init__()
+        self.encoder, self.view, self.prefix = encoder, view, prefix
+
+    def forward(self, clips: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """View → clips [B, C, T, H, W]; name → rows [B, F]."""
+        pooled = self.encoder.features(clips[self.view])
+        return {
+            f"{self.prefix}feature/{self.view}": pooled,
+            f"{self.prefix}embedding/{self.view}": self.encoder.head(pooled),
+        }
 
 
-def histogram_reader(clips: Mapping[str, Tensor], normalize: str = "imagenet") -> Mapping[str, Tensor]:
-    """A reader of `histogram`: the colours of the RGB frames, which are scaled as the recipe's `augment.normalize` says."""
-    return {"histogram": rgb_histogram(clips["rgb"], normalize=normalize)}
+class HistogramReader(nn.Module):
+    """Reads `histogram`: the colours of the RGB frames.
+
+    Args:
+        normalize: How the frames are scaled, the recipe's `augment.normalize`.
+    """
+
+    def __init__(self, normalize: str = "imagenet") -> None:
+        super().__init__()
+        self.normalize = normalize
+
+    def forward(self, clips: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """View → clips [B, C, T, H, W]; `histogram` → rows [B, 216]."""
+        return {"histogram": rgb_histogram(clips["rgb"], normalize=self.normalize)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +90,7 @@ def describe_videos(
     readers: Iterable[Reader],
     instances: NDArray[np.int64],
     raw: tuple[str, ...] = ("map/", "probability/"),
+    none_allowed: bool = False,
 ) -> Described:
     """The mean of each video's unit window rows, for every name that the readers give.
 
@@ -76,6 +102,7 @@ def describe_videos(
         readers: What looks at the clips; encoders in evaluation mode.
         instances: int64 [N], the videos wanted.
         raw: Names that contain one of these are averaged as they come: IIC's maps, and class probabilities.
+        none_allowed: Whether it is no error that no video came; then there are no rows.
 
     Raises:
         DataError: no wanted video came.
@@ -98,7 +125,7 @@ def describe_videos(
                     total[name] = np.zeros((len(instances), given.shape[1]), exact)
                 np.add.at(total[name], place, given)
     came = count > 0
-    if not came.any():
+    if not came.any() and not none_allowed:
         raise DataError(f"none of {len(instances)} videos could be read; type vidssl verify PACKED, or pack them again")
     rows = {name: (sums[came] / count[came, None]).astype(np.float32) for name, sums in total.items()}
     return Described(rows, instances[came], instances[~came], int(count.sum()), count[came])

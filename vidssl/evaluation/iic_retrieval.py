@@ -14,12 +14,11 @@ from collections.abc import Mapping
 import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidssl.encoder import Encoder
-from vidssl.evaluation.encode import Reader
 
-__all__ = ["joint", "map_reader", "pooled_map"]
+__all__ = ["MapReader", "joint", "pooled_map"]
 
 
 def pooled_map(map_BFthw: Tensor) -> Tensor:
@@ -32,19 +31,28 @@ def pooled_map(map_BFthw: Tensor) -> Tensor:
     return F.max_pool3d(map_BFthw, window).flatten(1)
 
 
-def map_reader(encoder: Encoder, view: str, prefix: str = "") -> Reader:
-    """A reader of `PREFIXmap/VIEW` (P2), `PREFIXfeature/VIEW` (pooled) and `PREFIXembedding/VIEW` (head), from one pass."""
+class MapReader(nn.Module):
+    """Reads `PREFIXmap/VIEW` (P2), `PREFIXfeature/VIEW` (pooled) and `PREFIXembedding/VIEW` (head) in one pass.
 
-    def read(clips: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        last = encoder.backbone(clips[view])
+    Args:
+        encoder: In evaluation mode; taken, not copied.
+        view: Whose clips it looks at.
+        prefix: Of the names.
+    """
+
+    def __init__(self, encoder: Encoder, view: str, prefix: str = "") -> None:
+        super().__init__()
+        self.encoder, self.view, self.prefix = encoder, view, prefix
+
+    def forward(self, clips: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """View → clips [B, C, T, H, W]; name → rows [B, F]."""
+        last = self.encoder.backbone(clips[self.view])
         pooled = last.mean(dim=(2, 3, 4))
         return {
-            f"{prefix}map/{view}": pooled_map(last),
-            f"{prefix}feature/{view}": pooled,
-            f"{prefix}embedding/{view}": encoder.head(pooled),
+            f"{self.prefix}map/{self.view}": pooled_map(last),
+            f"{self.prefix}feature/{self.view}": pooled,
+            f"{self.prefix}embedding/{self.view}": self.encoder.head(pooled),
         }
-
-    return read
 
 
 def joint(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -6,7 +6,7 @@ import torch
 
 from vidssl.batch import ClipBatch
 from vidssl.errors import DataError
-from vidssl.evaluation.encode import describe_videos, encoder_reader, histogram_reader
+from vidssl.evaluation.encode import EncoderReader, HistogramReader, describe_videos
 from vidssl.methods import build_method
 from vidssl.recipe import Recipe
 
@@ -42,11 +42,11 @@ def test_the_result_does_not_depend_on_the_batch_size():
     recipe = Recipe.model_validate(
         {"clips": {"frames": 4, "size": 16}, "model": {"width": 4, "dim": 8}, "method": {"name": "infonce", "queue": 8}}
     )
-    reader = encoder_reader(build_method(recipe, 0).eval().encoder("rgb"), "rgb")
+    reader = EncoderReader(build_method(recipe, 0).eval().encoder("rgb"), "rgb")
     clips, instance = torch.randn(11, 3, 4, 16, 16), np.repeat([3, 0, 5, 1], [4, 1, 3, 3])
     wanted = np.array([0, 1, 3, 5])
     one, other = (
-        describe_videos(batches_of(clips, instance, size), [reader, histogram_reader], wanted) for size in (1, 4)
+        describe_videos(batches_of(clips, instance, size), [reader, HistogramReader()], wanted) for size in (1, 4)
     )
     assert set(one.rows) == {"feature/rgb", "embedding/rgb", "histogram"}
     for name in one.rows:
@@ -82,5 +82,5 @@ def test_the_histogram_reads_colours_by_the_recipes_normalisation():
 
     colours = torch.rand(2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    plain = histogram_reader({"rgb": colours}, normalize="unit")["histogram"]
-    torch.testing.assert_close(histogram_reader({"rgb": (colours - mean) / std})["histogram"], plain)
+    plain = HistogramReader("unit")({"rgb": colours})["histogram"]
+    torch.testing.assert_close(HistogramReader()({"rgb": (colours - mean) / std})["histogram"], plain)

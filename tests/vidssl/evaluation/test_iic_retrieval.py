@@ -6,8 +6,8 @@ import torch
 
 from vidssl.batch import ClipBatch
 from vidssl.encoder import Encoder
-from vidssl.evaluation.encode import describe_videos, encoder_reader
-from vidssl.evaluation.iic_retrieval import joint, map_reader, pooled_map
+from vidssl.evaluation.encode import EncoderReader, describe_videos
+from vidssl.evaluation.iic_retrieval import MapReader, joint, pooled_map
 from vidssl.evaluation.retrieval import Side, retrieve
 
 
@@ -68,7 +68,7 @@ def test_a_map_of_one_place_is_kept():
 def test_a_video_is_the_raw_mean_of_its_clips_maps():
     encoder = Encoder(Small(), 4).eval()
     clips = torch.randn(3, 3, 2, 3, 5)
-    found = describe_videos(windows(clips, [7, 7, 2]), [map_reader(encoder, "rgb")], np.array([7, 2]))
+    found = describe_videos(windows(clips, [7, 7, 2]), [MapReader(encoder, "rgb")], np.array([7, 2]))
     with torch.no_grad():
         flat = [pooled_plainly(one) for one in encoder.backbone(clips).numpy()]
     np.testing.assert_allclose(found.rows["map/rgb"], [(flat[0] + flat[1]) / 2, flat[2]], rtol=1e-5)
@@ -78,7 +78,7 @@ def test_one_pass_gives_the_same_features_and_embeddings_as_the_usual_reader():
     encoder = Encoder(Small(), 4).eval()
     clips = {"rgb": torch.randn(2, 3, 2, 3, 5)}
     with torch.no_grad():
-        both, usual = map_reader(encoder, "rgb")(clips), encoder_reader(encoder, "rgb")(clips)
+        both, usual = MapReader(encoder, "rgb")(clips), EncoderReader(encoder, "rgb")(clips)
     for name, rows in usual.items():
         torch.testing.assert_close(both[name], rows)
 
