@@ -221,12 +221,13 @@ class Subject:
             )
 
 
-def open_subject(path: str | Path, words: Sequence[str]) -> Subject:
+def open_subject(path: str | Path, words: Sequence[str], elsewhere: Callable[[Recipe], bool] = on_tasks) -> Subject:
     """Open the last checkpoint of a run, or a card, and its data.
 
     Args:
         path: A run folder or a card folder.
         words: `evaluation.*`, `finetune.*`, `loader.*`, `trainer.device` and `data`, as key=value.
+        elsewhere: Whether the work is done by other processes, so that this one needs no GPU.
 
     Raises:
         CheckpointError: neither a run nor a card, no checkpoint in the run, a damaged card.
@@ -241,7 +242,7 @@ def open_subject(path: str | Path, words: Sequence[str]) -> Subject:
                 f"'{word}' cannot be set for a run that is trained; type evaluation.*, finetune.*, loader.*, trainer.device or data"
             )
     if is_card(path):
-        return _open_card(Path(path).expanduser().resolve(), words)
+        return _open_card(Path(path).expanduser().resolve(), words, elsewhere)
     try:
         folder = open_run(path)
     except CheckpointError as error:
@@ -249,7 +250,7 @@ def open_subject(path: str | Path, words: Sequence[str]) -> Subject:
             f"{path} is no run folder (it has no recipe.yaml) and no card folder (no card.json); "
             "give the folder that `vidssl train`, `vidssl import` or `vidssl export` named"
         ) from error
-    return _open_run(folder, words)
+    return _open_run(folder, words, elsewhere)
 
 
 @contextmanager
@@ -270,18 +271,18 @@ def looked_at(subject: Subject, say: Callable[[str], None]) -> Iterator[Subject]
         yield replace(subject, lookers=lookers)
 
 
-def _open_run(folder: RunFolder, words: Sequence[str]) -> Subject:
+def _open_run(folder: RunFolder, words: Sequence[str], elsewhere: Callable[[Recipe], bool]) -> Subject:
     recipe = recipe_from_file(folder.recipe, words)
     method, _, step = load_method(folder)
     meta, _, _ = read_checkpoint(folder, step)
     manifest = _data_of(recipe, meta.data, named=any(word.startswith("data=") for word in words))
-    device = _device(recipe, trained_on=str(folder.read_facts().get("device", "")))
+    device = _device(recipe, elsewhere(recipe), trained_on=str(folder.read_facts().get("device", "")))
     with (checkpoint_path(folder, step) / "model.pt").open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
     return Subject(folder.path, recipe, meta, digest, manifest, device, folder=folder, method=method.to(device))
 
 
-def _open_card(folder: Path, words: Sequence[str]) -> Subject:
+def _open_card(folder: Path, words: Sequence[str], elsewhere: Callable[[Recipe], bool]) -> Subject:
     card = read_card(folder)
     facts = card.protocol
     recipe = recipe_from_tree({"name": folder.name} | card.recipe(), words)
@@ -295,7 +296,7 @@ def _open_card(folder: Path, words: Sequence[str]) -> Subject:
             f"the card {folder.name} reads {card.view} and {manifest.root} holds no optical flow; type the words that it was "
             f"packed with and {words}"
         )
-    device = _device(recipe)
+    device = _device(recipe, elsewhere(recipe))
     encoder = build_from(card, read_weights(folder)).to(device)
     meta = Meta(facts.steps or 0, facts.recipe or "", facts.data_hash, 1, facts.epoch or 0)
     return Subject(folder, recipe, meta, card.weights_sha256[:16], manifest, device, card=card, _encoder=encoder)
@@ -319,10 +320,10 @@ def _data_of(recipe: Recipe, trained_on: str | None, named: bool) -> Manifest:
     return manifest
 
 
-def _device(recipe: Recipe, trained_on: str = "") -> torch.device:
-    """Of this process; where tasks look it keeps to the CPU."""
+def _device(recipe: Recipe, elsewhere: bool, trained_on: str = "") -> torch.device:
+    """Of this process; where others do the work it keeps to the CPU."""
     name = recipe.trainer.device
-    if on_tasks(recipe):
+    if elsewhere:
         return torch.device("cpu")
     if name == "cuda" and not torch.cuda.is_available():
         raise DeviceError("trainer.device=cuda was asked for and this machine has no GPU; type trainer.device=cpu")

@@ -6,12 +6,22 @@ Works with gloo and nccl; alone, or before a process group exists, nothing is se
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["copy_buffers_from_first", "gather_rows", "on_shuffled_rows", "rank", "synchronise_norms", "world"]
+__all__ = [
+    "copy_buffers_from_first",
+    "gather_objects",
+    "gather_rows",
+    "on_shuffled_rows",
+    "rank",
+    "synchronise_norms",
+    "world",
+]
 
 
 def world() -> int:
@@ -32,6 +42,15 @@ def gather_rows(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's value, in the order of the ranks, on all ranks; waits for all of them."""
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, value)
+    return found
 
 
 @torch.no_grad()
@@ -103,14 +122,16 @@ def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm3d):
             norm.__class__ = SyncedBatchNorm  # the same weights, statistics and names, at the same places
+        elif isinstance(norm, nn.BatchNorm1d):
+            norm.__class__ = SyncedBatchNorm1d
     return module
 
 
-class SyncedBatchNorm(nn.BatchNorm3d):
+class _Synced(_BatchNorm):
     """Batch norm over the rows of all ranks, in training mode; gradients flow through everybody's statistics."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """[B, C, T, H, W] → the same, normalised; every rank calls it with as many values in a channel."""
+        """[B, C, …] → the same, normalised; every rank calls it with as many values in a channel."""
         if not self.training:
             return super().forward(input)
         across, count = (0, *range(2, input.dim())), input.numel() // input.shape[1] * world()
@@ -130,6 +151,14 @@ class SyncedBatchNorm(nn.BatchNorm3d):
         share = self.momentum if self.momentum is not None else 1 / max(int(self.num_batches_tracked or 1), 1)
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance, share)
+
+
+class SyncedBatchNorm(_Synced, nn.BatchNorm3d):
+    """Of maps [B, C, T, H, W]."""
+
+
+class SyncedBatchNorm1d(_Synced, nn.BatchNorm1d):
+    """Of rows [B, C]."""
 
 
 def _summed(values: Tensor) -> Tensor:

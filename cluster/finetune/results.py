@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import numpy as np
 from pydantic import Field
 
-from cluster.finetune.task import FineTuning, spec_of
+from cluster.finetune.task import Answers, FineTuning
 from cluster.page.parts import bare, between, card, table
-from vidssl.evaluation.class_scores import Average, ClassScores, Fused, score_videos
-from vidssl.evaluation.finetune import Epoch, FineTuner
+from vidssl.evaluation.class_scores import Average, ClassScores, Fused
+from vidssl.evaluation.finetune import Epoch
 from vidssl.evaluation.protocol import Protocol
 from vidssl.evaluation.retrieval import wilson
 from vidssl.records import read_record
 from vidssl.sections import Finetune
-
-if TYPE_CHECKING:
-    from pipelines.loader import EvalLoader
 
 __all__ = ["FinetuneResult", "Together", "Trained", "finetune_card", "finetune_table", "read_finetuned", "tested"]
 
@@ -166,21 +162,15 @@ class FinetuneResult:
     fused: Together | None = None
 
 
-def tested(task: FineTuning, tuner: FineTuner) -> tuple[FinetuneResult, ClassScores]:
-    """Ask the test videos with the weights of the chosen and of the last epoch; beside the result the chosen one's answers."""
-    states = {key: rows.clone() for key, rows in tuner.model.state_dict().items()}
-    epochs, best = len(tuner.history), tuner.best or len(tuner.history)
-    last = chosen = _scores(task, tuner)
-    if best != epochs:
-        tuner.model.load_state_dict(tuner.chosen_state())
-        chosen = _scores(task, tuner)
-        tuner.model.load_state_dict(states)
+def tested(task: FineTuning, answers: Answers) -> FinetuneResult:
+    """What the answers of the chosen and of the last epoch are worth."""
+    chosen, history = answers.chosen, answers.history
     manifest, label, right = task.subject.manifest, chosen.label, chosen.right
-    result = FinetuneResult(
+    return FinetuneResult(
         protocol=_protocol(task, chosen),
         results=Epochs(
-            chosen=_trained(chosen, tuner.history[best - 1]),
-            last=_trained(last, tuner.history[-1]),
+            chosen=_trained(chosen, history[(answers.best or len(history)) - 1]),
+            last=_trained(answers.last, history[-1]),
             chance=round(1 / len(manifest.classes), 6),
             largest_class=round(float(np.bincount(label).max() / len(label)), 6),
         ),
@@ -189,9 +179,8 @@ def tested(task: FineTuning, tuner: FineTuner) -> tuple[FinetuneResult, ClassSco
             for number, name in enumerate(manifest.classes)
             if (label == number).any()
         },
-        history=tuple(tuner.history),
+        history=history,
     )
-    return result, chosen
 
 
 def read_finetuned(folder: Path, run: str) -> dict[str, FinetuneResult]:
@@ -242,26 +231,6 @@ def finetune_card(name: str, result: FinetuneResult) -> str:
     )
     title = _TITLES.get(name, f"{about.id}, {about.view} stream, {about.init} weights")
     return card(title, table(["percent", "accuracy", "95 % interval"], rows, strong=0), escape(words))
-
-
-def _scores(task: FineTuning, tuner: FineTuner) -> ClassScores:
-    with contextlib.closing(_test_loader(task)) as loader:
-        return score_videos(tuner.model, loader, task.view, task.average, tuner.bf16)
-
-
-def _test_loader(task: FineTuning) -> EvalLoader:
-    from pipelines.loader import EvalLoader
-
-    rule, crops = task.rows
-    return EvalLoader(
-        task.subject.manifest,
-        spec_of(task, task.recipe.evaluation.batch),
-        windows=task.subject.windows,
-        rule=rule,
-        crops=crops,
-        device=task.subject.device,
-        instances=task.test,
-    )
 
 
 def _trained(scores: ClassScores, epoch: Epoch) -> Trained:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from cluster.keywords import OF_A_FINETUNING, FinetuneWords, own_words
 from cluster.subject import Subject, open_subject
 from vidssl.errors import DataError, RecipeError
-from vidssl.evaluation.class_scores import Average
+from vidssl.evaluation.class_scores import Average, ClassScores
+from vidssl.evaluation.finetune import Epoch
 from vidssl.evaluation.heldout import classification_sides, hold_out
 from vidssl.recipe import Recipe, recipe_from_tree
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from pipelines.loading.crops import Crops
     from pipelines.loading.windows import Rule
 
-__all__ = ["FineTuning", "settings_of", "settle", "spec_of"]
+__all__ = ["Answers", "FineTuning", "on_workers", "settings_of", "settle", "spec_of"]
 
 Rows = NDArray[np.int64]
 
@@ -68,11 +70,28 @@ class FineTuning:
         return rule, "ten" if self.recipe.evaluation.crops == "ten" else usual
 
 
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What came out of one fine-tuning, of any number of workers.
+
+    Attributes:
+        last: The test videos' answers with the weights of the last epoch.
+        chosen: With those of the chosen one.
+        best: Its number; None where nothing was held out.
+        history: Every epoch.
+    """
+
+    last: ClassScores
+    chosen: ClassScores
+    best: int | None
+    history: tuple[Epoch, ...]
+
+
 def settle(path: str | Path, words: Sequence[str]) -> FineTuning:
     """The task that words describe; see `cluster.finetune.run.finetune_run`."""
     own, words = own_words(FinetuneWords, words)
     mine = [word for word in words if word.startswith(OF_A_FINETUNING)]
-    subject = open_subject(path, [word for word in words if word not in mine])
+    subject = open_subject(path, [word for word in words if word not in mine], elsewhere=on_workers)
     recipe = recipe_from_tree(subject.recipe.model_dump(mode="json"), mine)
     average = own.average or ("logit" if recipe.evaluation.protocol == "p2" else "probability")
     view = own.view or subject.trained_view
@@ -82,6 +101,12 @@ def settle(path: str | Path, words: Sequence[str]) -> FineTuning:
             f"finetune.batch={recipe.finetune.batch} is more than the {len(train)} videos that train; type finetune.batch={len(train)}"
         )
     return FineTuning(subject, recipe, view, own.init == "scratch", average, train, held, test, sides)
+
+
+def on_workers(recipe: Recipe) -> bool:
+    """Whether workers of a cluster train: as asked for, else where a cluster is named."""
+    asked = recipe.finetune.workers
+    return asked > 0 if asked is not None else "RAY_ADDRESS" in os.environ
 
 
 def _videos(subject: Subject, recipe: Recipe) -> tuple[Rows, Rows, Rows, str]:
@@ -119,6 +144,7 @@ def settings_of(task: FineTuning) -> str:
     """Everything that decides the training; a state of other settings is not gone on with."""
     recipe = task.recipe
     kept = {key: getattr(recipe, key).model_dump(mode="json") for key in ("finetune", "clips", "augment", "model")}
+    kept["finetune"].pop("workers")  # any number of them goes on
     return json.dumps(
         kept
         | {

@@ -71,7 +71,9 @@ def read_failure(folder: RunFolder) -> Failure | None:
         return None
 
 
-def after_all_retries(error: Exception, folder: RunFolder, max_failures: int, last: int | None) -> Exception:
+def after_all_retries(
+    error: Exception, folder: RunFolder, max_failures: int, last: int | None, again: str | None = None
+) -> Exception:
     """The exception for the user once Ray Train has given up; one that is a fault of our own keeps its traceback.
 
     Args:
@@ -79,10 +81,11 @@ def after_all_retries(error: Exception, folder: RunFolder, max_failures: int, la
         folder: The run.
         max_failures: The recipe's.
         last: Step of the last checkpoint.
+        again: The end of the sentence, how to go on; None: that of a training.
     """
     causes: Mapping[int, Exception] = getattr(error, "worker_failures", {})
     kept = f"the run stands at step {last}" if last else "there is no checkpoint yet"
-    rest = f"; {kept}, to go on: vidssl train --resume {folder.path}"
+    rest = f"; {kept}, to go on: vidssl train --resume {folder.path}" if again is None else again
     for rank, cause in sorted(causes.items()):
         inner = getattr(cause, "_base_exc", cause)  # Ray keeps the traceback beside it
         if isinstance(inner, VidsslError | OSError):

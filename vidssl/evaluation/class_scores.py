@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, get_args
 from zipfile import BadZipFile
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidssl.batch import ClipBatch
+from vidssl.distributed import gather_objects
 from vidssl.errors import CheckpointError, DataError, RecipeError
 from vidssl.evaluation.fusion import common_rows, mean_probability
 from vidssl.files import written_aside
@@ -71,20 +72,23 @@ class Fused(NamedTuple):
 def score_videos(
     model: nn.Module, batches: Iterable[ClipBatch], view: str, average: Average = "probability", bf16: bool = False
 ) -> ClassScores:
-    """Ask a classifier about every window and crop, and average by video.
+    """Ask a classifier about every window and crop, and average by video; with several ranks each brings its own videos.
 
     CoCLR averages the softmax over windows and then over crops; every window has as many crops, so that is the mean
     over all rows. IIC averages the logits of its ten clips (`logit`) and takes the softmax of the mean.
 
     Args:
         model: clips [B, C, T, H, W] → logits [B, classes]; put into evaluation mode here and left in it.
-        batches: Labelled rows with one clip each; a video may have any number of them.
+        batches: Labelled rows with one clip each; a video may have any number of them, all of them on one rank.
         view: Stream that the model sees.
         average: `probability` or `logit`.
         bf16: Whether the model runs under autocast.
 
+    Returns:
+        The answers for the videos of all ranks, by ascending instance, the same on every rank.
+
     Raises:
-        DataError: no video came.
+        DataError: no video came, on any rank.
         RecipeError: an unknown average.
     """
     if average not in AVERAGES:
@@ -101,16 +105,26 @@ def score_videos(
         for video, known, row in zip(batch.instance.tolist(), batch.label.tolist(), rows, strict=True):
             total[video] = total.get(video, 0.0) + row
             count[video], label[video] = count.get(video, 0) + 1, known
-    if not total:
+    videos = sorted(total)
+    mean = np.stack([total[video] / count[video] for video in videos]) if videos else np.empty((0, 0))
+    known = np.array([label[video] for video in videos], np.int64)
+    own = ClassScores(np.array(videos, np.int64), known, mean, sum(count.values()))
+    scores = _together([one for one in gather_objects(own) if len(one.instance)])
+    if average == "logit":
+        scores = replace(scores, probability=torch.from_numpy(scores.probability).softmax(dim=1).numpy())
+    return scores
+
+
+def _together(parts: Sequence[ClassScores]) -> ClassScores:
+    """The parts of all ranks that have any, by ascending instance."""
+    if not parts:
         raise DataError(
             "none of the videos that were to be classified could be read; type vidssl verify PACKED, or pack them again"
         )
-    instance = np.array(sorted(total), np.int64)
-    mean = np.stack([total[video] / count[video] for video in instance.tolist()])
-    if average == "logit":
-        mean = torch.from_numpy(mean).softmax(dim=1).numpy()
-    known = np.array([label[video] for video in instance.tolist()], np.int64)
-    return ClassScores(instance, known, mean, sum(count.values()))
+    columns = ((part.instance, part.label, part.probability) for part in parts)
+    instance, label, probability = (np.concatenate(column) for column in zip(*columns, strict=True))
+    order = np.argsort(instance, kind="stable")
+    return ClassScores(instance[order], label[order], probability[order], sum(part.rows for part in parts))
 
 
 def save_scores(scores: ClassScores, path: Path, data_hash: str) -> Path:

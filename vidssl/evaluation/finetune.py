@@ -27,10 +27,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidssl.batch import ClipBatch
+from vidssl.distributed import rank, world
 from vidssl.encoder import Encoder, unit_rows
 from vidssl.errors import RecipeError, VidsslError
 from vidssl.evaluation.class_scores import score_videos
@@ -84,16 +86,23 @@ class Classifier(nn.Module):
             rows = pooled.float() if pooled.dtype != torch.float64 else pooled
             rows = self.norm(unit_rows(rows) if self.frozen else rows)
             if self.training and self.dropout and chance is not None:
-                kept = torch.rand(rows.shape, generator=chance, device=rows.device) >= self.dropout
+                kept = _drawn(rows.shape, chance, rows.device) >= self.dropout
                 rows = rows * kept / (1 - self.dropout)
             return self.output(rows)
+
+
+def _drawn(shape: torch.Size, chance: torch.Generator, device: torch.device) -> Tensor:
+    """This rank's rows [B, F] of uniform numbers that are drawn for the rows of all ranks at once, as one process would."""
+    return torch.rand((world() * shape[0], *shape[1:]), generator=chance, device=device).chunk(world())[rank()]
 
 
 class FineTuner:
     """Trains a classifier; its state is whole after every step, so that a stopped training goes on exactly.
 
+    With several ranks each brings its share of a batch; gradients are their mean, numbers those of all of them.
+
     Args:
-        model: On the device of the clips.
+        model: On the device of the clips; the same on every rank.
         options: Recipe section.
         view: Stream that the model sees.
         steps_per_epoch: Batches of one pass.
@@ -122,6 +131,9 @@ class FineTuner:
         self._best_state: dict[str, Tensor] = {}
         self._sums = torch.zeros(3, dtype=torch.float64)  # loss, right answers, rows of the epoch under way
         self._optimizer = _optimizer(model, options)
+        self._ddp: nn.Module = model
+        if world() > 1:
+            self._ddp = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
 
     def train(
         self, batches: Iterator[ClipBatch], held_out: Callable[[], Iterable[ClipBatch]] | None
@@ -143,8 +155,16 @@ class FineTuner:
         """Weights of the chosen epoch (of the last one, where nothing was held out), on the CPU."""
         return self._best_state if self.best is not None else _on_cpu(self.model)
 
+    def sums(self) -> Tensor:
+        """Loss, right answers and rows of the epoch under way, of all ranks, which all ask."""
+        if world() == 1:
+            return self._sums
+        whole = self._sums.to(self.model.output.weight.device, copy=True)
+        dist.all_reduce(whole)
+        return whole
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on."""
+        """Everything needed to go on, with any number of ranks; all ranks ask for it."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -152,7 +172,7 @@ class FineTuner:
             "best": self.best,
             "best_state": self._best_state,
             "history": [list(epoch) for epoch in self.history],
-            "sums": self._sums,
+            "sums": self.sums(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -161,7 +181,7 @@ class FineTuner:
         self._optimizer.load_state_dict(state["optimizer"])
         self.done, self.best, self._best_state = state["done"], state["best"], state["best_state"]
         self.history = [Epoch(*row) for row in state["history"]]
-        self._sums = state["sums"].cpu()
+        self._sums = state["sums"].cpu() if rank() == 0 else torch.zeros(3, dtype=torch.float64)
 
     def _step(self, batch: ClipBatch) -> None:
         clips, label = batch.clips[self.view].flatten(0, 1), batch.label
@@ -172,7 +192,7 @@ class FineTuner:
             group["lr"] = group["full"] * factor
         self.model.train()
         with torch.autocast(clips.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.model(clips, chance)
+            logits = self._ddp(clips, chance)
         loss = F.cross_entropy(logits, label)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -185,7 +205,7 @@ class FineTuner:
         self.done += 1
 
     def _finished_epoch(self, held_out: Callable[[], Iterable[ClipBatch]] | None) -> Epoch:
-        loss, right, rows = self._sums.tolist()
+        loss, right, rows = self.sums().tolist()
         self._sums = torch.zeros(3, dtype=torch.float64)
         number = self.done // self.steps_per_epoch
         if not math.isfinite(loss):
