@@ -88,6 +88,7 @@ def describe(
         device=subject.device,
         rule=rule,
         crops=crops or usual,
+        share=recipe.evaluation.crop,
     )
     try:
         return describe_videos(loader, readers, rows)

@@ -120,7 +120,10 @@ def _train(task: FineTuning, tuner: FineTuner, say: Say) -> None:
         manifest, spec_of(task, task.recipe.finetune.batch), rank=0, world=1, device=device, instances=task.train
     )
     centre = spec_of(task, task.recipe.evaluation.batch)
-    held = EvalLoader(manifest, centre, windows=1, device=device, instances=task.held) if len(task.held) else None
+    held = None
+    if len(task.held):  # one window each, of the part of the frame that the test shows
+        of_test = {"crops": task.subject.window_rule[1], "share": task.recipe.evaluation.crop}
+        held = EvalLoader(manifest, centre, windows=1, device=device, instances=task.held, **of_test)
     with contextlib.closing(loader), _asked_to_stop() as asked:
         _go_on(task, tuner, loader, say)
         saved = shown = time.monotonic()
