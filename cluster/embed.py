@@ -96,7 +96,7 @@ def describe(
     recipe, (rule, usual) = subject.recipe, subject.window_rule
     given = (recipe.clips, recipe.augment, recipe.loader, tuple(views), recipe.evaluation.batch, recipe.seed)
     spec = LoaderSpec(*given, recipe.model.flow_channels)
-    look = Look(subject.manifest, spec, subject.windows, rule, crops or usual, tuple(readers))
+    look = Look(subject.manifest, spec, subject.windows, rule, crops or usual, recipe.evaluation.crop, tuple(readers))
     return subject.looking.describe(look, rows, kept_parts(subject))
 
 

@@ -19,7 +19,7 @@ from cluster.keywords import OF_A_TRAINED
 from cluster.looking.who import Lookers, on_tasks, tasks_of
 from vidssl.encoder import Encoder, build_encoder
 from vidssl.errors import CheckpointError, DataError, DeviceError, RecipeError
-from vidssl.evaluation.protocol import Protocol
+from vidssl.evaluation.protocol import Protocol, share_words
 from vidssl.evaluation.tables import dataset_of
 from vidssl.recipe import Recipe, recipe_from_file, recipe_from_tree
 from vidssl.saved.card import Card, build_from, is_card, read_card, read_weights
@@ -43,7 +43,6 @@ _WINDOWS: Final[dict[str, str]] = {
     "p1": "every T*stride/2-1 frames from the first on, at most `windows`; short videos padded in front",
     "p2": "10, centres evenly spread from T*stride/2 to the length minus it",
 }
-_CROPS: Final[dict[str, str]] = {"centre": "centre", "inner": "centre, 7/8 of the short side"}
 
 
 class _Origin(NamedTuple):
@@ -118,7 +117,7 @@ class Subject:
 
     @property
     def window_rule(self) -> tuple[Rule, Crops]:
-        """Which windows of a video and which part of the frame: the published protocols cut 7/8 of the short side."""
+        """Which windows of a video and which part of the frame: the published protocols cut `evaluation.crop` of the short side."""
         rule = _RULES.get(self.recipe.evaluation.protocol, "spread")
         return rule, "centre" if rule == "spread" else "inner"
 
@@ -158,6 +157,7 @@ class Subject:
         from pipelines.loading.decode import resolve_decode
 
         recipe, clips, (rule, crops) = self.recipe, self.recipe.clips, self.window_rule
+        share = 1.0 if crops == "centre" else recipe.evaluation.crop
         dataset, split = dataset_of(self.manifest.source, self.manifest.classes)
         origin, device = self._origin(), self.looking.device
         return Protocol(
@@ -182,7 +182,8 @@ class Subject:
             normalize=recipe.augment.normalize,
             windows=self.windows,
             window_rule=_WINDOWS[rule] if self.windows != 1 else "centre",
-            crops=_CROPS[crops],
+            crops="centre" if share == 1 else f"centre, {share_words(share)} of the short side",
+            crop=share,
             augmentation="none",
             decode=resolve_decode(recipe.loader.decode, self.manifest.codec, device),
             device=device.type,

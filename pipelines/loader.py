@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.patience import AGAIN, Patience, Say, say_in_log
+from pipelines.loading.augment import INNER
 from pipelines.loading.crops import Crops, crops_of_window
 from pipelines.loading.decode import resolve_decode
 from pipelines.loading.feed import Feed, Plan, reader_for, streams_of
@@ -234,6 +235,7 @@ class EvalLoader:
         rule: Which windows: `spread`, `p1` or `p2`, see `pipelines.loading.windows`.
         crops: Which part of the frame: `centre`, `inner` or `ten`, see `pipelines.loading.crops`. Under `p2` the centre is `inner`,
             as published.
+        share: Side of the squares of `inner` and `ten` in short sides of the frame (`evaluation.crop`).
         device: Where the clips go.
 
     Attributes:
@@ -257,8 +259,9 @@ class EvalLoader:
         instances: NDArray[np.int64] | None = None,
         rule: Rule = "spread",
         crops: Crops = "centre",
+        share: float = INNER,
     ) -> None:
-        self.manifest, self.device, self.rule = manifest, _usable(device), rule
+        self.manifest, self.device, self.rule, self.share = manifest, _usable(device), rule, share
         self.crops: Crops = "inner" if rule == "p2" and crops == "centre" else crops
         self.crops_per_window = crops_of_window(self.crops)
         refuse_without_flow(manifest, spec.views)
@@ -316,7 +319,7 @@ class EvalLoader:
     def _plans(self, feed: Feed) -> Iterator[Plan]:
         for step in range(len(self)):
             part = slice(step * self._windows_at_once, (step + 1) * self._windows_at_once)
-            yield feed.window_plan(step, self._video[part], self._start[part], self.crops)
+            yield feed.window_plan(step, self._video[part], self._start[part], self.crops, self.share)
 
     def _batch(self, made: Made) -> ClipBatch:
         plan, clips = made.plan, made.clips

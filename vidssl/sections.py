@@ -67,9 +67,9 @@ class Clips(Section):
 class Augment(Section):
     """Random changes of a clip: one draw per clip, constant over time."""
 
-    preset: Literal["none", "light", "paper", "crop", "simclr"] = Field(
+    preset: Literal["none", "light", "paper", "crop", "simclr", "supervised"] = Field(
         default="light",
-        description="none | light (crop, flip, brightness, contrast) | paper (CoCLR's) | crop (IIC's: a random 7/8 square, nothing else) | simclr (IICv2's: crop's square, paper's colours and blur in every clip)",
+        description="none | light (crop, flip, brightness, contrast) | paper (CoCLR's) | crop (IIC's: a random 7/8 square, nothing else) | simclr (IICv2's: crop's square, paper's colours and blur in every clip) | supervised (CoCLR's fine-tuning: paper's crops, colour in 30 % of the clips, no grey, no blur, one flip for a whole step)",
     )
     normalize: Literal["imagenet", "unit"] = Field(
         default="imagenet", description="imagenet (its mean and deviation) | unit (pixels in 0..1, IIC)"
@@ -219,6 +219,10 @@ class Evaluation(Section):
         default="centre",
         description="of the linear probe's and fine-tuning's test: centre | ten (corners, centre, flips)",
     )
+    crop: Ratio = Field(
+        default=0.875,
+        description="side of the test's squares in short sides of the frame, under p1_ref and p2 and with ten crops; the other protocols show the whole short side. 0.875: 112 of 128, 224 of 256 | 0.93333: 224 of 240",
+    )
     batch: int = Field(default=16, ge=1, le=1_000_000, description="clips encoded at once")
     workers: int | None = Field(
         default=None,
@@ -283,6 +287,10 @@ class Finetune(Section):
         description="lr is divided by ten at the milestones | plateau: when the held-out loss has not fallen for patience epochs",
     )
     patience: int = Field(default=50, ge=0, le=1_000_000, description="epochs without a lower held-out loss (plateau)")
+    augment: Literal["as_trained", "supervised"] = Field(
+        default="as_trained",
+        description="how its clips are changed: as_trained (by augment.preset) | supervised (as CoCLR, CPR and ViCC fine-tune, see augment.preset)",
+    )
     choose: Literal["held_out", "last"] = Field(
         default="held_out",
         description="held_out: the best epoch on evaluation.held_out of the training groups | last: train on all of the split and take the last epoch",

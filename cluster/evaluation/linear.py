@@ -171,10 +171,12 @@ def ten_crops(
 
 def _protocol(subject: Subject, features: Features, head: Head, sides: Sides) -> LinearProtocol:
     chosen = subject.recipe.evaluation
+    ten = chosen.crops == "ten"
     crops = "ten, probabilities averaged over windows and crops; histogram: one crop"
     return head.protocol.grown(
         LinearProtocol,
-        crops=crops if chosen.crops == "ten" else "centre",
+        crops=crops if ten else head.protocol.crops,
+        crop=chosen.crop if ten else head.protocol.crop,
         fusion=fusion_words(features.views, "mean"),
         probe="unit rows, batch norm, linear layer; SGD, momentum 0.9, rate / 10 at 60 % and 80 %, last epoch",
         probe_epochs=chosen.probe_epochs,

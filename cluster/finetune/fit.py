@@ -144,6 +144,7 @@ class Fit:
             windows=task.subject.windows,
             rule=rule,
             crops=crops,
+            share=task.recipe.evaluation.crop,
             device=self.device,
             instances=_share(task.test),
         )
@@ -160,9 +161,12 @@ class Fit:
     def _centre_loader(self) -> EvalLoader:
         from pipelines.loader import EvalLoader
 
-        spec = spec_of(self.task, self.task.recipe.evaluation.batch)
-        held = _share(self.task.held)
-        return EvalLoader(self.task.subject.manifest, spec, windows=1, device=self.device, instances=held)
+        task = self.task
+        spec = spec_of(task, task.recipe.evaluation.batch)
+        # one window each, of the part of the frame that the test shows
+        of_test = {"crops": task.subject.window_rule[1], "share": task.recipe.evaluation.crop}
+        held = _share(task.held)
+        return EvalLoader(task.subject.manifest, spec, windows=1, device=self.device, instances=held, **of_test)
 
     def _save(self, tuner: FineTuner, loader: TrainLoader) -> None:
         state = {"settings": settings_of(self.task), "tuner": tuner.state_dict(), "loader": loader.state_dict()}

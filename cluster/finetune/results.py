@@ -267,6 +267,7 @@ def _protocol(task: FineTuning, scores: ClassScores) -> FinetuneProtocol:
         window_rule=rule,
         windows=task.subject.windows,
         crops=crops,
+        crop=1.0 if crops == "centre" else recipe.evaluation.crop,
         id="linear probe, end to end (P3)" if linear else "fine-tuning (P4)",
         init="scratch" if task.scratch else "pretrained",
         view=task.view,

@@ -93,6 +93,7 @@ def settle(path: str | Path, words: Sequence[str]) -> FineTuning:
     mine = [word for word in words if word.startswith(OF_A_FINETUNING)]
     subject = open_subject(path, [word for word in words if word not in mine], elsewhere=on_workers)
     recipe = recipe_from_tree(subject.recipe.model_dump(mode="json"), mine)
+    recipe = _as_it_fine_tunes(recipe, mine)
     average = own.average or ("logit" if recipe.evaluation.protocol == "p2" else "probability")
     view = own.view or subject.trained_view
     train, held, test, sides = _videos(subject, recipe)
@@ -107,6 +108,19 @@ def on_workers(recipe: Recipe) -> bool:
     """Whether workers of a cluster train: as asked for, else where a cluster is named."""
     asked = recipe.finetune.workers
     return asked > 0 if asked is not None else "RAY_ADDRESS" in os.environ
+
+
+def _as_it_fine_tunes(recipe: Recipe, words: Sequence[str]) -> Recipe:
+    """With the preset of `finetune.augment`, which is not that of the pre-training."""
+    if recipe.finetune.augment == "as_trained":
+        return recipe
+    preset = next((word for word in words if word.startswith("augment.preset=")), None)
+    if preset not in (None, f"augment.preset={recipe.finetune.augment}"):
+        raise RecipeError(
+            f"{preset} is not read with finetune.augment={recipe.finetune.augment}; type finetune.augment=as_trained beside it"
+        )
+    augment = recipe.augment.model_copy(update={"preset": recipe.finetune.augment})
+    return recipe.model_copy(update={"augment": augment})
 
 
 def _videos(subject: Subject, recipe: Recipe) -> tuple[Rows, Rows, Rows, str]:

@@ -33,6 +33,7 @@ class Look:
         windows: Most windows of a video.
         rule: Which windows.
         crops: Which part of the frame.
+        share: Of the short side, that `inner` and `ten` cut.
         readers: What looks, each in evaluation mode.
     """
 
@@ -41,6 +42,7 @@ class Look:
     windows: int
     rule: Rule
     crops: Crops
+    share: float
     readers: tuple[nn.Module, ...]
 
     def at(self, rows: NDArray[np.int64], device: torch.device) -> Described:
@@ -55,7 +57,7 @@ class Look:
         """
         from pipelines.loader import EvalLoader
 
-        windows = {"windows": self.windows, "rule": self.rule, "crops": self.crops}
+        windows = {"windows": self.windows, "rule": self.rule, "crops": self.crops, "share": self.share}
         loader = EvalLoader(self.manifest, self.spec, instances=rows, device=device, **windows)
         with contextlib.closing(loader):
             readers = [reader.to(device) for reader in self.readers]
@@ -66,7 +68,8 @@ class Look:
         spec = self.spec
         told = (self.manifest.hash, spec.clips, spec.augment.normalize, spec.views, spec.batch, spec.flow_channels)
         known = hashlib.sha256(
-            repr((*told, spec.loader.decode, self.windows, self.rule, self.crops, device)).encode() + rows.tobytes()
+            repr((*told, spec.loader.decode, self.windows, self.rule, self.crops, self.share, device)).encode()
+            + rows.tobytes()
         )
         for reader in self.readers:
             plain = {key: value for key, value in vars(reader).items() if isinstance(value, str)}

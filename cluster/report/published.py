@@ -109,6 +109,7 @@ def _facts(found: FeatureResult | FinetuneResult) -> Ours:
         stream=about.stream,
         windows=about.windows,
         crops=about.crops,
+        crop=about.crop,
         epochs=about.epochs,
     )
 

@@ -7,12 +7,15 @@
 | `paper` | area U(.2, 1), aspect U(3/4, 4/3), sides swapped 1/2 | 1/2 | ColorJitter(.4, .4, .4, .1) w.p. .8, grey .2 | sigma U(.1, 2) w.p. .5 |
 | `crop` | square of 7/8 of the short side, anywhere in the frame | 1/2 | – | – |
 | `simclr` | as `crop` | 1/2 | as `paper`, in every clip | as `paper`, in every clip |
+| `supervised` | as `paper` | 1/2, one draw for all clips of a step | ColorJitter(.4, .4, .4, .1) w.p. .3, never grey | – |
 
 `paper` is CoCLR's pre-training scheme (CPR and ViCC use it too): colour and blur only in `base` clips. Half of the videos
 are TwoClip: each clip is base with p = .3. The other half are OneClip: one of the two clips is used for both, one copy
 base, the other not. `min_area` is a setting of `light` alone. OneClip is a rule for pairs: with `clips.per_video` 1 (or more
-than 2) each clip is base with p = .3, and that is also what fine-tuning with `paper` sees (CoCLR's own scheme there: the
-same crop, ColorJitter(.4, .4, .4, .1) w.p. .3, no grey, no blur, one flip for the whole batch).
+than 2) each clip is base with p = .3.
+
+`supervised` is how CoCLR, CPR and ViCC fine-tune and train a linear layer on clips (`finetune.augment=supervised`). Its flip
+belongs to the step: all ranks draw the same one.
 
 `crop` is IIC's: Resize(128, 171), then RandomCrop(112). A frame of 4:3 gives the same squares here (112 of 128 rows; 112 of
 171 columns are .873 of the height). IIC squeezes any other frame to 4:3 first; here nothing is squeezed: the square stays a
@@ -140,6 +143,7 @@ def drawn_looks(
     seed: int,
     epoch: int | NDArray[np.int64],
     instance: NDArray[np.int64],
+    step: int = 0,
 ) -> Looks:
     """What happens to each clip of a batch, by address.
 
@@ -150,21 +154,26 @@ def drawn_looks(
         seed: Seed of the run.
         epoch: Pass over the data, of all or of each: int64 [B].
         instance: int64 [B].
+        step: Number of the batch; only `supervised` looks at it.
     """
     looks, preset = centre_looks(sides, clips, augment.normalize), augment.preset
     if preset == "none":
         return looks
     draw = _Draws(uniforms(seed, epoch, instance, (clips, _Draws.COLUMNS), Purpose.LOOK))
-    mirror = ((draw.flip < 0.5) & augment.flip).astype(np.int32)
+    flip = _flip_of_step(seed, step) if preset == "supervised" else draw.flip
+    mirror = np.broadcast_to((flip < 0.5) & augment.flip, draw.flip.shape).astype(np.int32)
     if preset in ("crop", "simclr"):
         start, end = _squares(draw, sides)
     else:
-        start, end = _crops(draw, sides, 0.2 if preset == "paper" else augment.min_area, preset == "paper")
+        published = preset in ("paper", "supervised")
+        start, end = _crops(draw, sides, 0.2 if published else augment.min_area, published)
     looks = replace(looks, roi_start=start, roi_end=end, mirror=mirror)
     if preset == "paper":
         return _as_published(looks, draw)
     if preset == "simclr":
         return _changed(looks, draw, np.ones(mirror.shape, bool))
+    if preset == "supervised":
+        return _coloured(looks, draw, draw.jitter < 0.3, np.zeros(mirror.shape, bool))
     return _lit(looks, draw) if preset == "light" else looks
 
 
@@ -226,9 +235,18 @@ def _changed(looks: Looks, draw: _Draws, base: NDArray[np.bool_]) -> Looks:
     """Colour and blur of the clips that are `base`."""
     jitter, grey = base & (draw.jitter < 0.8), base & (draw.grey < 0.2)
     blurred = base & (draw.blur < 0.5)
-    matrix, lift = _colour_map(draw, jitter, grey)
     sigma = np.where(blurred, 0.1 + 1.9 * draw.sigma, 0.0).astype(np.float32)
-    return replace(looks, matrix=matrix, lift=lift, coloured=jitter | grey, sigma=sigma)
+    return replace(_coloured(looks, draw, jitter, grey), sigma=sigma)
+
+
+def _coloured(looks: Looks, draw: _Draws, jitter: NDArray[np.bool_], grey: NDArray[np.bool_]) -> Looks:
+    matrix, lift = _colour_map(draw, jitter, grey)
+    return replace(looks, matrix=matrix, lift=lift, coloured=jitter | grey)
+
+
+def _flip_of_step(seed: int, step: int) -> NDArray[np.float64]:
+    """One uniform number [1, 1] for all clips of a step, whichever rank makes them."""
+    return uniforms(seed, step, np.zeros(1, np.int64), (1,), Purpose.STEP_FLIP)
 
 
 def _colour_map(draw: _Draws, jitter: NDArray[np.bool_], grey: NDArray[np.bool_]) -> tuple[Floats, Floats]:

@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     ORDER = 1
     WINDOW = 2
     LOOK = 3
+    STEP_FLIP = 4
 
 
 def uniforms(

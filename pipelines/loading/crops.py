@@ -3,11 +3,14 @@
 | crops | rows of a window | what they show |
 |---|---|---|
 | `centre` | 1 | the centre square of the whole short side |
-| `inner` | 1 | the centre square of 7/8 of the short side (IIC: 112 of 128; CoCLR: 224 of 256) |
-| `ten` | 10 | squares of 7/8 of the short side: top left, top right, bottom left, bottom right, centre, then the same five flipped |
+| `inner` | 1 | the centre square of a share of the short side, usually 7/8 |
+| `ten` | 10 | squares of that share: top left, top right, bottom left, bottom right, centre, then the same five flipped |
 
-`ten` is CoCLR's ten-crop: corners of 224 in a frame of short side 256, resized to the clip's size. As there, the squares lie in
-the frame as it is packed: the corners of a long frame are far apart.
+The share is `evaluation.crop`: 7/8 is IIC's (112 of 128) and that of CoCLR, CPR and ViCC on frames 256 high (224 of 256); of
+UCF101 and HMDB51 they take 224 of the videos' own 240 rows, 14/15.
+
+`ten` is CoCLR's ten-crop, resized to the clip's size. As there, the squares lie in the frame as it is packed: the corners of a
+long frame are far apart.
 """
 
 from __future__ import annotations
@@ -40,13 +43,14 @@ def crops_of_window(crops: str) -> int:
     return 10 if crops == "ten" else 1
 
 
-def crop_looks(sides: NDArray[np.integer], crops: str, normalize: str = "imagenet") -> Looks:
+def crop_looks(sides: NDArray[np.integer], crops: str, normalize: str = "imagenet", share: float = INNER) -> Looks:
     """The crops of each window.
 
     Args:
         sides: int [B, 2], height and width of each video.
         crops: See the table of this module.
         normalize: `imagenet` or `unit`.
+        share: Side of the squares of `inner` and `ten`, in short sides of the frame; rounded to whole pixels.
 
     Returns:
         Looks of [B, 1] clips, or [B, 10].
@@ -58,7 +62,7 @@ def crop_looks(sides: NDArray[np.integer], crops: str, normalize: str = "imagene
     if crops == "centre":
         return looks
     place = np.tile(_PLACES, (2, 1)) if crops == "ten" else _PLACES[4:]
-    side = INNER * sides.min(axis=1).astype(float)[:, None, None]
+    side = share * sides.min(axis=1).astype(float)[:, None, None]
     frame = sides[:, None].astype(float)
     start, end = whole_pixels(place, side, frame)
     return replace(

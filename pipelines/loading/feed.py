@@ -15,7 +15,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.patience import Patience
 from pipelines.dataset.reader import SampleError, ShardReader, Windows
 from pipelines.dataset.shards import FLOW, RGB, Stream
-from pipelines.loading.augment import Looks, drawn_looks
+from pipelines.loading.augment import INNER, Looks, drawn_looks
 from pipelines.loading.crops import crop_looks
 from pipelines.loading.windows import drawn_starts, span_of
 from vidssl.errors import DataError
@@ -121,16 +121,21 @@ class Feed:
         address = {"seed": self.seed, "epoch": epoch if of_each is None else of_each, "instance": instance}
         frames, count = self.manifest.samples.frames[instance], self.clips.per_video
         start = drawn_starts(frames, self.span, count, **address)
-        looks = drawn_looks(self.augment, self._sides(instance), count, **address)
+        looks = drawn_looks(self.augment, self._sides(instance), count, step=step, **address)
         alone = looks.alone[:, None]
         one = np.take_along_axis(start, np.maximum(alone, 0), axis=1)
         return Plan(step, epoch, instance, np.where(alone >= 0, one, start), looks)
 
     def window_plan(
-        self, step: int, instance: NDArray[np.int64], start: NDArray[np.int64], crops: str = "centre"
+        self,
+        step: int,
+        instance: NDArray[np.int64],
+        start: NDArray[np.int64],
+        crops: str = "centre",
+        share: float = INNER,
     ) -> Plan:
-        """Given windows; `start` is int64 [B]. The crops of a window are its clips."""
-        looks = crop_looks(self._sides(instance), crops, self.augment.normalize)
+        """Given windows; `start` is int64 [B]. The crops of a window are its clips, squares of a share of the short side."""
+        looks = crop_looks(self._sides(instance), crops, self.augment.normalize, share)
         return Plan(step, 0, instance, np.repeat(start[:, None], looks.mirror.shape[1], axis=1), looks)
 
     def want(self, plan: Plan, known_bad: Collection[int]) -> None:

@@ -160,7 +160,7 @@ class ClipStream:
                 crops=self._crops,
                 threads=self.loader.threads,
                 device=self.device,
-                coloured=self.feed.augment.preset in ("paper", "simclr"),
+                coloured=self.feed.augment.preset in ("paper", "simclr", "supervised"),
                 streams=self.feed.streams,
                 flow=self.feed.manifest.flow,
                 stages=self._stages,

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vidssl.evaluation.protocol import share_words
 from vidssl.evaluation.tables import NAMES, PUBLISHED, Measurement, PaperRow
 
 __all__ = ["Beside", "Ours", "beside"]
+
+_ON_240_ROWS = ("CoCLR", "CPR", "ViCC")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,7 @@ class Ours:
         stream: As `PaperRow.stream`.
         windows: Most windows of a video.
         crops: Of the test.
+        crop: Side of its squares in short sides.
         epochs: Of the pre-training.
     """
 
@@ -38,6 +42,7 @@ class Ours:
     stream: str | None = None
     windows: int | None = None
     crops: str | None = None
+    crop: float | None = None
     epochs: float | None = None
 
 
@@ -97,11 +102,12 @@ def _differences(row: PaperRow, ours: Ours) -> tuple[str, ...]:
 
 def _protocol_differences(row: PaperRow, ours: Ours) -> list[str]:
     """What the measuring itself does differently."""
-    own = str(ours.id)
+    own, square = str(ours.id), _other_square(row, ours)
     if row.protocol == "p1":
         if own == "p2":
             return ["P1 (all windows, pooled features, centred), ours P2"]
         differ = [f"all windows of a video and colour jitter at the test, ours at most {ours.windows} windows, none"]
+        differ += square
         return (
             differ if own == "p1_ref" else [*differ, "test videos centred by their own mean, ours by the training mean"]
         )
@@ -111,10 +117,22 @@ def _protocol_differences(row: PaperRow, ours: Ours) -> list[str]:
         return ["the last incomplete batch is dropped (7 test videos), ours keeps them"]
     if row.protocol == "p3":
         clips = [] if "clips" in own else ["trained on augmented clips, ours on one saved feature per video"]
-        crops = [] if ours.crops == "ten" else ["ten crops at the test, ours the centre"]
-        return [*clips, *crops, "settings and epoch by hand or on the test split, ours on held-out training groups"]
+        crops = [] if str(ours.crops).startswith("ten") else ["ten crops at the test, ours the centre"]
+        return [
+            *clips,
+            *crops,
+            *square,
+            "settings and epoch by hand or on the test split, ours on held-out training groups",
+        ]
     differ = ["epoch chosen on videos of the test split, ours on held-out training groups"]
-    return differ if row.paper in ("CoCLR", "CPR", "ViCC") else []
+    return [*differ, *square] if row.paper in _ON_240_ROWS else []
+
+
+def _other_square(row: PaperRow, ours: Ours) -> list[str]:
+    """CoCLR, CPR and ViCC show squares of 224 of the 240 rows of UCF101 and HMDB51."""
+    if row.paper not in _ON_240_ROWS or ours.crop is None or abs(ours.crop - 224 / 240) < 1e-3:
+        return []
+    return [f"squares of 14/15 of the short side at the test, ours of {share_words(ours.crop)}"]
 
 
 def _word(value: str | float | None) -> str:

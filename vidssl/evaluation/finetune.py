@@ -17,7 +17,9 @@ The linear layer starts from N(0, 0.01) and bias 0; `lr` is divided by ten at ea
 On purpose not as published: CoCLR, CPR and ViCC chose the epoch on 30 % of the *test* split; here it is the epoch with the
 best accuracy on held-out training groups (ties: the lower loss), and the last epoch is reported beside it.
 The held-out videos (`evaluation.held_out`) do not train, so a fifth of the training split is missing here by default;
-`finetune.choose=last` trains on all of it, as published, and takes the last epoch. The papers' test is `evaluation.protocol=p1_ref evaluation.crops=ten` with as many `evaluation.windows` as the longest video has.
+`finetune.choose=last` trains on all of it, as published, and takes the last epoch. How CoCLR, CPR and ViCC change
+the training clips is `finetune.augment=supervised`. Their test is `evaluation.protocol=p1_ref evaluation.crops=ten
+evaluation.crop=0.93333` with as many `evaluation.windows` as the longest video has.
 """
 
 from __future__ import annotations

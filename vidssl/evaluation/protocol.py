@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, TypeVar
 
 from vidssl.sections import Augment
 
-__all__ = ["Protocol"]
+__all__ = ["Protocol", "share_words"]
 
 P = TypeVar("P", bound="Protocol")
 
@@ -39,6 +40,7 @@ class Protocol:
         windows: Most windows of one video.
         window_rule: Where they lie, in words.
         crops: Which part of the frame, in words.
+        crop: Side of its squares in short sides of the frame; None: a file of an older version, whose words say it.
         augmentation: none; of a training, what changed its clips.
         decode: nvdec | dali-cpu | py.
         device: cpu | cuda.
@@ -66,6 +68,7 @@ class Protocol:
     windows: int
     window_rule: str
     crops: str
+    crop: float | None = None
     augmentation: str | Augment
     decode: str
     device: str
@@ -78,3 +81,9 @@ class Protocol:
         """
         facts: dict[str, Any] = vars(self) | more
         return kind(**facts)
+
+
+def share_words(share: float) -> str:
+    """A share as people write it: 0.875 is 7/8, 0.93333 is 14/15, 0.9123 stays 0.912."""
+    near = Fraction(share).limit_denominator(16)
+    return str(near) if abs(float(near) - share) < 1e-4 else f"{share:.3g}"

@@ -384,6 +384,41 @@ def test_p2_looks_at_ten_clips_and_puts_the_streams_side_by_side(packed, tmp_pat
     assert {"rgb alone", "residual alone"} <= set(found.results)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["evaluation.protocol=p1_ref", "evaluation.crop=0.93333"], ("centre, 14/15 of the short side", 0.93333)),
+        (["evaluation.protocol=p2"], ("centre, 7/8 of the short side", 0.875)),
+        (["evaluation.crop=0.5"], ("centre", 1.0)),
+    ],
+)
+def test_every_number_says_which_square_of_the_frame_was_shown(run, words, told):
+    from cluster.subject import open_subject
+
+    about = open_subject(run.path, words).protocol()
+    assert (about.crops, about.crop) == told
+
+
+def test_features_are_those_of_the_square_that_was_asked_for(run, packed):
+    from cluster.embed import describe
+    from cluster.subject import open_subject
+    from pipelines.loader import EvalLoader, LoaderSpec
+    from vidssl.evaluation.encode import encoder_reader
+
+    subject = open_subject(run.path, ["evaluation.protocol=p1_ref", "evaluation.crop=0.5", "evaluation.windows=1"])
+    encoder, recipe = subject.encoder("rgb"), subject.recipe
+    found = describe(subject, [encoder_reader(encoder, "rgb")], ("rgb",), np.array([5]))
+    spec = LoaderSpec(recipe.clips, recipe.augment, recipe.loader, ("rgb",), 4, 0)
+    ways = {"windows": 1, "device": torch.device("cpu"), "instances": np.array([5]), "rule": "p1", "crops": "inner"}
+    by_hand = {}
+    for share in (0.5, 0.875):
+        batch = next(iter(EvalLoader(packed, spec, share=share, **ways)))
+        with torch.no_grad():
+            by_hand[share] = torch.nn.functional.normalize(encoder.features(batch.clips["rgb"][:, 0]), dim=1).numpy()
+    np.testing.assert_allclose(found.rows["feature/rgb"], by_hand[0.5], atol=1e-5)
+    assert np.abs(by_hand[0.5] - by_hand[0.875]).max() > 1e-3
+
+
 def test_ten_crops_average_the_probabilities_of_all_windows_and_crops(packed, tmp_path):
     from cluster.evaluation.evaluator import Seen
     from cluster.evaluation.linear import Linear, ten_crops

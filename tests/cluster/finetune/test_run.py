@@ -120,6 +120,35 @@ def test_the_last_epoch_of_the_whole_split_is_taken_where_that_was_asked_for(run
     assert results.results.chosen.epoch == 2
 
 
+def test_published_clips_and_squares_are_trained_on_tested_on_and_said(run, monkeypatch):
+    from pipelines import loader
+
+    made = []
+
+    class Watched(loader.EvalLoader):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append((self.crops, self.share))
+
+    class WatchedTraining(loader.TrainLoader):
+        def __init__(self, manifest, spec, **options):
+            made.append(spec.augment.preset)
+            super().__init__(manifest, spec, **options)
+
+    monkeypatch.setattr(loader, "EvalLoader", Watched)
+    monkeypatch.setattr(loader, "TrainLoader", WatchedTraining)
+    words = [
+        "finetune.epochs=1",
+        "finetune.augment=supervised",
+        "evaluation.protocol=p1_ref",
+        "evaluation.crop=0.93333",
+    ]
+    about = finetune_run(run.path, [*FAST, *words], quiet).protocol
+    assert made == ["supervised", ("inner", 0.93333), ("inner", 0.93333)]  # training, held out, test
+    assert (about.augmentation.preset, about.crops, about.crop) == ("supervised", "inner", 0.93333)
+    assert about.finetune.augment == "supervised"
+
+
 def test_no_group_is_on_two_sides_and_the_test_split_chooses_nothing(run, packed, monkeypatch):
     from pipelines import loader
 
@@ -228,6 +257,11 @@ def test_a_card_is_fine_tuned_to_the_numbers_of_its_run(run, packed, tmp_path):
         (["finetune.batch=4000"], RecipeError, r"finetune.batch=4000 is more than the \d+ videos that train"),
         (["finetune.rate=1"], RecipeError, "unknown key 'finetune.rate'"),
         (["method.queue=9"], RecipeError, "cannot be set for a run that is trained"),
+        (
+            ["finetune.augment=supervised", "augment.preset=none"],
+            RecipeError,
+            "augment.preset=none is not read with finetune.augment=supervised; type finetune.augment=as_trained beside it",
+        ),
         (["fuse=nowhere.npz"], CheckpointError, "nowhere.npz holds no class scores"),
     ],
 )

@@ -45,7 +45,7 @@ def look_at(packed, recipe, *more: nn.Module) -> Look:
     torch.manual_seed(0)
     encoder = build_encoder(recipe.model, "rgb").eval()
     readers = (EncoderReader(encoder, "rgb", "trained/"), HistogramReader(), *more)
-    return Look(manifest, spec, 2, "spread", "centre", readers)
+    return Look(manifest, spec, 2, "spread", "centre", 0.875, readers)
 
 
 def here(look: Look, keep: Path, say=lambda line: None) -> Described:

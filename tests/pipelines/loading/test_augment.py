@@ -271,3 +271,41 @@ def pack_of(tmp_path_factory):
         return made[name]
 
     return pack
+
+
+def supervised(step, rows=IDS, **augment):
+    return drawn_looks(
+        Augment(preset="supervised", **augment), SIDES[rows], 1, seed=1, epoch=0, instance=rows, step=step
+    )
+
+
+def test_supervised_crops_as_paper_colours_three_clips_in_ten_and_neither_greys_nor_blurs():
+    looks, crops = supervised(0), paper(clips=1)
+    assert np.array_equal(looks.roi_start, crops.roi_start)
+    assert np.array_equal(looks.roi_end, crops.roi_end)
+    assert looks.coloured.mean() == pytest.approx(0.3, abs=0.03)
+    assert not looks.sigma.any()
+    assert (looks.alone == -1).all()
+    # A grey clip has three equal rows, up to the contrast; a jittered one keeps three directions of colour.
+    assert (np.linalg.matrix_rank(looks.matrix, tol=1e-3) == 3).all()
+
+
+def test_supervised_flips_a_whole_step_whoever_makes_its_clips_and_half_of_the_steps():
+    flips = []
+    for step in range(120):
+        ranks = [supervised(step, IDS[:3]).mirror, supervised(step, IDS[50:54]).mirror]
+        assert len(np.unique(np.concatenate(ranks))) == 1
+        flips.append(int(ranks[0][0, 0]))
+    assert np.mean(flips) == pytest.approx(0.5, abs=0.14)
+    assert flips[:9] == [int(supervised(step, IDS[:1]).mirror[0, 0]) for step in range(9)]
+    assert not any(supervised(step, IDS[:2], flip=False).mirror.any() for step in range(20))
+
+
+def test_two_ranks_of_a_training_feed_draw_the_flip_of_their_step(pack_of):
+    feed = Feed(pack_of("moving"), Clips(frames=4, per_video=1), Augment(preset="supervised"), 0)
+    plans = [
+        (feed.training_plan(step, 0, np.arange(4)), feed.training_plan(step, 0, np.arange(4, 8))) for step in range(12)
+    ]
+    seen = [np.unique(np.concatenate([plan.looks.mirror for plan in pair])).tolist() for pair in plans]
+    assert all(len(values) == 1 for values in seen)
+    assert {values[0] for values in seen} == {0, 1}

@@ -86,6 +86,26 @@ def test_the_centre_is_the_short_side_and_under_p2_seven_eighths_of_it(packs, ru
     assert np.abs(levels(clip)[1].mean((0, 2)) - shown((128 - side) / 2, False, side)).max() < 3
 
 
+@pytest.mark.parametrize(("rows", "share", "side"), [(240, 0.93333, 224), (256, 7 / 8, 224), (128, 7 / 8, 112)])
+def test_the_papers_squares_are_cut_to_the_pixel(rows, share, side):
+    sides = np.array([[rows, 320], [320, rows]])
+    for crops in ("inner", "ten"):
+        looks = crop_looks(sides, crops, share=share)
+        size = (looks.roi_end - looks.roi_start) * sides[:, None]
+        assert np.allclose(size, side, atol=1e-3)
+
+
+def test_a_share_is_shown_by_the_loader_and_moves_the_corners(packs):
+    loader = EvalLoader(
+        packs["place"], spec(batch=10), windows=1, device=CPU, crops="ten", share=0.5, instances=np.array([1])
+    )
+    for (_, _, clip), (top, left) in zip(
+        rows_of(loader), [(0, 0), (0, 106), (64, 0), (64, 106), (32, 53)], strict=False
+    ):
+        assert np.abs(levels(clip)[0].mean((0, 1)) - shown(left, False, 64)).max() < 3
+        assert np.abs(levels(clip)[1].mean((0, 2)) - shown(top, False, 64)).max() < 3
+
+
 @pytest.mark.parametrize("name", ["moving", "native"])
 def test_ten_crops_show_the_window_of_the_single_one_in_any_batch(packs, name):
     wanted = np.array([5, 0, 2])

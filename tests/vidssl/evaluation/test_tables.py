@@ -124,3 +124,15 @@ def test_a_data_set_is_known_by_its_format_or_by_its_classes():
     assert dataset_of({"format": "folder"}, many) == ("ucf101", None)
     assert dataset_of({"format": "folder"}, many[:-1]) == (None, None)
     assert dataset_of({}, ["left", "right"]) == (None, None)
+
+
+def test_squares_of_another_share_than_the_papers_are_said():
+    def told(crop, task="retrieval", metric="1"):
+        rows = beside(task, Ours(**OURS | {"crop": crop}), [metric])
+        return {one.row.paper for one in rows if any("14/15 of the short side" in words for words in one.differences)}
+
+    assert told(None) == told(0.93333) == set()
+    assert told(0.875) == {"CoCLR", "CPR", "ViCC"}
+    assert told(0.875, "finetune", "accuracy") == {"CoCLR", "CPR", "ViCC"}
+    rows = beside("retrieval", Ours(**OURS | {"crop": 0.875}), ["1"])
+    assert any("ours of 7/8" in words for one in rows for words in one.differences)
