@@ -47,22 +47,38 @@ until_listening() { # HOST PORT
   done
 }
 
-all_nodes() { # NUMBER: until so many are alive, with a line every 30 s
+count_nodes() { # NUMBER: until so many are alive, with a line every 30 s
   python - "$1" "$NODES_S" <<'PY'
 import sys, time, ray
 wanted, limit = int(sys.argv[1]), float(sys.argv[2])
-ray.init(logging_level="ERROR", log_to_driver=False)
 began = said = time.monotonic()
-while (alive := sum(node["Alive"] for node in ray.nodes())) < wanted:
+alive = 0
+while alive < wanted:
     now = time.monotonic()
     if now - began > limit:
-        sys.exit(f"slurm.sh: {alive} of {wanted} nodes after {limit:g} s; VIDSSL_NODES_S waits longer")
+        sys.exit(f"slurm.sh: {alive} of {wanted} nodes after {limit:g} s; VIDSSL_NODES_S=SECONDS waits longer")
     if now - said > 30:
         said = now
         print(f"slurm.sh: waiting for nodes: {alive} of {wanted}", flush=True)
+    try:
+        ray.is_initialized() or ray.init(logging_level="CRITICAL", log_to_driver=False)
+        alive = sum(node["Alive"] for node in ray.nodes())
+    except ConnectionError:  # the head is still starting
+        continue
     time.sleep(1)
 print(f"slurm.sh: {alive} of {wanted} nodes, {ray.cluster_resources().get('GPU', 0):g} GPUs", flush=True)
 PY
+}
+
+all_nodes() { # NUMBER: waits for them, unless the head ends or a signal comes
+  local counting
+  count_nodes "$1" &
+  counting=$!
+  while [ -z "$asked" ] && kill -0 "$counting" 2>/dev/null && kill -0 "${started[0]}" 2>/dev/null; do
+    wait -n "$counting" "${started[0]}" || true
+  done
+  if ! kill -0 "${started[0]}" 2>/dev/null; then say "the head of Ray ended: $log-head.log"; exit 1; fi
+  if [ -n "$asked" ]; then kill "$counting" 2>/dev/null || true; else wait "$counting"; fi
 }
 
 train() { # WORDS: its exit code, however many signals come meanwhile
