@@ -88,7 +88,7 @@ def batch(slurm: Slurm, *words: str, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def until(true: Callable[[], object], process: subprocess.Popen[bytes], log: Path, seconds: float = 150) -> None:
+def until(true: Callable[[], object], process: subprocess.Popen[bytes], log: Path, seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert process.poll() is None, log.read_text()
@@ -113,7 +113,7 @@ def test_a_job_over_two_nodes_that_runs_out_of_time_stops_with_a_checkpoint_queu
     (stopped,) = (run / "checkpoints").iterdir()  # no other than the one of the stop was due
     step = int(stopped.name.removeprefix("step-"))
     assert 6 <= step < 60
-    assert process.wait(200) == 0, log.read_text()
+    assert process.wait(400) == 0, log.read_text()
     said = log.read_text()
     assert said.count("2 of 2 nodes") == 2
     assert f"stopped after step {step} of 60" in said
