@@ -91,7 +91,9 @@ def test_pages_escape_what_they_show_and_load_nothing():
     assert not [text for text in texts if "<script" in text or re.search(r"(src|href)=.?https?:", text)]
 
 
-@pytest.mark.parametrize("path", ["cluster/deploy/slurm.sh", "cluster/deploy/up-aws.yaml", "cluster/deploy/up-local.yaml"])
+@pytest.mark.parametrize(
+    "path", ["cluster/deploy/slurm.sh", "cluster/deploy/up-aws.yaml", "cluster/deploy/up-local.yaml"]
+)
 def test_what_we_start_ourselves_shows_its_dashboard_on_loopback_alone(path):
     text = (ROOT / path).read_text()
     assert "--dashboard-host=127.0.0.1" in text

@@ -29,7 +29,14 @@ OF_A_RUN = (
     ".vidssl.lock",
 )
 OF_A_PACK = ("shard-00000.tar", "samples.npz")
-OTHERS = ("clips/a/film.mp4", "clips/b/film.avi", "card/encoder.safetensors", "slurm-1.log", "nohup.out", ".venv-new/lib/x.so")
+OTHERS = (
+    "clips/a/film.mp4",
+    "clips/b/film.avi",
+    "card/encoder.safetensors",
+    "slurm-1.log",
+    "nohup.out",
+    ".venv-new/lib/x.so",
+)
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def _directives(script: Path) -> list[str]:
 def scontrol(words: list[str], here: Path) -> int:
     _note(here, "scontrol", words)
     if words[:2] == ["show", "hostnames"]:
-        print("\n".join(HOSTS))
+        sys.stdout.write("\n".join(HOSTS) + "\n")
     elif words == ["requeue", str(JOB)]:
         (here / "requeue").touch()
     else:
@@ -76,7 +76,7 @@ def scontrol(words: list[str], here: Path) -> int:
 
 
 def srun(words: list[str], here: Path) -> int:
-    """The command of a step, in this process: what ends the step ends it."""
+    """The command of a step, in place of this process: what ends the step ends it."""
     at = next(index for index, word in enumerate(words) if not word.startswith("-"))
     options = dict(word.removeprefix("--").partition("=")[::2] for word in words[:at])
     command, hosts = words[at:], options.get("nodelist", ",".join(HOSTS)).split(",")
@@ -88,7 +88,7 @@ def srun(words: list[str], here: Path) -> int:
         if "--head" not in command:
             os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")  # with it a second node refuses to start
             command = [sys.executable, str(here / "node.py"), *command[1:], "--node-ip-address=127.0.0.1"]
-    os.execvp(command[0], command)
+    return os.execvp(command[0], command)
 
 
 def _note(here: Path, name: str, words: list[str]) -> None:

@@ -121,6 +121,9 @@ def test_a_job_over_two_nodes_that_runs_out_of_time_stops_with_a_checkpoint_queu
     assert "queued again 1 time(s)" in said
     assert f"it goes on from step {step} of 60" in said
     assert [json.loads(row)["step"] for row in (run / "log.jsonl").read_text().splitlines()] == list(range(60))
+    deadline = time.monotonic() + 30
+    while slurm.left() and time.monotonic() < deadline:  # Ray's forkserver notices that its parent is gone
+        time.sleep(0.5)
     assert not slurm.left()
     assert not Path(f"/tmp/ray-{JOB}").exists()
 
@@ -138,7 +141,8 @@ def test_slurm_is_asked_for_what_a_run_that_goes_on_needs():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [((), "no recipe named; type sbatch slurm.sh"), (("cpr-tiny", "--fresh"), "--fresh begins again")]
+    ("words", "said"),
+    [((), "no recipe named; type sbatch slurm.sh"), (("cpr-tiny", "--fresh"), "--fresh begins again")],
 )
 def test_words_that_a_queued_again_job_must_not_have_are_refused_before_anything_starts(slurm, tmp_path, words, said):
     log = tmp_path / "out"
