@@ -1,4 +1,4 @@
-"""What does a run say while it runs? One row per logged step, to log.jsonl and TensorBoard, with fixed names.
+"""What does a run say while it runs? One row per logged step, to log.jsonl, TensorBoard and Ray's metrics, with fixed names.
 
 Tags: `loss/ mining/ bank/ data/ health/ optim/`. Only rank 0 writes; numbers are means over ranks.
 """
@@ -11,6 +11,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TextIO
 
+from cluster.training.gauges import RunGauges
 from vidssl.saved.run_folder import RunFolder
 
 __all__ = ["RunLog", "live_line", "note_event"]
@@ -26,7 +27,7 @@ _TOP = {
 
 
 class RunLog:
-    """Writer of log.jsonl and TensorBoard for one attempt of a run; steps from `start` on are written anew."""
+    """Writer of log.jsonl, TensorBoard and gauges for one attempt of a run; steps from `start` on are written anew."""
 
     def __init__(self, folder: RunFolder, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -35,6 +36,7 @@ class RunLog:
         folder.forget_log_after(start) if folder.log.is_file() else folder.log.touch()
         self._file: TextIO = folder.log.open("a", buffering=1)
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=start)
+        self._gauges = RunGauges(folder.path.name)
 
     def write(self, row: Mapping[str, float]) -> None:
         """One logged step; `row` holds `step`, `epoch`, the columns of the live line and `tag/name` numbers."""
@@ -43,6 +45,7 @@ class RunLog:
             tag = _TOP.get(key, key)
             if "/" in tag:
                 self._board.add_scalar(tag, value, int(row["step"]))
+        self._gauges.show(row)
 
     def close(self) -> None:
         """Flush both; the rows are on the disk by then, so a disk that takes no more is told and ends nothing."""
