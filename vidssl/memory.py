@@ -25,7 +25,16 @@ from vidssl.distributed import gather_rows, world
 from vidssl.encoder import unit_rows
 from vidssl.errors import DataError
 
-__all__ = ["Memories", "binary_nce", "check_known", "check_once", "constant_of", "drawn_ids", "first_rows", "memory_scores"]
+__all__ = [
+    "Memories",
+    "binary_nce",
+    "check_known",
+    "check_once",
+    "constant_of",
+    "drawn_ids",
+    "first_rows",
+    "memory_scores",
+]
 
 
 class Memories(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -118,7 +117,7 @@ def _loader_rate(checked: Checked, device: torch.device) -> tuple[float, ClipBat
 
 def _step_seconds(method: Method, recipe: Recipe, batch: ClipBatch, device: torch.device) -> tuple[float, int]:
     """Seconds of a worker's step, without its optimizer and without others, and of how many videos that was measured."""
-    few = _first(batch, recipe.trainer.batch if device.type == "cuda" else min(_FEW, recipe.trainer.batch))
+    few = batch.taken(slice(recipe.trainer.batch if device.type == "cuda" else min(_FEW, recipe.trainer.batch)))
     mined = Positives.none(few.size, 1, recipe.model.dim, recipe.mining.stages)
     torch.set_num_threads(recipe.trainer.cpus_per_worker)
     method.train()
@@ -132,11 +131,6 @@ def _step_seconds(method: Method, recipe: Recipe, batch: ClipBatch, device: torc
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     return min(seconds) * recipe.trainer.batch / few.size, few.size
-
-
-def _first(batch: ClipBatch, videos: int) -> ClipBatch:
-    rows = {name: getattr(batch, name)[:videos] for name in ("instance", "group", "label", "start")}
-    return replace(batch, clips={view: clips[:videos] for view, clips in batch.clips.items()}, **rows)
 
 
 def _bytes(state: dict[str, torch.Tensor]) -> int:

@@ -309,15 +309,11 @@ class IIC(Method):
     def _mined_here(self, queries: _Rows, bank: _Rows, batch: ClipBatch, plan: CascadePlan, filled: int) -> Tensor:
         from vidssl.mining.cascade import mine  # heavy, and a run without the cascade never needs it
 
-        exclude = self._group_index(filled).exclusions(source_of(batch.instance, batch.group).cpu().numpy())
+        if self._groups is None or self._groups[0] != filled:  # a video has been seen for the first time
+            self._groups = filled, GroupIndex(self.memory.source.cpu().numpy())
+        exclude = self._groups[1].exclusions(source_of(batch.instance, batch.group).cpu().numpy())
         result = mine(queries, bank, plan, exclude=exclude, valid=self.memory.seen, backend=self.backend)
         return torch.as_tensor(result.ids, device=batch.instance.device)
-
-    def _group_index(self, seen: int) -> GroupIndex:
-        """Videos by source; made anew only when a video has been seen for the first time."""
-        if self._groups is None or self._groups[0] != seen:
-            self._groups = (seen, GroupIndex(self.memory.source.cpu().numpy()))
-        return self._groups[1]
 
     def _remember(self, rows: Mapping[str, Tensor], batch: ClipBatch) -> None:
         columns = {".instance": batch.instance, ".group": batch.group, ".start": batch.start}
@@ -394,6 +390,8 @@ def _check(recipe: Recipe) -> None:
         raise RecipeError(
             "mining.weights=agreement weighs what is mined in a queue, and iic mines in memories; leave mining.weights out"
         )
+    if recipe.trainer.accumulate > 1 and method.iic.loss == "nce":
+        raise RecipeError("method.iic.loss=nce takes its constant from one whole batch; type trainer.accumulate=1")
     if recipe.mines and method.iic.loss == "nce":
         raise RecipeError(
             "method.iic.loss=nce knows one positive, method.cascade=true brings more; type method.iic.loss=softmax"

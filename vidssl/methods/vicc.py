@@ -215,6 +215,11 @@ def queue_rows(recipe: Recipe) -> int:
 
 def _check(recipe: Recipe) -> None:
     method, vicc, together = recipe.method, recipe.method.vicc, _global_batch(recipe)
+    if recipe.trainer.accumulate > 1:
+        raise RecipeError(
+            f"trainer.accumulate={recipe.trainer.accumulate}: vicc balances its assignments over all rows of a step at once; "
+            "type trainer.accumulate=1, and model.checkpointing=true for less memory"
+        )
     if recipe.clips.per_video != 2:
         raise RecipeError(
             f"vicc swaps two clips of a video, clips.per_video={recipe.clips.per_video}; type clips.per_video=2"

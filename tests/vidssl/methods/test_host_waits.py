@@ -15,14 +15,16 @@ import torch
 
 from tests.pretended_gpu import PretendedGpu
 from vidssl.batch import ClipBatch, Positives
+from vidssl.encoder import build_encoder
 from vidssl.methods import build_method
 from vidssl.optimizers import build_optimizer, clip_gradients
-from vidssl.recipe import load_recipe
+from vidssl.recipe import Model, load_recipe
 from vidssl.tables.backbones import BACKBONES
 from vidssl.tables.methods import METHODS
 from vidssl.views import make_views
 
 ROWS, DIM, QUEUE, VIDEOS, STEPS = 8, 16, 16, 24, 5
+QUICK = ("tiny",)
 INLINE = ["mining.where=inline", "method.warmup_steps=0"]
 ARMS = {
     "infonce": [],
@@ -52,10 +54,32 @@ ARMS = {
 
 
 def a_recipe(arm: str, *words: str):
-    base = [f"method.name={arm.split()[0]}", f"model.dim={DIM}", "model.width=4", f"method.queue={QUEUE}", "mining.topk=2"]
-    base += ["method.iic.negatives=8", "method.vicc.prototypes=6", "method.vicc.queue=0", "mining.pool=4", "optim.clip=1"]
+    base = [
+        f"method.name={arm.split()[0]}",
+        f"model.dim={DIM}",
+        "model.width=4",
+        f"method.queue={QUEUE}",
+        "mining.topk=2",
+    ]
+    base += [
+        "method.iic.negatives=8",
+        "method.vicc.prototypes=6",
+        "method.vicc.queue=0",
+        "mining.pool=4",
+        "optim.clip=1",
+    ]
     plain = arm.startswith(("vicc", "iic")) or arm in ("infonce", "ubernce", "infonce of sources")
-    return load_recipe("cpr-tiny", [*base, *(["method.warmup_steps=0"] if plain else []), *ARMS.get(arm, []), f"trainer.batch={ROWS}", "trainer.workers=1", *words])
+    return load_recipe(
+        "cpr-tiny",
+        [
+            *base,
+            *(["method.warmup_steps=0"] if plain else []),
+            *ARMS.get(arm, []),
+            f"trainer.batch={ROWS}",
+            "trainer.workers=1",
+            *words,
+        ],
+    )
 
 
 def a_batch(step: int, views, size: int = 16, frames: int = 4, rows: int = ROWS) -> ClipBatch:
@@ -124,3 +148,32 @@ def test_a_step_makes_the_host_wait_for_nothing(arm):
         assert [float(loss) for loss in losses] == pytest.approx([float(loss) for loss in expected], rel=1e-5)
     allowed = 1 if arm == "iic + cascade" else 0
     assert max(sum(one.values()) for one in waits[2:]) <= allowed, waits
+
+
+@pytest.mark.parametrize("loss", ["first", "later"])
+def test_what_is_looked_at_now_and_then_is_not_waited_for(loss):
+    """ViCC looks at its rows every 50 steps; on a GPU at what it noted 50 steps before."""
+    recipe = a_recipe("vicc")
+    with PretendedGpu() as gpu:
+        method = gpu.moves(build_method(recipe, instances=VIDEOS).train())
+        for step in (0, 50, 100) if loss == "first" else (49, 50, 51):
+            gpu.waits.clear()
+            method(on_the(gpu, a_batch(step, recipe.views)))
+            assert not gpu.waits
+        assert gpu.events == (2 if loss == "first" else 0)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
+)
+@pytest.mark.parametrize(
+    "switches", [{}, {"channels_last": True}, {"checkpointing": True}], ids=["plain", "channels_last", "checkpointing"]
+)
+def test_every_backbone_goes_forward_and_back_on_the_device_alone(name, switches):
+    encoder = build_encoder(Model(backbone=name, width=4).model_copy(update=switches)).train()
+    clips = torch.randn(1, 3, 16, 32, 32).repeat(2, 1, 1, 1, 1) * torch.tensor([1.0, 0.5]).reshape(2, 1, 1, 1, 1)
+    with PretendedGpu() as gpu:
+        rows = gpu.moves(encoder)(gpu.holds(clips))
+        rows.square().sum().backward()
+        assert not gpu.waits
+        assert {weight.grad.device.type for weight in encoder.parameters()} == {"cuda"}
