@@ -93,6 +93,7 @@ def _asked(child: subprocess.Popen[str], steps: int) -> float:
 def _child(name: str) -> None:
     """Reads a number of steps, does them, answers with their seconds; again and again. Written for old checkouts too."""
     import torch
+
     from vidssl.batch import ClipBatch, Positives
     from vidssl.methods import build_method
     from vidssl.optimizers import build_optimizer

@@ -374,11 +374,12 @@ def _feed(manifest: Manifest, spec: LoaderSpec, disk: Patience) -> Feed:
 def _batch_of(
     made: Made, clips: Mapping[str, Tensor], manifest: Manifest, spec: LoaderSpec, device: torch.device
 ) -> ClipBatch:
-    instance, samples = made.plan.instance, manifest.samples
-    columns = {"instance": instance, "group": samples.group[instance], "label": samples.label[instance]}
+    rows, samples = made.plan.instance, manifest.samples
+    columns = {"instance": rows, "group": samples.group[rows], "label": samples.label[rows]}
     host = {name: column.astype(np.int64) for name, column in {**columns, "start": made.plan.start}.items()}
     with beside(device) as lent:
         there = {name: sent(torch.from_numpy(column), device) for name, column in host.items()}
         views = views_of(clips, spec.views, spec.clips, manifest.flow, spec.flow_channels)
         lent += [*there.values(), *views.values()]
-    return ClipBatch(views, **there, epoch=made.plan.epoch, step=made.plan.step, host=host)
+    instance, group, label, start = there.values()
+    return ClipBatch(views, instance, group, label, made.plan.epoch, made.plan.step, start, host)

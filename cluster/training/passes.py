@@ -55,12 +55,18 @@ def _pass(
     positives: Positives | None,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
 ) -> StepOutput:
-    alone = isinstance(model, nn.parallel.DistributedDataParallel) and not part.ends
-    with model.no_sync() if alone else contextlib.nullcontext():
+    with _together(model, part.ends):
         with autocast():
             out: StepOutput = model(part, positives)
         (out.loss / part.parts).backward()
     return StepOutput(out.loss.detach(), out.embeddings, out.metrics, out.update)
+
+
+def _together(model: nn.Module, ends: bool) -> contextlib.AbstractContextManager[Any]:
+    """Ranks exchange gradients at the end of a step only."""
+    if isinstance(model, nn.parallel.DistributedDataParallel) and not ends:
+        return model.no_sync()
+    return contextlib.nullcontext()
 
 
 def _joined(parts: Sequence[StepOutput]) -> StepOutput:

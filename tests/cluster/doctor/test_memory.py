@@ -36,20 +36,20 @@ def test_what_is_counted_is_what_a_forward_pass_saves(backbone):
     assert activation_bytes(model, clips) == pytest.approx(really_saved(model, clips), rel=0.02)
 
 
-def test_half_precision_halves_it_and_checkpointing_saves_most():
+def test_half_precision_halves_it_and_checkpointing_takes_less():
     plain, clips = Model(backbone="r3d10"), Clips(frames=16, size=112)
     full = activation_bytes(plain, clips)
     assert full == pytest.approx(0.1006e9, rel=0.01)
     assert activation_bytes(plain, clips, precision="bf16") == pytest.approx(full / 2, rel=0.01)
-    tiny = Model(backbone="tiny")
-    less = activation_bytes(tiny.model_copy(update={"checkpointing": True}), clips)
-    assert less < 0.9 * activation_bytes(tiny, clips)
+    assert activation_bytes(plain.model_copy(update={"checkpointing": True}), clips) < full
 
 
 @pytest.mark.slow
 def test_s3d_at_the_papers_sizes():
     found = [activation_bytes(Model(backbone="s3d"), Clips(frames=t, size=s)) for t, s in ((16, 112), (32, 128))]
     assert found == pytest.approx([0.122e9, 0.320e9], rel=0.01)
+    checkpointed = Model(backbone="s3d", checkpointing=True)
+    assert activation_bytes(checkpointed, Clips(frames=32, size=128)) < 0.5 * found[1]
 
 
 @pytest.mark.parametrize(("name", "clips"), [("infonce", 4), ("cpr", 4), ("vicc", 8), ("iic", 8)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +12,16 @@ import pytest
 import torch
 from torch import nn
 
+from cluster.training.driver import train
 from cluster.training.passes import passes
+from cluster.training.plan import plan_run
+from tests.cluster.training.small_runs import small
 from tests.vidssl.methods.method_parts import a_batch, a_recipe, some_positives
 from vidssl.errors import RecipeError
 from vidssl.methods import build_method, method_class
 from vidssl.recipe import load_recipe
+from vidssl.saved.checkpoint import latest_step, read_meta
+from vidssl.saved.run_folder import RunFolder
 
 ROWS = 4
 ARMS: dict[str, dict[str, Any]] = {
@@ -112,3 +119,16 @@ def test_methods_that_need_the_whole_batch_refuse_parts(name, words, why):
     recipe = load_recipe(name, ["trainer.accumulate=2", "trainer.batch=8", *words])
     with pytest.raises(RecipeError, match=why):
         method_class(recipe.method.name).check(recipe)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data's own settings, read inside Ray Train
+def test_two_workers_train_in_parts_and_steps_are_those_of_the_optimizer(packed, tmp_path, ray_cluster):
+    recipe = small(packed, tmp_path, "trainer.accumulate=2", "trainer.steps=6", "trainer.log_every_steps=2")
+    train(plan_run(recipe), lambda line: None)
+    folder = RunFolder(tmp_path / "small")
+    assert latest_step(folder) == 6
+    rows = [json.loads(line) for line in folder.log.read_text().splitlines() if '"loss"' in line]
+    assert [row["step"] for row in rows] == [0, 1, 3, 5]
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    assert read_meta(folder, 6).seen == 6 * recipe.trainer.batch * recipe.trainer.workers
