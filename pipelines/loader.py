@@ -24,6 +24,7 @@ from torch import Tensor
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.patience import AGAIN, Patience, Say, say_in_log
 from pipelines.loading.augment import INNER
+from pipelines.loading.beside import beside
 from pipelines.loading.crops import Crops, crops_of_window
 from pipelines.loading.decode import resolve_decode
 from pipelines.loading.feed import Feed, Plan, reader_for, streams_of
@@ -37,6 +38,7 @@ from pipelines.loading.windows import Rule, padded_in_front, window_starts
 from vidssl.batch import ClipBatch
 from vidssl.errors import CheckpointError, DeviceError
 from vidssl.recipe import Augment, Clips, Loader
+from vidssl.transfer import sent
 
 __all__ = ["EvalLoader", "LoaderMeter", "LoaderSpec", "TrainLoader"]
 
@@ -375,15 +377,12 @@ def _feed(manifest: Manifest, spec: LoaderSpec, disk: Patience) -> Feed:
 def _batch_of(
     made: Made, clips: Mapping[str, Tensor], manifest: Manifest, spec: LoaderSpec, device: torch.device
 ) -> ClipBatch:
-    instance = made.plan.instance
-    columns = (instance, manifest.samples.group[instance], manifest.samples.label[instance], made.plan.start)
-    ids, group, label, start = (torch.from_numpy(column.astype(np.int64)).to(device) for column in columns)
-    return ClipBatch(
-        clips=views_of(clips, spec.views, spec.clips, manifest.flow, spec.flow_channels),
-        instance=ids,
-        group=group,
-        label=label,
-        epoch=made.plan.epoch,
-        step=made.plan.step,
-        start=start,
-    )
+    rows, samples = made.plan.instance, manifest.samples
+    columns = {"instance": rows, "group": samples.group[rows], "label": samples.label[rows]}
+    host = {name: column.astype(np.int64) for name, column in {**columns, "start": made.plan.start}.items()}
+    with beside(device) as lent:
+        there = {name: sent(torch.from_numpy(column), device) for name, column in host.items()}
+        views = views_of(clips, spec.views, spec.clips, manifest.flow, spec.flow_channels)
+        lent += [*there.values(), *views.values()]
+    instance, group, label, start = there.values()
+    return ClipBatch(views, instance, group, label, made.plan.epoch, made.plan.step, start, host)

@@ -1,8 +1,9 @@
 """A pretended CUDA device, for machines without one: does the host wait for the device, are devices mixed?
 
-Tensors say `cuda:0`, hold their values on the CPU, refuse to be mixed with CPU tensors as CUDA does, and every wait of
-the host for the device is counted by name: a scalar that is read, a copy to the host, `nonzero`, and a copy from memory
-that is not pinned. What the values are is torch's own computation; how fast a GPU is nobody learns here.
+Tensors say `cuda:0`, hold their values on the CPU, refuse to be mixed with CPU tensors as CUDA does, forward and backward,
+and every wait of the host for the device is counted by name: a scalar that is read, a copy to the host, `nonzero`, and a
+copy from memory that is not pinned. A wait for an event is counted apart, as it need not be for the newest work. What the
+values are is torch's own computation; how fast a GPU is nobody learns here.
 
     with PretendedGpu() as gpu:
         found = work(gpu.holds(tensor))
@@ -11,26 +12,32 @@ that is not pinned. What the values are is torch's own computation; how fast a G
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from unittest import mock
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 CUDA = torch.device("cuda", 0)
 WAITING = {"nonzero", "masked_select", "unique", "_unique2", "unique_dim", "equal"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
-MADE = {"full", "empty", "zeros", "ones", "arange", "tensor", "as_tensor", "randn", "rand", "linspace"}
 
 
 class _There(torch.Tensor):
-    """A tensor on the pretended device."""
+    """A tensor on the pretended device. Torch's own code, which has no CUDA here, takes it for one on the CPU."""
+
+    device = property(lambda self: CUDA)
+    is_cuda = property(lambda self: True)
 
     @staticmethod
     def __new__(cls, here: torch.Tensor) -> _There:
         facts = {"strides": here.stride(), "storage_offset": here.storage_offset(), "dtype": here.dtype}
-        return torch.Tensor._make_wrapper_subclass(cls, here.size(), device=CUDA, **facts)
+        return torch.Tensor._make_wrapper_subclass(cls, here.size(), device="cpu", **facts)
 
     def __init__(self, here: torch.Tensor) -> None:
         self.here = here
@@ -38,32 +45,65 @@ class _There(torch.Tensor):
     def numpy(self, *args, **options):
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
 
+    def tolist(self):
+        _GPUS[-1].waits["to host"] += 1
+        return self.here.tolist()
+
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return _GPUS[-1].run(function, args, kwargs or {})
 
 
+class _Event:
+    """What `torch.cuda.Event` is: recorded behind work, and somebody may wait for that."""
+
+    def record(self, stream: object = None) -> None:
+        self.recorded = True
+
+    def synchronize(self) -> None:
+        _GPUS[-1].events += 1
+
+
 class PretendedGpu(TorchDispatchMode):
-    """While it is entered, what names the device `cuda` is made on the pretended one."""
+    """While it is entered, what names the device `cuda` is made on the pretended one.
+
+    Attributes:
+        waits: By name, how often the host waited for the newest work of the device.
+        events: How often it waited for an event.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
-        self._functions = _Functions(self)
+        self.events = 0
+        self._open = contextlib.ExitStack()
 
     def holds(self, values: torch.Tensor) -> torch.Tensor:
         """The values as they would lie on the device, already there."""
         return _There(values)
 
+    def moves(self, module: nn.Module) -> nn.Module:
+        """The module with all that it holds on the device; copies, so that what it was made from stays as it is."""
+        moved: dict[int, nn.Parameter] = {}
+        for part in module.modules():
+            for name, one in part._parameters.items():
+                if one is not None:
+                    copy = nn.Parameter(_There(one.detach().clone()), one.requires_grad)
+                    part._parameters[name] = moved.setdefault(id(one), copy)
+            for name, one in part._buffers.items():
+                part._buffers[name] = None if one is None else _There(one.detach().clone())
+        return module
+
     def __enter__(self):
-        torch._C._ensureCUDADeviceGuardSet()
         _GPUS.append(self)
-        self._functions.__enter__()
+        self._open.enter_context(mock.patch.object(torch.cuda, "Event", _Event))
+        self._open.enter_context(mock.patch("torch.nn.utils.clip_grad._group_tensors_by_device_and_dtype", _grouped))
+        self._open.enter_context(_Functions(self))
         return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
-        self._functions.__exit__(*error)
+        self._open.close()
         _GPUS.pop()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -72,21 +112,17 @@ class PretendedGpu(TorchDispatchMode):
     def run(self, function, args, kwargs):
         name, flat = function._overloadpacket.__name__, tree_flatten((args, kwargs))[0]
         there = [one for one in flat if isinstance(one, _There)]
-        here = [one for one in flat if isinstance(one, torch.Tensor) and not isinstance(one, _There) and one.dim()]
-        goes_to = kwargs.get("device")
-        if there and here and name not in {"copy_", "_to_copy", *INDEXING}:
+        here = [one for one in flat if _is_tensor(one) and not isinstance(one, _There) and one.dim()]
+        if there and here and name not in {"copy_", *INDEXING}:
             raise RuntimeError(f"Expected all tensors to be on the same device: {name} mixes cuda:0 and cpu")
-        self._count(name, args, there, here, goes_to)
-        stays = bool(there) and not (name == "_to_copy" and goes_to is not None and not _is_cuda(goes_to))
-        if name == "copy_":
-            stays = isinstance(args[0], _There)
+        if there:
+            self._count(name, args, kwargs, here)
+        stays = isinstance(args[0], _There) if name == "copy_" else bool(there)
         result = function(*tree_map(_bare, args), **tree_map(_bare, kwargs))
         known = {id(one.here): one for one in there}
         return tree_map(lambda one: _there(one, known), result) if stays else result
 
-    def _count(self, name, args, there, here, goes_to) -> None:
-        if not there:
-            return
+    def _count(self, name, args, kwargs, here) -> None:
         if name == "_local_scalar_dense":
             self.waits["scalar"] += 1
         if name in WAITING:
@@ -94,10 +130,9 @@ class PretendedGpu(TorchDispatchMode):
         if name in INDEXING and any(_is_tensor(one) and one.dtype == torch.bool for one in tree_flatten(args[1])[0]):
             self.waits["nonzero"] += 1
         if name in INDEXING and here:
-            self.waits["index from the host"] += 1
-        if name == "_to_copy" and goes_to is not None and not _is_cuda(goes_to):
-            self.waits["to host"] += 1
-        if name == "copy_" and here:
+            self.waits["index or value from the host"] += 1
+        goes_on = any(getattr(one, "is_pinned_here", False) for one in here) and (*args, False)[2]
+        if name == "copy_" and here and not goes_on:
             self.waits["to device, not pinned" if isinstance(args[0], _There) else "to host"] += 1
 
 
@@ -110,40 +145,45 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs, name = dict(kwargs or {}), getattr(function, "__name__", "")
-        if name == "pin_memory":
-            pinned = args[0].clone()
+        if name == "pin_memory" or kwargs.pop("pin_memory", False):
+            pinned = args[0].clone() if name == "pin_memory" else function(*args, **kwargs)
             pinned.is_pinned_here = True
             return pinned
-        device = kwargs.get("device", args[1] if name == "to" and len(args) > 1 else None)
-        if name == "to" and _is_cuda(device):
-            if isinstance(args[0], _There):
-                return args[0]
-            if not (getattr(args[0], "is_pinned_here", False) and kwargs.get("non_blocking")):
-                self._gpu.waits["to device, not pinned"] += 1
-            return _There(args[0].detach())
-        if name in MADE and _is_cuda(device):
+        if name in {"to", "cpu"}:
+            return self._sent(function, args, kwargs, name)
+        if _is_cuda(kwargs.get("device")):
             if name in {"tensor", "as_tensor"}:
                 self._gpu.waits["to device, not pinned"] += 1
-            return _There(function(*args, **{**kwargs, "device": "cpu"}))
-        if name in {"__getitem__", "__setitem__"} and isinstance(args[0], _There):
-            return self._indexed(*args)
+            made = function(*map(_bare, args), **{**kwargs, "device": "cpu"})
+            return made if isinstance(made, _There) else _There(made)
         return function(*args, **kwargs)
 
-    def _indexed(self, there, index, *values):
-        """`there[index]`, or with a value `there[index] = value`; torch's own would look for the device's driver."""
-        for one in tree_flatten((index, values))[0]:
-            if _is_tensor(one) and one.dim() and not isinstance(one, _There):
-                self._gpu.waits["index or value from the host"] += 1
-            if _is_tensor(one) and one.dtype == torch.bool:
-                self._gpu.waits["nonzero"] += 1
-        with torch._C.DisableTorchFunction():
-            if values:
-                there.here[tree_map(_bare, index)] = _bare(values[0])
-                return None
-            return _There(there.here[tree_map(_bare, index)])
+    def _sent(self, function, args, kwargs, name):
+        """`to` and `cpu`: the device is taken out of the words, the dtype is torch's own business."""
+        given, *rest = args
+        devices = [one for one in (kwargs.get("device"), *rest) if isinstance(one, torch.device | str)]
+        rest = [one for one in rest if not isinstance(one, torch.device | str)]
+        kwargs.pop("device", None)
+        as_wanted = function(given, *rest, **kwargs) if name == "to" and (rest or kwargs) else given
+        if name == "cpu" or (devices and not _is_cuda(devices[0])):
+            if not isinstance(given, _There):
+                return as_wanted
+            self._gpu.waits["to host"] += 1
+            return as_wanted.here
+        if not devices or isinstance(given, _There):
+            return as_wanted
+        if not (getattr(given, "is_pinned_here", False) and kwargs.get("non_blocking")):
+            self._gpu.waits["to device, not pinned"] += 1
+        return _There(as_wanted.detach())
 
 
 _GPUS: list[PretendedGpu] = []
+
+
+def _grouped(tables, *rest):
+    """Torch groups gradients by device in code that does not see the pretended one."""
+    found = _group_tensors_by_device_and_dtype(tables, *rest)
+    return {(group[0][0].device, dtype): (group, places) for (_, dtype), (group, places) in found.items()}
 
 
 def _there(one, known):

@@ -7,12 +7,15 @@ N bank slots, K queue length, k positives, S stages.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from vidssl.transfer import Later, sent
 
 __all__ = ["ClipBatch", "Embeddings", "Positives"]
 
@@ -30,6 +33,9 @@ class ClipBatch:
         epoch: Epoch of the order that the first row of all ranks belongs to, from 0; the rows after it may be of the next.
         step: Global optimizer step this batch belongs to, from 0.
         start: int64 [B, n_clips], first source frame of each clip (what was seen can be said and repeated).
+        host: Columns (instance, group, label, start) as the loader knew them, see `on_host`; those it left out are not there.
+        part: Which part of the step's batch this is, from 0 (`trainer.accumulate`).
+        parts: How many parts the step has.
     """
 
     clips: Mapping[str, Tensor]
@@ -39,11 +45,35 @@ class ClipBatch:
     epoch: int
     step: int
     start: Tensor
+    host: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    part: int = 0
+    parts: int = 1
 
     @property
     def size(self) -> int:
         """B, the number of rows."""
         return int(self.instance.shape[0])
+
+    @property
+    def ends(self) -> bool:
+        """Whether the step has no further part: what a step remembers is remembered now."""
+        return self.part == self.parts - 1
+
+    def on_host(self, name: Literal["instance", "group", "start"]) -> NDArray[np.int64]:
+        """A column where the host can read it; one that did not come from a loader is read from the device, which waits."""
+        return self.host[name] if name in self.host else getattr(self, name).cpu().numpy()
+
+    def taken(self, rows: slice) -> ClipBatch:
+        """Some of the rows."""
+        columns = {name: getattr(self, name)[rows] for name in ("instance", "group", "label", "start")}
+        host = {name: values[rows] for name, values in self.host.items()}
+        return replace(self, clips={view: clips[rows] for view, clips in self.clips.items()}, host=host, **columns)
+
+    def split(self, parts: int) -> list[ClipBatch]:
+        """Parts of equally many rows, in order."""
+        size = self.size // parts
+        shares = [self.taken(slice(part * size, (part + 1) * size)) for part in range(parts)]
+        return [replace(share, part=part, parts=parts) for part, share in enumerate(shares)]
 
 
 @dataclass(frozen=True)
@@ -51,13 +81,14 @@ class Embeddings:
     """What one worker pushes to the bank after one step.
 
     Attributes:
-        views: view name → [B, D] unit rows, float16 or float32 (or bits of bfloat16, see `vidssl.mining.rows`).
+        views: view name → [B, D] unit rows, float16 or float32 (or bits of bfloat16, see `vidssl.mining.rows`), or rows that
+            are still under way to the host.
         instance: int64 [B], the slots they belong to.
         step: Step that made them.
         rank: Rank that made them.
     """
 
-    views: Mapping[str, NDArray[np.floating | np.uint16]]
+    views: Mapping[str, NDArray[np.floating | np.uint16] | Later]
     instance: NDArray[np.int64]
     step: int
     rank: int
@@ -97,4 +128,11 @@ class Positives:
 
     def tensors(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """`ids` and `vectors` as tensors on `device`."""
-        return torch.as_tensor(self.ids, device=device), torch.as_tensor(self.vectors, device=device)
+        place = torch.device(device)
+        return sent(torch.as_tensor(self.ids), place), sent(torch.as_tensor(self.vectors), place)
+
+    def split(self, parts: int) -> list[Positives]:
+        """Those of `ClipBatch.split`."""
+        names = ("ids", "vectors", "mined_at", "survivors")
+        cut = {name: np.split(getattr(self, name), parts) for name in names}
+        return [Positives(**{name: cut[name][part] for name in names}) for part in range(parts)]

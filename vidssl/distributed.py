@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vidssl.transfer import sent
+
 __all__ = [
     "copy_buffers_from_first",
     "gather_objects",
@@ -78,20 +80,20 @@ def on_shuffled_rows(encode: Callable[[Tensor], Tensor], rows: Tensor, seed: int
     owner = order // size
     leaving = [order[other][owner[other] == me] - me * size for other in range(world())]
     arriving = torch.sort(owner[me], stable=True)
-    sent, got = [len(those) for those in leaving], torch.bincount(arriving.values, minlength=world()).tolist()
-    mine, theirs = torch.cat(leaving).to(rows.device), arriving.indices.to(rows.device)
+    going, got = [len(those) for those in leaving], torch.bincount(arriving.values, minlength=world()).tolist()
+    mine, theirs = sent(torch.cat(leaving), rows.device), sent(arriving.indices, rows.device)
     abroad = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    abroad[theirs] = _exchanged(rows[mine], sent, got)
+    abroad[theirs] = _exchanged(rows[mine], going, got)
     encoded = encode(abroad)
     home = torch.empty_like(encoded)
-    home[mine] = _exchanged(encoded[theirs], got, sent)
+    home[mine] = _exchanged(encoded[theirs], got, going)
     return home
 
 
-def _exchanged(rows: Tensor, sent: list[int], got: list[int]) -> Tensor:
+def _exchanged(rows: Tensor, going: list[int], got: list[int]) -> Tensor:
     """Rows for each rank in turn, so many for each; returns those from each in turn."""
     found = rows.new_empty((sum(got), *rows.shape[1:]))
-    dist.all_to_all_single(found, rows.contiguous(), got, sent)
+    dist.all_to_all_single(found, rows.contiguous(), got, going)
     return found
 
 

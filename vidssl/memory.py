@@ -25,7 +25,16 @@ from vidssl.distributed import gather_rows, world
 from vidssl.encoder import unit_rows
 from vidssl.errors import DataError
 
-__all__ = ["Memories", "binary_nce", "constant_of", "counted_rows", "drawn_ids", "memory_scores"]
+__all__ = [
+    "Memories",
+    "binary_nce",
+    "check_known",
+    "check_once",
+    "constant_of",
+    "drawn_ids",
+    "first_rows",
+    "memory_scores",
+]
 
 
 class Memories(nn.Module):
@@ -66,7 +75,7 @@ class Memories(nn.Module):
 
         Args:
             rows: Every memory → [G, D], of all ranks, any length.
-            instance: int64 [G], each at most once (see `counted_rows`).
+            instance: int64 [G]; rows of one video are equal (see `first_rows`).
             group: int64 [G].
         """
         for name in self.names:
@@ -82,19 +91,15 @@ def source_of(instance: Tensor, group: Tensor) -> Tensor:
     return torch.where(group >= 0, group, -2 - instance)
 
 
-def counted_rows(instance: NDArray[np.int64], start: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Rows of a global batch that enter the memories: every video once.
-
-    The loader puts a copy of another row, first frames included, in the place of a video that cannot be read: such a
-    copy is not counted. Any other repetition would make the order of writes decide, so it is refused.
+def check_known(instance: NDArray[np.int64], size: int) -> None:
+    """Refuse videos that N memory rows do not have.
 
     Args:
-        instance: int64 [G], of all ranks.
-        start: int64 [G, n], first frames of the clips.
+        instance: int64 [B], on the host.
         size: N.
 
     Raises:
-        DataError: a video without a memory row, or one that comes twice with different clips.
+        DataError: a video without a memory row.
     """
     unknown = instance[(instance < 0) | (instance >= size)]
     if unknown.size:
@@ -102,15 +107,37 @@ def counted_rows(instance: NDArray[np.int64], start: NDArray[np.int64], size: in
             f"video {unknown[0]} has no row in memories of {size} videos; build the method with instances=N, "
             "the number of videos of the data"
         )
-    _, first, back = np.unique(instance, return_index=True, return_inverse=True)
-    differ = (start != start[first[back]]).any(axis=tuple(range(1, start.ndim)))
-    if differ.any():
-        twice = int(instance[differ.argmax()])
+
+
+def first_rows(instance: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Which row of a global batch enters the memory of each row's video: the first one of it.
+
+    The loader puts a copy of another row, first frames included, in the place of a video that cannot be read: such a
+    copy is not counted. Any other repetition would make the order of the batch decide; see `check_once`.
+
+    Args:
+        instance: int64 [G], of all ranks.
+        start: int64 [G, n], first frames of the clips.
+
+    Returns:
+        int64 [G], and a scalar: a video that comes twice with different clips, -1: none does.
+    """
+    first = (instance[:, None] == instance).to(torch.uint8).argmax(1)
+    differ = (start != start[first]).any(1)
+    return first, torch.where(differ, instance, -1).max()
+
+
+def check_once(twice: int) -> None:
+    """Refuse what `first_rows` found.
+
+    Raises:
+        DataError: a video that comes twice with different clips.
+    """
+    if twice >= 0:
         raise DataError(
             f"video {twice} comes twice in one step with different clips, and its memory has one row; "
             "draw every video at most once in a step"
         )
-    return np.sort(first)
 
 
 def drawn_ids(

@@ -55,6 +55,8 @@ class RingQueue(nn.Module):
         self.register_buffer("written", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("minable", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+        self._counts: dict[str, int] = {}  # of `written` and `minable`, so that no step waits for the device
+        self.register_load_state_dict_post_hook(_count_again)
 
     def rows(self, view: str) -> Tensor:
         """[K, D], slot order. The buffer itself: copy it before a `push` that comes ahead of the backward pass."""
@@ -86,18 +88,26 @@ class RingQueue(nn.Module):
         self.written[slots[keep]] = True
         self.minable[slots[keep]] = True
         self.pointer.copy_((self.pointer + count) % self.size)
+        self._counts = {name: min(self.size, before + count) for name, before in self._counts.items()}
 
     def forget_minable(self) -> None:
         """A slot counts as minable only after it has been written again (the second encoder was exchanged)."""
         self.minable.zero_()
+        self._counts["minable"] = 0
 
     def ready(self) -> bool:
         """Whether mining may start: every slot holds rows of the present encoders (as published: only a full queue)."""
-        return bool(self.minable.all())
+        return self._count("minable") == self.size
 
     def full(self) -> bool:
         """Whether every slot was written."""
-        return bool(self.written.all())
+        return self._count("written") == self.size
+
+    def _count(self, name: str) -> int:
+        """Slots that have the property, read from the device once: whatever is written goes on where the last write ended."""
+        if name not in self._counts:
+            self._counts[name] = int(self.get_buffer(name).sum())
+        return self._counts[name]
 
     def filled(self) -> Tensor:
         """Share of written slots, a scalar."""
@@ -111,3 +121,8 @@ class RingQueue(nn.Module):
     def same_label(self, label: Tensor) -> Tensor:
         """Bool [B, K]: slots of the row's class; -1 (unknown) matches nothing."""
         return (label[:, None] == self.label) & (self.label >= 0) & self.written
+
+
+def _count_again(queue: nn.Module, _: object) -> None:
+    assert isinstance(queue, RingQueue)  # for the type checker: a hook is handed a module
+    queue._counts.clear()

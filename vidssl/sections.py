@@ -137,6 +137,9 @@ class Model(Section):
     checkpointing: bool = Field(
         default=False, description="activations computed again in the backward pass: less memory"
     )
+    compile: bool = Field(
+        default=False, description="encoders are compiled (torch.compile): minutes at the start, faster steps on a GPU"
+    )
     sync_bn: bool = Field(
         default=False, description="batch norms take the statistics of all workers' batches; nothing is shuffled then"
     )
@@ -172,6 +175,12 @@ class Trainer(Section):
 
     workers: int = Field(default=1, ge=1, le=100_000, description="Ray Train workers, one device each")
     batch: int = Field(default=16, ge=1, le=1_000_000, description="B, videos of one worker in one step")
+    accumulate: int = Field(
+        default=1,
+        ge=1,
+        le=1_000_000,
+        description="parts in which a worker does its batch, one after the other, before the weights change: less memory",
+    )
     epochs: int = Field(default=10, ge=1, le=1_000_000, description="passes over the training split; `steps` overrides")
     steps: Steps | None = Field(default=None, description="optimizer steps of the whole run")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -203,6 +212,15 @@ class Trainer(Section):
         default=2, ge=0, le=1_000_000, description="restarts of the worker group from the last checkpoint"
     )
     storage: Place = Field(default="runs", description="folder (shared by all nodes) that holds the run")
+
+    @model_validator(mode="after")
+    def _parts_of_equal_size(self) -> Trainer:
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"trainer.accumulate={self.accumulate} does not divide trainer.batch={self.batch}; parts have equally many "
+                "videos: type a trainer.batch that is a multiple of it"
+            )
+        return self
 
 
 class Evaluation(Section):

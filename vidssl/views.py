@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vidssl.errors import DataError, RecipeError
+from vidssl.transfer import sent
 
 __all__ = [
     "BOUNDARIES",
@@ -181,13 +182,14 @@ def intra_negative(
         RecipeError: unknown kind, too few frames to shuffle, or a clip that is not square to turn.
     """
     _check_intra(clips, kind)
-    made = []
-    for clip, video in zip(clips, instance, strict=True):
-        rng = np.random.default_rng((seed, step, int(video), 0x1A7A))
-        made.append(
-            _turned(clip, kind, rng) if kind in ("rot", "rot90") else clip[:, _frames(clip.shape[1], kind, rng)]
-        )
-    return torch.stack(made)
+    drawn = [np.random.default_rng((seed, step, int(video), 0x1A7A)) for video in instance]
+    if kind in ("rot", "rot90"):
+        return torch.stack([_turned(clip, kind, rng) for clip, rng in zip(clips, drawn, strict=True)])
+    rows, channels, frames = clips.shape[:3]
+    places = np.arange(rows * channels).reshape(rows, channels, 1) * frames
+    places = places + np.array([_frames(frames, kind, rng) for rng in drawn])[:, None]
+    chosen = sent(torch.from_numpy(places.reshape(-1)), clips.device)  # one message for all clips
+    return clips.reshape(-1, *clips.shape[3:])[chosen].reshape(clips.shape)
 
 
 def _check_intra(clips: Tensor, kind: str) -> None:

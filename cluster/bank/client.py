@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from cluster.bank.spec import Answer, BankSpec, Began, Push, Wanted
 from cluster.bank.tally import Tally
 from vidssl.batch import Embeddings, Positives
 from vidssl.errors import StorageError
-from vidssl.mining.rows import stored
 
 __all__ = ["BankClient", "BankRestarted"]
 
@@ -92,6 +90,7 @@ class BankClient:
         self._calls = self._newest_answered = 0
         self._done: deque[Future[Any]] = deque()
         self._step, self._last, self._lost, self._closed = -1, -1, "", False
+        self._leaving = False  # a push is on its way from the queue to the bank
         self._question, self._asked_at, self._ask_s = False, 0.0, ASK_S[0]
         self._stats: dict[str, float | str] = {}
         self._stats_at = 0.0
@@ -130,7 +129,6 @@ class BankClient:
             StorageError: deterministic, and the bank takes nothing any more.
         """
         began = time.perf_counter()
-        views = {view: stored(np.asarray(values), self.spec.dtype) for view, values in rows.views.items()}
         with self._changed:
             if next_ids is not None:
                 self._asked.add(next_step, np.array(next_ids, np.int64))
@@ -138,7 +136,7 @@ class BankClient:
                 self._changed.wait_for(lambda: self._lost or len(self._queue) < self._depth, self._timeout_s)
             room = len(self._queue) < self._depth
             if room:
-                self._queue.append(replace(rows, views=views))
+                self._queue.append(rows)
                 self._changed.notify_all()
         if room:
             self._tally.count("pushed")
@@ -239,7 +237,7 @@ class BankClient:
         return (bool(self._queue) and self._pushes() < self._in_flight) or (self._question and not self._pushes())
 
     def _pushes(self) -> int:
-        return sum(push is not None for _, push in self._flying.values())
+        return self._leaving + sum(push is not None for _, push in self._flying.values())
 
     def _send(self) -> None:
         with self._changed:
@@ -249,9 +247,13 @@ class BankClient:
             if rows is None and push is not None:
                 self._question, self._asked_at = False, time.monotonic()
                 self._ask_s = min(1.5 * self._ask_s, ASK_S[1])
+            self._leaving = push is not None
             self._changed.notify_all()  # there is room now
         if push is not None:
-            self._fly(self._link.serve(push), push)
+            try:  # rows of a GPU may still be under way: it is this thread that waits for them
+                self._fly(self._link.serve(push.arrived(self.spec.dtype)), push)
+            finally:
+                self._leaving = False
         if time.monotonic() - self._stats_at > STATS_S:
             self._stats_at = time.monotonic()
             self._fly(self._link.stats(), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,9 @@ from vidssl.mining.cascade import Backend
 from vidssl.mining.mapped import MappedRows
 from vidssl.mining.plan import CascadePlan
 from vidssl.mining.pool import EVERY_ROWS, PoolKind, SlotPool
+from vidssl.mining.rows import stored
 from vidssl.mining.space import AskedSpace
+from vidssl.transfer import Later
 
 __all__ = ["Answer", "BankSpec", "Began", "Push", "Verdict", "Wanted"]
 
@@ -181,6 +183,16 @@ class Push:
     step: int
     rows: Embeddings | None
     wanted: Wanted
+
+    def arrived(self, dtype: str) -> Push:
+        """The same, with its rows on the host, as a bank of this dtype keeps them; waits for rows under way from a GPU."""
+        if self.rows is None:
+            return self
+        here = {
+            view: stored(rows.read().numpy() if isinstance(rows, Later) else np.asarray(rows), dtype)
+            for view, rows in self.rows.views.items()
+        }
+        return replace(self, rows=replace(self.rows, views=here))
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
+from cluster.doctor.memory import ClipsWithGradient, memory_lines
 from cluster.status import time_words
 from cluster.training.checks import Checked, check
 from vidssl.batch import ClipBatch, Positives
@@ -65,7 +65,10 @@ def _one(checked: Checked) -> Iterator[str]:
         bank = len(checked.manifest) * views * recipe.model.dim * (2 if recipe.mining.bank_dtype != "float32" else 4)
         yield f"  the bank                {bank / 1e6:.1f} MB: {len(checked.manifest)} videos × {views} views × {recipe.model.dim}"
     clips_s, batch = _loader_rate(checked, device)
-    step_s, few = _step_seconds(method.to(device), recipe, batch, device)
+    counted = ClipsWithGradient()
+    counted.watch(method)
+    step_s, few = _step_seconds(method.to(device), recipe, batch, device, counted)
+    yield from memory_lines(recipe, method, batch, counted.clips / few, device)
     yield from _limits(checked, clips_s, step_s, few)
 
 
@@ -116,15 +119,17 @@ def _loader_rate(checked: Checked, device: torch.device) -> tuple[float, ClipBat
     return made * recipe.trainer.batch * recipe.clips.per_video / seconds, batch
 
 
-def _step_seconds(method: Method, recipe: Recipe, batch: ClipBatch, device: torch.device) -> tuple[float, int]:
+def _step_seconds(
+    method: Method, recipe: Recipe, batch: ClipBatch, device: torch.device, counted: ClipsWithGradient
+) -> tuple[float, int]:
     """Seconds of a worker's step, without its optimizer and without others, and of how many videos that was measured."""
-    few = _first(batch, recipe.trainer.batch if device.type == "cuda" else min(_FEW, recipe.trainer.batch))
+    few = batch.taken(slice(recipe.trainer.batch if device.type == "cuda" else min(_FEW, recipe.trainer.batch)))
     mined = Positives.none(few.size, 1, recipe.model.dim, recipe.mining.stages)
     torch.set_num_threads(recipe.trainer.cpus_per_worker)
     method.train()
     seconds: list[float] = []
     while len(seconds) < 2 or (sum(seconds) < SECONDS and len(seconds) < 10):
-        began = time.perf_counter()
+        began, counted.clips = time.perf_counter(), 0
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.trainer.precision == "bf16"):
             out: StepOutput = method(few, mined if method.needs_positives(few.step) else None)
         out.loss.backward()
@@ -132,11 +137,6 @@ def _step_seconds(method: Method, recipe: Recipe, batch: ClipBatch, device: torc
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     return min(seconds) * recipe.trainer.batch / few.size, few.size
-
-
-def _first(batch: ClipBatch, videos: int) -> ClipBatch:
-    rows = {name: getattr(batch, name)[:videos] for name in ("instance", "group", "label", "start")}
-    return replace(batch, clips={view: clips[:videos] for view, clips in batch.clips.items()}, **rows)
 
 
 def _bytes(state: dict[str, torch.Tensor]) -> int:

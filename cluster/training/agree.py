@@ -16,8 +16,10 @@ from cluster.training.failure import Failure, Halt, failure_of
 from vidssl.distributed import world
 from vidssl.errors import VidsslError
 from vidssl.saved.run_folder import RunFolder
+from vidssl.transfer import Looks, sent
 
 __all__ = [
+    "Poll",
     "barrier",
     "from_first_rank",
     "gather_over_ranks",
@@ -57,6 +59,22 @@ def max_over_ranks(value: float, device: torch.device) -> float:
     cell = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(cell, op=dist.ReduceOp.MAX)
     return float(cell)
+
+
+class Poll:
+    """A yes of any rank, heard by all in the same call: at once on a CPU, in the next call on a GPU, where nobody waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._looks: Looks[None] = Looks()
+
+    def heard(self, yes: bool) -> bool:
+        """Say yes or no, and hear what there is to hear; a collective."""
+        if world() == 1:
+            return yes
+        cell = sent(torch.tensor(float(yes)), self._device)
+        dist.all_reduce(cell, op=dist.ReduceOp.MAX)
+        return any(bool(said) for _, said in self._looks.note(None, cell))
 
 
 def barrier() -> None:

@@ -40,7 +40,7 @@ class CachedLoader:
 
     def upcoming(self, ahead: int) -> NDArray[np.int64]:
         """Instances of the batch `ahead` steps after the last delivered one, int64 [B]."""
-        return self._batches()[(self._delivered + ahead - 1) % self._wanted].instance.cpu().numpy()
+        return self._batches()[(self._delivered + ahead - 1) % self._wanted].on_host("instance")
 
     def state_dict(self) -> dict[str, Any]:
         """That of the real loader: nothing goes on from a run with kept batches."""

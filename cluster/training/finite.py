@@ -7,11 +7,10 @@ what is saved was trained by steps that were finite.
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
-
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.training.agree import gather_over_ranks
@@ -20,6 +19,7 @@ from vidssl.distributed import rank, world
 from vidssl.recipe import Recipe
 from vidssl.saved.checkpoint import checkpoint_path, latest_step
 from vidssl.saved.run_folder import RunFolder
+from vidssl.transfer import Looks
 
 __all__ = ["LAG", "FiniteWatch"]
 
@@ -28,24 +28,14 @@ LAG = 2
 _SHOWN = 16
 
 
-@dataclass(frozen=True)
-class _Look:
-    """One step's answer: [own, any rank's], 1 where the loss is not finite; `there` says when it has arrived."""
-
-    step: int
-    instance_B: Tensor
-    bad_2: Tensor
-    there: torch.cuda.Event | None
-
-
 class FiniteWatch:
     """Stops a run at the step whose loss is not a finite number; `note` and `settle` are collectives."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, total_steps: int, device: torch.device) -> None:
-        self._recipe, self._folder, self._total, self._device = recipe, folder, total_steps, device
-        self._looks: deque[_Look] = deque()
+    def __init__(self, recipe: Recipe, folder: RunFolder, total_steps: int) -> None:
+        self._recipe, self._folder, self._total = recipe, folder, total_steps
+        self._looks: Looks[tuple[int, NDArray[np.int64]]] = Looks(LAG)
 
-    def note(self, step: int, loss: Tensor, instance_B: Tensor) -> None:
+    def note(self, step: int, loss: Tensor, instance_B: NDArray[np.int64]) -> None:
         """Take one step's loss, before the weights are changed by it.
 
         Args:
@@ -59,13 +49,8 @@ class FiniteWatch:
         bad_2 = (~torch.isfinite(loss.detach())).to(torch.float32).reshape(1).repeat(2)
         if world() > 1:
             dist.all_reduce(bad_2[1:], op=dist.ReduceOp.MAX)
-        there = None
-        if self._device.type == "cuda":
-            bad_2, there = torch.empty(2, pin_memory=True).copy_(bad_2, non_blocking=True), torch.cuda.Event()
-            there.record()
-        self._looks.append(_Look(step, instance_B, bad_2, there))
-        while len(self._looks) > (LAG if there is not None else 0):
-            self._look(self._looks.popleft())
+        for (noted, videos), found_2 in self._looks.note((step, instance_B), bad_2):
+            self._look(noted, videos, found_2)
 
     def settle(self) -> None:
         """Look at everything that was noted: before anything is logged or saved.
@@ -73,21 +58,20 @@ class FiniteWatch:
         Raises:
             Halt: as `note`.
         """
-        while self._looks:
-            self._look(self._looks.popleft())
+        for (noted, videos), found_2 in self._looks.rest():
+            self._look(noted, videos, found_2)
 
-    def _look(self, look: _Look) -> None:
-        if look.there is not None:
-            look.there.synchronize()
-        own, anybody = look.bad_2.tolist()
+    def _look(self, step: int, instance_B: NDArray[np.int64], bad_2: Tensor) -> None:
+        """`bad_2`: 1 where the loss is not finite, own and any rank's."""
+        own, anybody = bad_2.tolist()
         if not anybody:
             return
-        told = gather_over_ranks((rank(), bool(own), look.instance_B.tolist()))
+        told = gather_over_ranks((rank(), bool(own), instance_B.tolist()))
         first, _, videos = next(one for one in told if one[1])
         shown = ", ".join(map(str, videos[:_SHOWN])) + (f", … {len(videos)} in all" if len(videos) > _SHOWN else "")
         raise Halt(
             self._failure(
-                f"the loss is not a finite number at step {look.step + 1} of {self._total} (rank {first}, videos {shown})"
+                f"the loss is not a finite number at step {step + 1} of {self._total} (rank {first}, videos {shown})"
             )
         )
 

@@ -8,6 +8,7 @@ import zlib
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from cluster.bank.tally import WORST
@@ -51,7 +52,7 @@ class StepMeter:
         before = time.perf_counter()
         batch = next(self._loader)
         self._wait_s += time.perf_counter() - before
-        seen = torch.stack([batch.instance.cpu(), batch.start[:, 0].cpu()]).numpy().tobytes()
+        seen = np.stack([batch.on_host("instance"), batch.on_host("start")[:, 0]]).tobytes()
         self._seen = zlib.crc32(seen, self._seen)
         return batch
 

@@ -42,7 +42,11 @@ KIND = "run"
 """What the mark of a run folder says."""
 
 _SHOWN = 6
-_SPLIT = ("trainer.workers", "trainer.batch")  # who takes how much of a step: a run may go on with others
+_SPLIT = (
+    "trainer.workers",
+    "trainer.batch",
+    "trainer.accumulate",
+)  # who takes how much of a step: a run may go on with others
 _ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 

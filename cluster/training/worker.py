@@ -15,19 +15,20 @@ from torch import nn
 from cluster.bank.alarm import FallbackAlarm
 from cluster.bank.asked import shared_out
 from cluster.bank.spec import BankSpec
-from cluster.training.agree import from_first_rank, gather_over_ranks, max_over_ranks, together
+from cluster.training.agree import Poll, from_first_rank, gather_over_ranks, together
 from cluster.training.cached import CachedLoader
 from cluster.training.failure import Halt, failure_of, read_failure, write_failure
 from cluster.training.finite import FiniteWatch
 from cluster.training.job import Job, Summary
 from cluster.training.length import Length, batch_of, length_from
 from cluster.training.meter import StepMeter
+from cluster.training.passes import passes
 from cluster.training.runlog import RunLog, note_event
 from cluster.training.skipped import SkippedVideos
 from pipelines.dataset.manifest import load_manifest
 from pipelines.dataset.patience import Patience
 from pipelines.loader import LoaderSpec, TrainLoader
-from vidssl.batch import Embeddings, Positives
+from vidssl.batch import ClipBatch, Embeddings, Positives
 from vidssl.distributed import synchronise_norms
 from vidssl.errors import VidsslError
 from vidssl.methods import Method, StepOutput, build_method
@@ -45,6 +46,7 @@ from vidssl.saved.checkpoint import (
 from vidssl.saved.run_folder import RunFolder
 from vidssl.saved.trained import artifact, encoder_state
 from vidssl.schedule import learning_rate
+from vidssl.transfer import Later
 
 if TYPE_CHECKING:
     from cluster.bank.client import BankClient
@@ -119,7 +121,8 @@ class Worker:
             self.device,
         )
         self.alarm = FallbackAlarm(self.recipe.mining.shards)
-        self.finite = FiniteWatch(self.recipe, self.folder, self.length.total, self.device)
+        self.finite = FiniteWatch(self.recipe, self.folder, self.length.total)
+        self.stop_poll = Poll(self.device)
         self.log = self.open.enter_context(RunLog(self.folder, self.start)) if self.rank == 0 else None
 
     def __enter__(self) -> Worker:
@@ -138,19 +141,17 @@ class Worker:
         self.method.train()
         for step in range(self.start, total):
             batch = self.meter.timed_next()
-            positives = self._positives(step, batch.instance)
+            positives = self._positives(step, batch)
             self._set_rate(step)
-            with self._autocast():
-                out: StepOutput = self.ddp(batch, positives)
-            self.finite.note(step, out.loss, batch.instance)
             self.optimizer.zero_grad(set_to_none=True)
-            out.loss.backward()
+            out = passes(self.ddp, batch, positives, trainer.accumulate, self._autocast)
+            self.finite.note(step, out.loss, batch.on_host("instance"))
             self.method.before_update(batch)
             if out.update:
                 if self.recipe.optim.clip is not None:
                     clip_gradients(self.optimizer, self.recipe.optim.clip)
                 self.optimizer.step()
-            self._push(out, batch.instance, step)
+            self._push(out, batch, step)
             self.meter.step_done(out)
             if (step + 1) % trainer.log_every_steps == 0 or step == self.start:
                 self._log(step, batch.epoch)
@@ -161,18 +162,18 @@ class Worker:
                 return Summary(step + 1, stopped=True)
         return Summary(total)
 
-    def _positives(self, step: int, rows: torch.Tensor) -> Positives | None:
+    def _positives(self, step: int, batch: ClipBatch) -> Positives | None:
         if self.bank is None or not self.method.needs_positives(step):
             return None
-        return self.bank.take(step, rows.cpu())
+        return self.bank.take(step, batch.on_host("instance"))
 
-    def _push(self, out: StepOutput, instance: torch.Tensor, step: int) -> None:
+    def _push(self, out: StepOutput, batch: ClipBatch, step: int) -> None:
         if self.bank is None:
             return
         soon = step + self.bank.spec.horizon
         wanted = self.loader.upcoming(soon - step) if self.method.needs_positives(soon) else None
-        views = {view: rows.to("cpu", torch.float32).numpy() for view, rows in out.embeddings.items()}
-        pushed = Embeddings(views=views, instance=instance.cpu().numpy(), step=step, rank=self.rank)
+        views = {view: Later(rows.to(torch.float32)) for view, rows in out.embeddings.items()}
+        pushed = Embeddings(views=views, instance=batch.on_host("instance"), step=step, rank=self.rank)
         self.bank.push(pushed, wanted, soon)
 
     def _log(self, step: int, epoch: int) -> None:
@@ -189,7 +190,7 @@ class Worker:
         # One number per few steps is shared, so that all ranks leave after the same step.
         if step % 4:
             return False
-        return max_over_ranks(float(self.rank == 0 and self.folder.stop_flag.exists()), self.device) > 0
+        return self.stop_poll.heard(self.rank == 0 and self.folder.stop_flag.exists())
 
     def _save(self, done: int, epoch: int, last: bool) -> None:
         self.finite.settle()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipelines.dataset.shards import sample_key
+from pipelines.loading.beside import beside
 from pipelines.loading.decode import Decode
 from pipelines.loading.engine import ClipGraph, Ran, last_line
 from pipelines.loading.feed import Fed, Feed, Plan, plans_ahead, rows_to_take
@@ -240,11 +241,9 @@ def _owned(clips: Tensor) -> Tensor:
     DALI knows nothing of torch's streams and would reuse a freed buffer at once; a copy made on a stream of its own does
     not wait for the training step, and torch frees it in order.
     """
-    if clips.device.type != "cuda":
+    if not clips.is_cuda:
         return clips
-    beside = torch.cuda.Stream(clips.device)
-    with torch.cuda.stream(beside):
+    with beside(clips.device) as lent:
         kept = clips.clone()
-    beside.synchronize()
-    kept.record_stream(torch.cuda.current_stream(clips.device))
+        lent.append(kept)
     return kept

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidssl.errors import DataError
-from vidssl.memory import Memories, binary_nce, constant_of, counted_rows, drawn_ids, memory_scores
+from vidssl.memory import (
+    Memories,
+    binary_nce,
+    check_known,
+    check_once,
+    constant_of,
+    drawn_ids,
+    first_rows,
+    memory_scores,
+)
 
 
 def test_memories_begin_with_the_published_noise_of_about_unit_length():
@@ -65,20 +74,22 @@ def test_a_checkpoint_holds_the_memories_whole():
 
 
 def test_a_video_twice_in_a_step_is_refused_unless_it_is_the_loaders_copy():
-    instance = np.array([7, 3, 7, 0])
-    start = np.array([[5, 9], [1, 2], [5, 9], [0, 0]])
-    assert counted_rows(instance, start, 8).tolist() == [0, 1, 3]  # a copy stands in for a video that cannot be read
+    instance = torch.tensor([7, 3, 7, 0])
+    start = torch.tensor([[5, 9], [1, 2], [5, 9], [0, 0]])
+    first, twice = first_rows(instance, start)
+    assert first.tolist() == [0, 1, 0, 3]  # a copy stands in for a video that cannot be read
+    check_once(int(twice))
     start[2, 1] = 8
     with pytest.raises(
         DataError, match=r"video 7 comes twice in one step with different clips.*at most once in a step"
     ):
-        counted_rows(instance, start, 8)
+        check_once(int(first_rows(instance, start)[1]))
 
 
 @pytest.mark.parametrize("video", [8, -1])
 def test_a_video_without_a_row_is_refused(video):
     with pytest.raises(DataError, match=f"video {video} has no row in memories of 8 videos; .* instances=N"):
-        counted_rows(np.array([2, video]), np.zeros((2, 1), int), 8)
+        check_known(np.array([2, video]), 8)
 
 
 def test_drawn_videos_repeat_by_address_and_come_from_the_given_rows_alone():

@@ -100,6 +100,16 @@ def test_a_recipe_has_the_published_numbers(name):
     assert {key: value_of(recipe, key) for key in wanted} == wanted
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_is_set_for_a_gpu(name):
+    """Ours: the papers trained in float32 (docs/differences.md says what bf16 changes)."""
+    recipe = load_recipe(name)
+    for own in [phase_recipe(recipe, phase) for phase in recipe.phases] or [recipe]:
+        assert own.trainer.precision == "bf16"
+        assert own.model.channels_last
+        assert own.trainer.accumulate == 1
+
+
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if load_recipe(name).phases])
 def test_the_first_phases_have_the_published_numbers(name):
     recipe, wanted = load_recipe(name), FIRST["vicc" if name.startswith("vicc") else "infonce"]

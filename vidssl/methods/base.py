@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -69,6 +70,7 @@ class Method(nn.Module, ABC):
         self.trained_view: str = recipe.method.view
         self.main_view: str = recipe.views[-1]
         self.aux_view: str = recipe.method.view
+        self._parts: list[Mapping[str, Tensor]] = []
 
     @classmethod
     def of(cls, recipe: Recipe, seed: int, instances: int, rows: NDArray[np.int64] | None) -> Self:
@@ -106,6 +108,24 @@ class Method(nn.Module, ABC):
     def needs_positives(self, step: int) -> bool:
         """Whether this step wants positives from the bank."""
         return False
+
+    def whole_step(self, batch: ClipBatch, rows: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
+        """This rank's rows of all parts of a step, at its last part; None before it (`trainer.accumulate`).
+
+        Whatever a step remembers, its parts are compared with what was there before it: so they find what the undivided
+        batch finds.
+
+        Args:
+            batch: Of one part.
+            rows: name → [B / parts, …] of that part.
+        """
+        if batch.parts == 1:
+            return rows
+        self._parts = [*(self._parts if batch.part else ()), rows]
+        if not batch.ends:
+            return None
+        parts, self._parts = self._parts, []
+        return {name: torch.cat([part[name] for part in parts]) for name in rows}
 
     def before_update(self, batch: ClipBatch) -> None:
         """Called between the backward pass and the optimizer's step (ViCC: frozen prototypes lose their gradient)."""

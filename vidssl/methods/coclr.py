@@ -53,6 +53,8 @@ class CoCLR(MoCo):
         self.space = fitted_space(recipe.mining, recipe.model.dim, seed)
         self.mined = MinedLoss(recipe, seed, main=self.main_view, keys=self.aux_view, space=self.space)
         self.register_buffer("frozen", torch.tensor(not warmup))
+        self._frozen: bool | None = not warmup  # the same without waiting for the device; None: not read yet
+        self.register_load_state_dict_post_hook(_read_again)
         if not warmup and recipe.method.second_from is None:
             _log.warning(
                 "the second view '%s' has random weights: give method.second_from or method.warmup_steps",
@@ -76,7 +78,9 @@ class CoCLR(MoCo):
         """See `Method.forward`. `positives` are read in the main period with `mining.where=actor` only."""
         if self.period(batch.step) == "warmup":
             return self._warmup_step(batch)
-        if self.training and not self.frozen:
+        if self._frozen is None:
+            self._frozen = bool(self.frozen)
+        if self.training and not self._frozen:
             self._freeze_second()
         return self._main_step(batch, positives if self.needs_positives(batch.step) else None)
 
@@ -85,6 +89,7 @@ class CoCLR(MoCo):
         self.stream(self.main_view).freeze()
         self.queue.forget_minable()
         self.frozen.fill_(True)
+        self._frozen = True
 
     def _warmup_step(self, batch: ClipBatch) -> StepOutput:
         losses: dict[str, Tensor] = {}
@@ -110,3 +115,8 @@ class CoCLR(MoCo):
         update = self._may_update(batch.step)
         self._enqueue({self.aux_view: key, self.main_view: second}, batch)
         return StepOutput(loss, {self.main_view: second, self.aux_view: key}, metrics, update)
+
+
+def _read_again(method: nn.Module, _: object) -> None:
+    assert isinstance(method, CoCLR)  # for the type checker: a hook is handed a module
+    method._frozen = None

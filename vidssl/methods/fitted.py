@@ -61,7 +61,13 @@ class FittedSpace(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, step: int, written: int, queries: Sequence[Tensor], bank: Sequence[Tensor], valid: Tensor | None = None
+        self,
+        step: int,
+        written: int,
+        queries: Sequence[Tensor],
+        bank: Sequence[Tensor],
+        valid: Tensor | None = None,
+        filled: int | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Queries and bank in the space of this step.
 
@@ -71,8 +77,9 @@ class FittedSpace(nn.Module):
             queries: [B, D] rows of the main and of the aux view; none where the bank's own rows ask.
             bank: [N, D] rows of the same views; one tensor twice where one stream is both.
             valid: Bool [N], rows that hold something; None: all.
+            filled: How many those are.
         """
-        if self.training and self._due(step, written, bank, valid):
+        if self.training and self._due(step, written, len(bank[0]) if filled is None else filled):
             self._fit(step, bank, valid)
         if _KINDS[self._state()[0]] == "raw":
             return list(queries), list(bank)
@@ -99,9 +106,8 @@ class FittedSpace(nn.Module):
             self._known = kind, step
         return self._known
 
-    def _due(self, step: int, written: int, bank: Sequence[Tensor], valid: Tensor | None) -> bool:
+    def _due(self, step: int, written: int, count: int) -> bool:
         at = self._state()[1]
-        count = len(bank[0]) if valid is None else int(valid.sum())
         return refit_due(step, at, self.refit_steps, (step - at) * written / max(count, 1))
 
     def _fit(self, step: int, bank: Sequence[Tensor], valid: Tensor | None) -> None:

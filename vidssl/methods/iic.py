@@ -26,9 +26,10 @@ nobody's positive. The own video stays among the drawn negatives, as published.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -40,7 +41,17 @@ from vidssl.distributed import gather_rows, rank, world
 from vidssl.encoder import unit_rows
 from vidssl.errors import RecipeError
 from vidssl.losses import mil_nce
-from vidssl.memory import Memories, binary_nce, constant_of, counted_rows, drawn_ids, memory_scores, source_of
+from vidssl.memory import (
+    Memories,
+    binary_nce,
+    check_known,
+    check_once,
+    constant_of,
+    drawn_ids,
+    first_rows,
+    memory_scores,
+    source_of,
+)
 from vidssl.methods.base import Method, Period, StepOutput
 from vidssl.methods.fitted import fitted_space
 from vidssl.methods.mined import own_accuracy
@@ -50,6 +61,7 @@ from vidssl.mining.plan import CascadePlan, plan_from
 from vidssl.mining.progress import topk_at
 from vidssl.recipe import Recipe
 from vidssl.tables.strategies import RIVALS
+from vidssl.transfer import Looks, sent
 from vidssl.views import channels_of, intra_negative
 
 if TYPE_CHECKING:
@@ -57,6 +69,9 @@ if TYPE_CHECKING:
     from vidssl.mining.cascade import Backend
 
 __all__ = ["IIC", "Table"]
+
+
+_Rows: TypeAlias = tuple[Tensor, Tensor]  # of the second and of the first memory
 
 
 class Table(NamedTuple):
@@ -77,9 +92,8 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class _Step:
-    """Which videos a step is about: `counted` rows of the global batch, drawn and mined videos of this rank's rows."""
+    """Which videos a step is about: drawn and mined ones of this rank's rows."""
 
-    counted: Tensor
     ids: Tensor
     mined: Tensor | None
 
@@ -101,6 +115,9 @@ class IIC(Method):
 
     unset: ClassVar[tuple[str, ...]] = ("log_z",)
     log_z: Tensor
+    _groups: tuple[int, GroupIndex] | None
+    _open: set[int] | None
+    _all_seen: bool
 
     def __init__(self, recipe: Recipe, seed: int, instances: int, rows: NDArray[np.int64] | None = None) -> None:
         super().__init__(recipe, seed)
@@ -115,7 +132,9 @@ class IIC(Method):
         self.memory = Memories(names, instances, recipe.model.dim, self.iic.momentum)
         self.register_buffer("log_z", torch.full((2,), float("nan")))  # of the nce loss, from the first batch on
         self.backend: Backend = recipe.mining.backend
-        self._groups: tuple[int, GroupIndex] | None = None
+        self._looks: Looks[int] = Looks()
+        _read_again(self, None)
+        self.register_load_state_dict_post_hook(_read_again)
         self.plan: CascadePlan | None = None
         self.space = fitted_space(recipe.mining, recipe.model.dim, seed) if recipe.mines else None
         if recipe.mines and instances > 1:  # with one row the method was built for its encoder alone
@@ -168,17 +187,19 @@ class IIC(Method):
             loss = losses[0] + losses[1]
         metrics = self._metrics(raw, rows, tables, losses, about.mined)
         if self.training:
-            self._remember(rows, batch, about.counted)
+            self._remember(rows, batch)
         seen = {self.second_view: rows["second"], self.trained_view: rows["first"]}
         return StepOutput(loss, {view: unit_rows(part.detach()) for view, part in seen.items()}, metrics)
 
     def _about(self, batch: ClipBatch) -> _Step:
-        device = batch.instance.device
-        everyone = gather_rows(batch.instance).cpu().numpy()
-        counted = counted_rows(everyone, gather_rows(batch.start).cpu().numpy(), self.instances)
-        ids = drawn_ids(self.seed, batch.step, everyone, self.drawn_from, self.iic.negatives)
-        own = slice(rank() * batch.size, (rank() + 1) * batch.size)
-        return _Step(torch.from_numpy(counted).to(device), torch.from_numpy(ids[own]).to(device), self._mined(batch))
+        videos = batch.on_host("instance")
+        check_known(videos, self.instances)
+        # The draw is that of all ranks' rows; whose they are has to be known of this rank's alone.
+        everyone, before = np.full(batch.size * batch.parts * world(), -1), rank() * batch.parts + batch.part
+        own = slice(before * batch.size, (before + 1) * batch.size)
+        everyone[own] = videos
+        ids = drawn_ids(self.seed, batch.step, everyone, self.drawn_from, self.iic.negatives)[own]
+        return _Step(sent(torch.from_numpy(ids), batch.instance.device), self._mined(batch))
 
     def _encoded(self, batch: ClipBatch) -> dict[str, Tensor]:
         """Raw outputs [B, D] of the first view, the second one and the intra-negative: up to three forward passes."""
@@ -190,7 +211,7 @@ class IIC(Method):
         if self.iic.intra == "none" or (self.remembers_intra and not self.training):
             return made
         of = batch.clips[self.trained_view if self.iic.intra_of == "first" else self.second_view][:, 0]
-        videos = batch.instance.cpu().numpy()
+        videos = batch.on_host("instance")
         negative = intra_negative(of, self.iic.intra, seed=self.seed, step=batch.step, instance=videos)
         live = self.iic.intra_negative == "live"
         with torch.set_grad_enabled(
@@ -240,11 +261,14 @@ class IIC(Method):
     def _loss(self, table: Table, number: int) -> Tensor:
         if self.iic.loss == "softmax":
             return mil_nce(table.logits, table.positive, table.valid)
+        if self._open is None:
+            self._open = {place for place, known in enumerate(self.log_z.tolist()) if math.isnan(known)}
         log_z = self.log_z[number].clone()
-        if log_z.isnan():
+        if number in self._open:
             log_z = constant_of(table.logits.detach(), len(self.drawn_from))
             if self.training:
                 self.log_z[number] = log_z
+                self._open.discard(number)
         return binary_nce(table.logits, log_z.to(table.logits.dtype), len(self.drawn_from))
 
     @torch.no_grad()
@@ -254,30 +278,55 @@ class IIC(Method):
             return None
         k = topk_at(self.mining, batch.epoch)
         known = self.memory.seen[batch.instance]
-        if not known.any():
+        filled = self._filled(known)
+        if not filled:
             return torch.full((batch.size, k), -1, device=known.device)
-        from vidssl.mining.cascade import mine  # heavy, and a run without the cascade never needs it
-
         bank = self.memory.rows("second"), self.memory.rows("first")
         if self.space is not None:
-            bank = self.space(batch.step, batch.size * world(), (), bank, self.memory.seen)[1]
+            written = batch.size * batch.parts * world()
+            bank = self.space(batch.step, written, (), bank, self.memory.seen, filled)[1]
         queries = bank[0][batch.instance], bank[1][batch.instance]
-        source = source_of(batch.instance, batch.group).cpu().numpy()
-        exclude = self._group_index().exclusions(source)
-        result = mine(queries, bank, self.plan, exclude=exclude, valid=self.memory.seen, backend=self.backend)
-        ids = torch.as_tensor(result.ids[:, :k], device=known.device)
-        return ids.masked_fill(~known[:, None], -1)
+        on_device = known.is_cuda and self.backend in ("auto", "torch")
+        ids = (self._mined_there if on_device else self._mined_here)(queries, bank, batch, self.plan, filled)
+        return ids[:, :k].masked_fill(~known[:, None], -1)
 
-    def _group_index(self) -> GroupIndex:
-        """Videos by source; made anew only when a video has been seen for the first time."""
-        seen = int(self.memory.seen.sum())
-        if self._groups is None or self._groups[0] != seen:
-            self._groups = (seen, GroupIndex(self.memory.source.cpu().numpy()))
-        return self._groups[1]
+    def _filled(self, known: Tensor) -> int:
+        """Videos seen so far, 0 where none of these rows' was: one wait, until all that are trained on have been seen."""
+        if self._all_seen:
+            return len(self.drawn_from)
+        filled, some = torch.stack([self.memory.seen.sum(), known.any().long()]).tolist()
+        self._all_seen = filled == len(self.drawn_from)
+        return filled if some else 0
 
-    def _remember(self, rows: Mapping[str, Tensor], batch: ClipBatch, counted: Tensor) -> None:
-        everyone = {name: gather_rows(rows[name].detach())[counted] for name in self.memory.names}
-        self.memory.update(everyone, gather_rows(batch.instance)[counted], gather_rows(batch.group)[counted])
+    def _mined_there(self, queries: _Rows, bank: _Rows, batch: ClipBatch, plan: CascadePlan, filled: int) -> Tensor:
+        """On a GPU nothing leaves it."""
+        from vidssl.mining.select_torch import mined_on_device
+
+        source = source_of(batch.instance, batch.group)
+        forbidden = (source[:, None] == self.memory.source) | ~self.memory.seen
+        return mined_on_device(queries, bank, plan, forbidden, filled)
+
+    def _mined_here(self, queries: _Rows, bank: _Rows, batch: ClipBatch, plan: CascadePlan, filled: int) -> Tensor:
+        from vidssl.mining.cascade import mine  # heavy, and a run without the cascade never needs it
+
+        if self._groups is None or self._groups[0] != filled:  # a video has been seen for the first time
+            self._groups = filled, GroupIndex(self.memory.source.cpu().numpy())
+        exclude = self._groups[1].exclusions(source_of(batch.instance, batch.group).cpu().numpy())
+        result = mine(queries, bank, plan, exclude=exclude, valid=self.memory.seen, backend=self.backend)
+        return torch.as_tensor(result.ids, device=batch.instance.device)
+
+    def _remember(self, rows: Mapping[str, Tensor], batch: ClipBatch) -> None:
+        columns = {".instance": batch.instance, ".group": batch.group, ".start": batch.start}
+        named = {name: rows[name].detach() for name in self.memory.names}
+        whole = self.whole_step(batch, {**named, **columns})
+        if whole is None:
+            return
+        instance = gather_rows(whole[".instance"])
+        first, twice = first_rows(instance, gather_rows(whole[".start"]))
+        for _, found in self._looks.note(batch.step, twice):
+            check_once(int(found))
+        everyone = {name: gather_rows(whole[name])[first] for name in self.memory.names}
+        self.memory.update(everyone, instance, gather_rows(whole[".group"])[first])
 
     @torch.no_grad()
     def _metrics(
@@ -314,6 +363,12 @@ class IIC(Method):
         return gap * self.options.temperature / query.norm(dim=1).clamp(min=1e-12)
 
 
+def _read_again(method: nn.Module, _: object) -> None:
+    """What is known of the buffers without waiting for the device: they were written from outside."""
+    assert isinstance(method, IIC)  # for the type checker: a hook is handed a module
+    method._groups, method._open, method._all_seen = None, None, False
+
+
 def _check(recipe: Recipe) -> None:
     method, model = recipe.method, recipe.model
     first, second = (channels_of(view, model.flow_channels) for view in (method.view, method.second_view))
@@ -335,6 +390,8 @@ def _check(recipe: Recipe) -> None:
         raise RecipeError(
             "mining.weights=agreement weighs what is mined in a queue, and iic mines in memories; leave mining.weights out"
         )
+    if recipe.trainer.accumulate > 1 and method.iic.loss == "nce":
+        raise RecipeError("method.iic.loss=nce takes its constant from one whole batch; type trainer.accumulate=1")
     if recipe.mines and method.iic.loss == "nce":
         raise RecipeError(
             "method.iic.loss=nce knows one positive, method.cascade=true brings more; type method.iic.loss=softmax"

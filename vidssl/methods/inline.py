@@ -33,6 +33,7 @@ def mine_in_queue(
     k: int,
     space: FittedSpace | None = None,
     step: int = 0,
+    parts: int = 1,
 ) -> Tensor:
     """Bool [B, K]: the k best slots that the cascade picks for each row.
 
@@ -49,12 +50,13 @@ def mine_in_queue(
         k: How many of the plan's positives are taken, the best first.
         space: The space to mine in; None: the rows as they are.
         step: Of the batch, which decides when the space is fitted anew.
+        parts: How many such batches the step has.
     """
     from vidssl.mining.cascade import mine  # heavy, and a run that mines in the bank never needs it
     from vidssl.mining.select_torch import mined_on_device
 
-    bank = [queue.rows(view) for view in views]
-    asking, asked = (queries, bank) if space is None else space(step, len(queries[0]) * world(), queries, bank)
+    bank, written = [queue.rows(view) for view in views], len(queries[0]) * parts * world()
+    asking, asked = (queries, bank) if space is None else space(step, written, queries, bank)
     if bank[0].is_cuda and backend in ("auto", "torch"):
         ids = mined_on_device(asking, asked, plan, forbidden)[:, :k]
     else:

@@ -139,7 +139,8 @@ class MinedLoss:
             return torch.zeros_like(siblings)
         forbidden = siblings | ~queue.same_label(batch.label) if self.reads_labels else siblings
         queries = (rows.main, rows.query.detach())
-        return mine_in_queue(queries, queue, self.views, forbidden, self.plan, self.backend, k, self.space, batch.step)
+        about = self.space, batch.step, batch.parts
+        return mine_in_queue(queries, queue, self.views, forbidden, self.plan, self.backend, k, *about)
 
     def _weights(self, rows: Rows, queue: RingQueue, mined: Tensor, step: int) -> Tensor | None:
         """How much each column's positive counts; the own key and siblings count once. None: all do."""

@@ -18,7 +18,8 @@ __all__ = ["MoCo"]
 class MoCo(Method):
     """A method with a queue of keys. Order inside a step as published.
 
-    Twin update, keys on shuffled rows, logits against the *old* queue, then the keys of all ranks enter the queue.
+    Twin update, keys on shuffled rows, logits against the *old* queue, then the keys of all ranks enter the queue. In a
+    step of several parts (`trainer.accumulate`) the twin moves before the first and the keys of all enter after the last.
 
     Attributes:
         queue: Equal on all ranks.
@@ -44,7 +45,7 @@ class MoCo(Method):
         """Query rows of clip 1 and key rows of clip 2, [B, D] each."""
         stream, clips = self.stream(view), batch.clips[view]
         query = stream.queries(clips[:, 0])
-        if self.training:
+        if self.training and not batch.part:  # once in a step
             stream.follow(self.options.momentum)
         key = stream.keys(clips[:, 1], shuffle=self.options.shuffle_bn, seed=self.seed, step=batch.step)
         return query, key
@@ -52,10 +53,14 @@ class MoCo(Method):
     def _enqueue(self, rows: Mapping[str, Tensor], batch: ClipBatch) -> None:
         if not self.training:
             return
-        everyone = {view: gather_rows(part) for view, part in rows.items()}
+        columns = {".instance": batch.instance, ".group": batch.group, ".label": batch.label}
+        whole = self.whole_step(batch, {**rows, **columns})
+        if whole is None:
+            return
+        everyone = {view: gather_rows(whole[view]) for view in rows}
         reads_labels = self.options.traits.reads_labels or (self.mined is not None and self.mined.reads_labels)
-        label = gather_rows(batch.label) if reads_labels else None
-        self.queue.push(everyone, gather_rows(batch.instance), gather_rows(batch.group), label)
+        label = gather_rows(whole[".label"]) if reads_labels else None
+        self.queue.push(everyone, gather_rows(whole[".instance"]), gather_rows(whole[".group"]), label)
 
     def _may_update(self, step: int) -> bool:
         """Whether the optimizer steps; ask before this step's rows enter the queue.

@@ -33,6 +33,10 @@ class Stream(nn.Module):
         self.key = momentum_twin(self.query) if trained and twin else None
         if not trained:
             self.query.requires_grad_(False)
+        if model.compile:  # in place: names in a state dict stay
+            for network in (self.query, self.key):
+                if network is not None:
+                    network.compile()
 
     def queries(self, clips: Tensor) -> Tensor:
         """Unit rows [B, D] of clips [B, C, T, H, W], with gradient."""

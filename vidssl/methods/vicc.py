@@ -31,13 +31,14 @@ from vidssl.prototypes import (
 )
 from vidssl.recipe import Recipe
 from vidssl.sinkhorn import sinkhorn, swapped_loss
+from vidssl.transfer import Looks
 
 __all__ = ["ViCC", "queue_rows"]
 
 _log = logging.getLogger(__name__)
 
 LOOK_EVERY = 50
-"""Steps between two looks at what the device has found: a look waits for it."""
+"""Steps between two looks at what the device has found."""
 
 _EXTRA = "extra.prototypes.weight"
 
@@ -72,6 +73,7 @@ class ViCC(Method):
         self.prototypes = Prototypes(recipe.model.dim, self.vicc.prototypes)
         self.queue = AssignmentQueue(4 if self.cross else 2, queue_rows(recipe), recipe.model.dim)
         self.register_buffer("near", torch.zeros((), dtype=torch.int64), persistent=False)
+        self._looks: Looks[int] = Looks()
         self._warned = False
 
     @classmethod
@@ -184,19 +186,26 @@ class ViCC(Method):
         return assigned
 
     def _watch(self, step: int, rows: Tensor, loss: Tensor) -> None:
-        """Count steps near ln P on the device, and look at the count and at the rows now and then."""
+        """Count steps near ln P on the device, and look at the count and at the rows now and then.
+
+        On a GPU each look is at what the look before it noted.
+        """
         self.near.copy_((self.near + 1) * near_ln_p(loss, self.vicc.prototypes))
         if step % LOOK_EVERY:
             return
-        if not bool((rows.norm(dim=-1) - 1).abs().max() <= 1e-3):  # also where it is NaN
+        off = (rows.norm(dim=-1) - 1).abs().max()
+        for noted, found in self._looks.note(step, torch.stack([off, self.near.to(off.dtype)])):
+            self._see(noted, *found.tolist())
+
+    def _see(self, step: int, off: float, count: float) -> None:
+        if not off <= 1e-3:  # also where it is NaN
             raise VidsslError(
                 f"the embeddings of step {step} are no unit rows (NaN, infinity or zeros): training has diverged; "
                 "lower optim.lr or type a later method.vicc.queue_from_epoch"
             )
-        count = int(self.near)
         if count >= STUCK_STEPS and not self._warned and rank() == 0:
             self._warned = True
-            _log.warning("step %d: %s", step, stuck_sentence(count, self.vicc.prototypes))
+            _log.warning("step %d: %s", step, stuck_sentence(int(count), self.vicc.prototypes))
 
 
 def queue_rows(recipe: Recipe) -> int:
@@ -206,6 +215,11 @@ def queue_rows(recipe: Recipe) -> int:
 
 def _check(recipe: Recipe) -> None:
     method, vicc, together = recipe.method, recipe.method.vicc, _global_batch(recipe)
+    if recipe.trainer.accumulate > 1:
+        raise RecipeError(
+            f"trainer.accumulate={recipe.trainer.accumulate}: vicc balances its assignments over all rows of a step at once; "
+            "type trainer.accumulate=1, and model.checkpointing=true for less memory"
+        )
     if recipe.clips.per_video != 2:
         raise RecipeError(
             f"vicc swaps two clips of a video, clips.per_video={recipe.clips.per_video}; type clips.per_video=2"

@@ -18,6 +18,7 @@ from vidssl.mining.budget import device_budget
 from vidssl.mining.plan import CascadePlan
 from vidssl.mining.strategy import strategy_of
 from vidssl.mining.task import Selection, Task
+from vidssl.transfer import sent
 
 __all__ = ["mine_on_device", "mined_on_device"]
 
@@ -36,9 +37,9 @@ def mine_on_device(task: Task) -> Selection:
         BankError: a query or a filled bank row is not finite.
     """
     bank, device = cast(Sequence[Tensor], task.bank), cast(Tensor, task.bank[0]).device
-    queries = [_sent(cast(Tensor, query), device).float() for query in task.queries]
-    unfilled = None if task.valid is None else _sent(torch.from_numpy(~task.valid), device)
-    pairs = _sent(torch.from_numpy(np.stack([task.exclude.row_of_slot(), task.exclude.slots])), device)
+    queries = [sent(cast(Tensor, query), device).float() for query in task.queries]
+    unfilled = None if task.valid is None else sent(torch.from_numpy(~task.valid), device)
+    pairs = sent(torch.from_numpy(np.stack([task.exclude.row_of_slot(), task.exclude.slots])), device)
     found, queries_fine = [], torch.stack([query.isfinite().all() for query in queries]).all()
     bank_fine = torch.ones_like(queries_fine)
     for part, scores in _scored(queries, bank, task.budget):
@@ -53,7 +54,11 @@ def mine_on_device(task: Task) -> Selection:
 
 @torch.no_grad()
 def mined_on_device(
-    queries: Sequence[Tensor], bank: Sequence[Tensor], plan: CascadePlan, forbidden_BN: Tensor
+    queries: Sequence[Tensor],
+    bank: Sequence[Tensor],
+    plan: CascadePlan,
+    forbidden_BN: Tensor,
+    filled: int | None = None,
 ) -> Tensor:
     """The same where queries, exclusions and results all stay on the device: the host waits for nothing.
 
@@ -61,15 +66,16 @@ def mined_on_device(
 
     Args:
         queries: [B, D] rows of the main view, then of the aux one.
-        bank: [N, D] rows of the same views, all slots filled.
+        bank: [N, D] rows of the same views.
         plan: The cascade.
-        forbidden_BN: Bool [B, N], slots that a query may not mine.
+        forbidden_BN: Bool [B, N], slots that a query may not mine, unfilled ones among them.
+        filled: How many slots are filled; None: all.
 
     Returns:
         int64 [B, min(k, N)], best first, -1 where fewer are allowed.
     """
     used, n_slots = 2 if plan.needs_aux else 1, forbidden_BN.shape[1]
-    sizes, found = plan.sizes(n_slots), []
+    sizes, found = plan.sizes(n_slots if filled is None else filled), []
     for part, scores in _scored([query.float() for query in queries[:used]], bank[:used], 0):
         for score in scores:
             score.masked_fill_(forbidden_BN[part], -torch.inf)
@@ -85,12 +91,6 @@ def _scored(queries: Sequence[Tensor], bank: Sequence[Tensor], budget: int) -> I
     for start in range(0, rows, height):
         part = slice(start, min(start + height, rows))
         yield part, [_score(query[part], view) for query, view in zip(queries, bank, strict=True)]
-
-
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    if values.device.type == "cpu" and device.type != "cpu":
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
 
 
 def _score(query_BD: Tensor, view_ND: Tensor) -> Tensor:

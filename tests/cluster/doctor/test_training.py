@@ -25,7 +25,15 @@ def test_a_training_is_counted_and_its_limit_is_named(packed, recipe, capsys):
     said = capsys.readouterr().out
     assert f"{recipe}: " in said
     assert "30 steps of 4 videos" in said
-    for words in ("asks Ray for", "a checkpoint", "the loader", "the step ", "scaled from 2 videos", " in all"):
+    for words in (
+        "asks Ray for",
+        "a checkpoint",
+        "the loader",
+        "the step ",
+        "scaled from 2 videos",
+        " in all",
+        "memory of a step",
+    ):
         assert words in said
     assert ("the step is the limit: the loader could be" in said) != ("data is the limit: the step would wait" in said)
     assert ("the bank" in said) == (recipe == "cpr-tiny")

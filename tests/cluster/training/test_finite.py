@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,8 +43,8 @@ def test_a_rate_of_1e30_stops_at_the_step_and_leaves_a_finite_checkpoint(packed,
 
 
 def test_a_loss_is_looked_at_in_its_own_step_on_a_cpu(tmp_path, packed):
-    watch = FiniteWatch(small(packed, tmp_path), RunFolder(tmp_path / "small"), 24, torch.device("cpu"))
-    ids = torch.arange(20)
+    watch = FiniteWatch(small(packed, tmp_path), RunFolder(tmp_path / "small"), 24)
+    ids = np.arange(20)
     watch.note(0, torch.tensor(1.0), ids)
     for bad in (float("nan"), float("inf"), float("-inf")):
         with pytest.raises(
@@ -57,8 +58,8 @@ def test_a_loss_is_looked_at_in_its_own_step_on_a_cpu(tmp_path, packed):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_loss_on_a_gpu_is_looked_at_a_few_steps_later_and_before_anything_is_saved(tmp_path, packed):
     device = torch.device("cuda")
-    watch = FiniteWatch(small(packed, tmp_path), RunFolder(tmp_path / "small"), 24, device)
-    ids = torch.arange(4)
+    watch = FiniteWatch(small(packed, tmp_path), RunFolder(tmp_path / "small"), 24)
+    ids = np.arange(4)
     watch.note(0, torch.tensor(float("nan"), device=device), ids)
     with pytest.raises(Halt, match=r"at step 1 of 24"):
         watch.settle()
