@@ -15,6 +15,7 @@ import torch
 from cluster.finetune.fit import Fit
 from cluster.finetune.run import finetune_run
 from cluster.finetune.task import settle
+from cluster.launch import ray_session
 from tests.cluster.finetune.test_run import FAST, make_run, packed_motions, quiet
 from tests.vidssl.methods.two_ranks import as_one_rank, found_by_ranks
 from vidssl.errors import DeviceError
@@ -24,6 +25,13 @@ pytestmark = pytest.mark.usefixtures("usual_signals")
 
 CPU = torch.device("cpu")
 WORDS = [*FAST, "finetune.workers=2", "evaluation.batch=3"]
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """One for all tests of this module that need it."""
+    with ray_session(2):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +107,8 @@ def test_one_process_goes_on_where_two_ranks_were_stopped(both, packed, tmp_path
 
 
 @pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data's own settings, read inside Ray Train
+@pytest.mark.usefixtures("ray")
 def test_ray_train_workers_find_what_one_process_finds_and_the_driver_says_their_lines(packed, tmp_path):
     one, many = make_run(tmp_path / "one", packed), make_run(tmp_path / "many", packed)
     finetune_run(one.path, [*FAST, "finetune.workers=0"], quiet)
@@ -112,6 +122,8 @@ def test_ray_train_workers_find_what_one_process_finds_and_the_driver_says_their
     assert not (many.path / "finetune" / "ray").exists()
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray")
 @pytest.mark.parametrize("workers", [3, 4, 99])
 def test_workers_that_cannot_share_the_batch_are_refused_with_those_that_can(packed, tmp_path, workers):
     run = make_run(tmp_path / "run", packed)
@@ -122,6 +134,8 @@ def test_workers_that_cannot_share_the_batch_are_refused_with_those_that_can(pac
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.usefixtures("ray")
 def test_a_worker_that_is_killed_costs_some_steps_and_no_number(packed, tmp_path):
     words = [*FAST, "finetune.epochs=12", "finetune.workers=2"]
     straight = finetune_run(make_run(tmp_path / "straight", packed).path, [*words, "finetune.workers=0"], quiet)
