@@ -78,8 +78,8 @@ def _pairs(recipe: str, other: Path, pairs: int, steps: int) -> dict[str, Any]:
 def _started(recipe: str, checkout: Path) -> subprocess.Popen[str]:
     words = [sys.executable, str(Path(__file__).resolve()), "--child", recipe]
     env = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(words, text=True, env=env, cwd=checkout, **pipes)
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    return subprocess.Popen(words, text=True, env=env, cwd=checkout, stdin=pipe, stdout=pipe, stderr=nowhere)
 
 
 def _asked(child: subprocess.Popen[str], steps: int) -> float:

@@ -49,9 +49,22 @@ class _There(torch.Tensor):
         _GPUS[-1].waits["to host"] += 1
         return self.here.tolist()
 
+    def record_stream(self, stream: object) -> None:
+        self.read_on = stream
+
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return _GPUS[-1].run(function, args, kwargs or {})
+
+
+class _Stream:
+    """What `torch.cuda.Stream` is: an order of work, beside others; who waits for it waits for no other's."""
+
+    def __init__(self, device: object = None) -> None:
+        self.waited = 0
+
+    def synchronize(self) -> None:
+        self.waited += 1
 
 
 class _Event:
@@ -70,12 +83,14 @@ class PretendedGpu(TorchDispatchMode):
     Attributes:
         waits: By name, how often the host waited for the newest work of the device.
         events: How often it waited for an event.
+        stream: The one that a training step is on.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
         self.events = 0
+        self.stream = _Stream()
         self._open = contextlib.ExitStack()
 
     def holds(self, values: torch.Tensor) -> torch.Tensor:
@@ -97,6 +112,9 @@ class PretendedGpu(TorchDispatchMode):
     def __enter__(self):
         _GPUS.append(self)
         self._open.enter_context(mock.patch.object(torch.cuda, "Event", _Event))
+        self._open.enter_context(mock.patch.object(torch.cuda, "Stream", _Stream))
+        self._open.enter_context(mock.patch.object(torch.cuda, "current_stream", return_value=self.stream))
+        self._open.enter_context(mock.patch.object(torch.cuda, "stream", contextlib.nullcontext))
         self._open.enter_context(mock.patch("torch.nn.utils.clip_grad._group_tensors_by_device_and_dtype", _grouped))
         self._open.enter_context(_Functions(self))
         return super().__enter__()

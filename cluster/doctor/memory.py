@@ -17,10 +17,12 @@ bytes: `state` is weights, twin, queue or memories; P the number of trained weig
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from vidssl.backbones.trunk import Trunk
 from vidssl.batch import ClipBatch
 from vidssl.encoder import Encoder, build_encoder
 from vidssl.recipe import Clips, Model, Recipe
@@ -40,7 +42,7 @@ def activation_bytes(model: Model, clips: Clips, view: str = "rgb", precision: s
         maps = torch.empty(
             2, channels_of(view, model.flow_channels), clips.frames, clips.size, clips.size, dtype=dtype
         )  # two clips: a batch norm over one value has no variance
-    stages = [*encoder.backbone.stages(), lambda out: encoder.head(out.mean(dim=(2, 3, 4)))]
+    stages = [*cast(Trunk, encoder.backbone).stages(), lambda out: encoder.head(out.mean(dim=(2, 3, 4)))]
     weights = {one.untyped_storage()._cdata for one in (*encoder.parameters(), *encoder.buffers())}
     between, found = 0, []
     for stage in stages:

@@ -122,6 +122,7 @@ def test_methods_that_need_the_whole_batch_refuse_parts(name, words, why):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data's own settings, read inside Ray Train
 def test_two_workers_train_in_parts_and_steps_are_those_of_the_optimizer(packed, tmp_path, ray_cluster):
     recipe = small(packed, tmp_path, "trainer.accumulate=2", "trainer.steps=6", "trainer.log_every_steps=2")
