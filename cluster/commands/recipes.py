@@ -15,7 +15,7 @@ from vidssl.recipe import RECIPES, recipe_names
 __all__ = ["Header", "header_of", "recipes_table"]
 
 _FIELDS: Final = ("Purpose", "Hardware", "Expected", "Source")
-_FIELD = re.compile(r"# (Purpose|Hardware|Expected|Source|Notes): (.*)")
+_FIELD = re.compile(r"# (Purpose|Hardware|Pack|Expected|Source|Notes): (.*)")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Header:
         hardware: What it needs, and for how long.
         expected: The score to expect.
         source: Where that score comes from.
+        pack: Words of `vidssl pack` that make its data as the paper had it; empty: none in particular.
         notes: What else there is to know; may be empty.
     """
 
@@ -36,6 +37,7 @@ class Header:
     hardware: str
     expected: str
     source: str
+    pack: str = ""
     notes: str = ""
 
 
@@ -70,7 +72,8 @@ def recipes_table() -> str:
     for name in recipe_names():
         header = header_of(RECIPES / f"{name}.yaml")
         lines.append(name)
-        for text in (header.purpose, f"hardware: {header.hardware}", f"expected: {header.expected}"):
+        packed = [f"packed with: {header.pack}"] if header.pack else []
+        for text in (header.purpose, f"hardware: {header.hardware}", f"expected: {header.expected}", *packed):
             lines += textwrap.wrap(
                 text, width, initial_indent="    ", subsequent_indent="      ", break_on_hyphens=False
             )
