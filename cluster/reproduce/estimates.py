@@ -23,7 +23,7 @@ from vidssl.recipe import Recipe, phase_recipe
 if TYPE_CHECKING:
     from pipelines.packing.options import PackOptions
 
-__all__ = ["SIZES", "TWIN", "Size", "disk", "packing", "phase_seconds", "rate_of", "size_of", "supervised", "tested"]
+__all__ = ["SIZES", "TWIN", "Size", "disk", "packing", "phase_seconds", "rate_of", "shown", "size_of", "supervised"]
 
 _RATE_OF_A_GPU, _RATE_OF_A_TWIN = 171.0, 60.0
 _SECONDS_A_PIXEL, _BYTES_A_PIXEL = 7e-8, 0.024
@@ -106,10 +106,10 @@ def _clips(recipe: Recipe, train: int) -> float:
 
 def supervised(recipe: Recipe, epochs: int, size: Size, rate: float) -> float:
     """Seconds of a fine-tuning and its test."""
-    return epochs * size.train / rate + tested(recipe, size.videos - size.train, size, rate, crops=True)
+    return epochs * size.train / rate + shown(recipe, size.videos - size.train, size, rate, crops=True)
 
 
-def tested(recipe: Recipe, videos: int, size: Size, rate: float, *, networks: int = 1, crops: bool = False) -> float:
+def shown(recipe: Recipe, videos: int, size: Size, rate: float, *, networks: int = 1, crops: bool = False) -> float:
     """Seconds of showing all windows of some videos to networks."""
     asked, clips = recipe.evaluation, recipe.clips
     every = max(clips.frames * clips.stride // 2 - 1, 1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from cluster.commands.recipes import header_of
 from vidssl.errors import RecipeError
 from vidssl.evaluation.tables import Measurement
+from vidssl.headers import header_of
 from vidssl.recipe import RECIPES
 from vidssl.tables.lookup import did_you_mean
 

@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
-from cluster.reproduce.estimates import SIZES, TWIN, Size, packing, phase_seconds, size_of, supervised, tested
+from cluster.reproduce.estimates import SIZES, TWIN, Size, packing, phase_seconds, shown, size_of, supervised
 from cluster.reproduce.ledger import Part, Say, Step, digest, files_hash
 from cluster.reproduce.names import Measured, Reproduction, Role
 from cluster.reproduce.sources import Source
@@ -255,7 +255,7 @@ def _features_step(task: Task, source: Source, fold: int, role: Role, initial: b
         facts,
         make,
         partial(files_hash, results_folder(task.home, name), tuple(LEFT[kind] for kind in kinds)),
-        tested(task.recipe, size.videos, size, task.rate, networks=networks),
+        shown(task.recipe, size.videos, size, task.rate, networks=networks),
     )
 
 

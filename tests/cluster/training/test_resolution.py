@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.commands.recipes import header_of
 from cluster.training.plan import plan_run
 from cluster.training.resolution import too_small, wanted_side
 from pipelines.dataset.manifest import load_manifest
 from pipelines.packing.options import pack_options
 from tests.cluster.training.small_runs import small
+from vidssl.headers import header_of
 from vidssl.recipe import RECIPES, load_recipe, phase_recipe, recipe_names
 
 

@@ -1,0 +1,94 @@
+"""What is going to happen? Steps with their state and hours, the disk, and what is missing: on paper, without data."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.reproduce.estimates import disk
+from cluster.reproduce.ledger import Ledger, State, Step
+from cluster.reproduce.steps import Task
+from pipelines.packing.flow import duration, megabytes
+
+__all__ = ["Plan", "make_plan", "plan_lines"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, and whether it can be.
+
+    Attributes:
+        steps: All.
+        states: Of each, in their order.
+        bytes: Free bytes that are needed.
+        free: Free bytes where it is written.
+        missing: What keeps it from being done, a sentence each.
+        notes: What may surprise.
+    """
+
+    steps: tuple[Step, ...]
+    states: tuple[State, ...]
+    bytes: float
+    free: float
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def left(self) -> float:
+        """Seconds of what is not done."""
+        return sum(step.seconds for step, state in zip(self.steps, self.states, strict=True) if state != "done")
+
+
+def make_plan(task: Task, steps: Sequence[Step], ledger: Ledger) -> Plan:
+    """Look at everything; nothing is made."""
+    states = tuple(ledger.state(step) for step in steps)
+    open_packs = [
+        s.bytes for s, state in zip(steps, states, strict=True) if s.name.startswith("pack-") and state != "done"
+    ]
+    trained = any(step.name == "run" and state == "done" for step, state in zip(steps, states, strict=True))
+    need = disk(open_packs, 0 if trained else max(len(task.recipe.phases), 1))
+    free = float(shutil.disk_usage(next(path for path in (task.home, *task.home.parents) if path.exists())).free)
+    done = {step.name for step, state in zip(steps, states, strict=True) if state == "done"}
+    missing = [one for source in task.sources if f"pack-{source.data}" not in done for one in source.missing()]
+    if need > free:
+        missing.append(
+            f"disk: about {megabytes(need)} are needed where {task.home} is written, and {megabytes(free)} are free"
+        )
+    notes = [one for source in task.sources for one in source.gaps()]
+    return Plan(tuple(steps), states, need, free, tuple(dict.fromkeys(missing)), (*notes, *_devices(task)))
+
+
+def _devices(task: Task) -> list[str]:
+    """A sentence where the recipe was made for GPUs that are not here."""
+    import torch
+
+    wanted, here = task.recipe.trainer.workers, torch.cuda.device_count()
+    if task.entry.twin or here >= wanted or task.recipe.trainer.device == "cpu":
+        return []
+    return [f"the recipe is made for {wanted} GPU{'s' if wanted > 1 else ''} and this machine has {here}"]
+
+
+def plan_lines(task: Task, plan: Plan, given: float | None) -> list[str]:
+    """The plan for a terminal."""
+    wide = max(len(step.name) for step in plan.steps) + 2
+    out = [f"{task.entry.name}: {task.entry.paper} by the recipe {task.entry.recipe}, in {task.home}"]
+    out.append(f"  {'step':{wide}}{'state':8}{'about':>9}  what")
+    for step, state in zip(plan.steps, plan.states, strict=True):
+        out.append(f"  {step.name:{wide}}{state:8}{duration(step.seconds):>9}  {step.sentence}")
+        for part in step.parts:
+            out.append(
+                f"    {part.name:{wide - 2}}{part.state if state != 'done' else '':8}{duration(part.seconds):>9}"
+            )
+    whole = sum(step.seconds for step in plan.steps)
+    how = "as typed" if given else "assumed: type clips_s= what your training logs"
+    out.append(f"in all about {duration(whole)}, of them {duration(plan.left)} to do, at {task.rate:g} clips/s ({how})")
+    out.append(f"disk: about {megabytes(plan.bytes)} more in {_place(task.home)} ({megabytes(plan.free)} are free)")
+    out += [f"note: {note}" for note in plan.notes]
+    out += [f"missing: {one}" for one in plan.missing] or ["nothing is missing"]
+    return out
+
+
+def _place(home: Path) -> str:
+    return str(home.parent) if home.parent != home else str(home)
