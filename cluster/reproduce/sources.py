@@ -106,11 +106,8 @@ class Source:
         gone = sum(not os.path.exists(catalog.root / row.source) for row in catalog.rows) + len(catalog.left_out)
         whole = len(catalog.rows) + len(catalog.left_out)
         said = [f"{gone} of {whole} videos of {NAMES[self.data]} are listed and not there"] if gone else []
-        lost = (
-            [str(fold) for fold in (1, 2, 3) if fold not in self.folds]
-            if kind_has_folds(self) and self.fold == "all"
-            else []
-        )
+        asked = (1, 2, 3) if FORMATS[self.format].has_folds and self.fold == "all" else ()
+        lost = [str(fold) for fold in asked if fold not in self.folds]
         return [*said, *([f"{NAMES[self.data]} without split {' and '.join(lost)}: no lists of it"] if lost else [])]
 
     def _without_opencv(self) -> list[str]:
@@ -127,7 +124,8 @@ class Source:
             return folds_of(self.packed)
         if self.videos is None or not self.videos.is_dir():
             return (1, 2, 3)
-        return tuple(fold for fold in (1, 2, 3) if self._has_lists(fold))
+        found = tuple(fold for fold in (1, 2, 3) if self._has_lists(fold))
+        return found or (1, 2, 3)  # without any list it is missing, and that is said
 
     def _has_lists(self, fold: int) -> bool:
         try:
@@ -137,11 +135,6 @@ class Source:
         except (DataError, RecipeError):
             return True  # it is said what is wrong with them, and they are not passed over
         return True
-
-
-def kind_has_folds(source: Source) -> bool:
-    """Whether a data set has several official splits."""
-    return FORMATS[source.format].has_folds
 
 
 def sources_of(entry: Reproduction, words: ReproduceWords, recipe: Recipe, home: Path) -> tuple[Source, ...]:

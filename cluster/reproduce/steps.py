@@ -293,8 +293,9 @@ def _trained(task: Task, source: Source, fold: int, one: Measured, name: str) ->
 
         result = finetune_run(run, [f"data={source.place(fold)}", *words], say)
         told = ("-linear" if one.clips else "") + (f"-{view}" if view else "")
-        write_whole(results_folder(task.home, name) / SCORES, (run / "eval" / f"finetune{told}.npz").read_bytes())
-        write_record(results_folder(task.home, name) / LEFT["finetune"], result)
+        folder = results_folder(task.home, name)
+        write_record(folder / LEFT["finetune"], result)
+        write_whole(folder / SCORES, (run / "eval" / f"finetune{told}.npz").read_bytes())
 
     epochs = next((int(word.partition("=")[2]) for word in one.words if word.startswith("finetune.epochs=")), None)
     return Step(
