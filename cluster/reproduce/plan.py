@@ -43,7 +43,7 @@ class Plan:
 
 def make_plan(task: Task, steps: Sequence[Step], ledger: Ledger) -> Plan:
     """Look at everything; nothing is made."""
-    states = tuple(ledger.state(step) for step in steps)
+    states: tuple[State, ...] = tuple(ledger.state(step) for step in steps)
     open_packs = [
         s.bytes for s, state in zip(steps, states, strict=True) if s.name.startswith("pack-") and state != "done"
     ]

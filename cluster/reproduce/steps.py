@@ -216,7 +216,8 @@ def _chosen(task: Task) -> str:
 
 def _features(task: Task, source: Source, fold: int) -> Iterator[Step]:
     wanted = [one for one in task.entry.measured if one.task == "retrieval" or (one.task == "linear" and not one.clips)]
-    for role, initial in dict.fromkeys((one.role, one.initial) for one in wanted):
+    asked: dict[tuple[Role, bool], None] = {(one.role, one.initial): None for one in wanted}
+    for role, initial in asked:
         if initial and (source.data != task.entry.trains or not task.recipe.phases):
             continue
         kinds = [

@@ -16,7 +16,7 @@ from cluster.keywords import ReproduceWords, own_words
 from cluster.reproduce.estimates import rate_of
 from cluster.reproduce.ledger import Ledger, Say, Step
 from cluster.reproduce.names import Reproduction, reproduction
-from cluster.reproduce.plan import Plan, make_plan, plan_lines
+from cluster.reproduce.plan import make_plan, plan_lines
 from cluster.reproduce.sources import sources_of
 from cluster.reproduce.steps import RUN, Task, steps_of
 from cluster.reproduce.table import table_text, write_table
@@ -28,7 +28,7 @@ from vidssl.marks import mark, refuse_foreign
 from vidssl.recipe import load_recipe
 from vidssl.records import read_record, write_record
 
-__all__ = ["KIND", "begun", "run_reproduce"]
+__all__ = ["KIND", "begun", "run_reproduce", "settle"]
 
 KIND: Final = "reproduction"
 """What the mark of its folder says."""
@@ -64,7 +64,7 @@ def run_reproduce(name: str, settings: Sequence[str], out: str | None, dry_run: 
     """
     entry, home = reproduction(name), Path(out or f"runs/reproduce/{name}").expanduser().resolve()
     own, words = own_words(ReproduceWords, settings)
-    task = _task(entry, home, own, words)
+    task = settle(entry, home, own, words)
     refuse_foreign(home, KIND, "type --out OTHER")
     decisive = tuple(word for word in settings if word.partition("=")[0] not in _FREE)
     _refuse_other(home, _Begun(name, decisive))
@@ -75,15 +75,16 @@ def run_reproduce(name: str, settings: Sequence[str], out: str | None, dry_run: 
     if dry_run:
         return 0
     if plan.missing:
-        more = f" ({len(plan.missing) - 1} more above)" if len(plan.missing) > 1 else ""
-        raise DataError(f"{name} cannot begin, for something is missing{more}: {plan.missing[0]}")
+        first, *others = plan.missing
+        more = f" ({len(others)} more above)" if others else ""
+        raise DataError(f"{name} cannot begin, for something is missing{more}: {first}")
     with held(home, "reproduce", say):
         try:
             mark(home, KIND)
             write_record(home / _BEGUN, _Begun(name, decisive))
         except OSError as error:
             raise storage_error(error, home, instead="type --out OTHER") from error
-        _do(steps, Ledger(home), plan, say)
+        _do(steps, Ledger(home), say)
         found = write_table(task, decisive)
     say("")
     say(table_text(found, min(max(shutil.get_terminal_size((120, 24)).columns, 60), 160)))
@@ -91,7 +92,13 @@ def run_reproduce(name: str, settings: Sequence[str], out: str | None, dry_run: 
     return 0
 
 
-def _task(entry: Reproduction, home: Path, own: ReproduceWords, words: Sequence[str]) -> Task:
+def settle(entry: Reproduction, home: Path, own: ReproduceWords, words: Sequence[str]) -> Task:
+    """Everything that was typed, held against each other.
+
+    Raises:
+        RecipeError: a word that means nothing here, or as `vidssl.recipe.load_recipe`.
+        DataError: no such split.
+    """
     for word in words:
         if word.partition("=")[0] in _OWN:
             raise RecipeError(f"'{word}' cannot be set for a reproduction, which names its own; type --out FOLDER")
@@ -136,7 +143,7 @@ def begun(home: Path) -> _Begun:
     return read_record(_Begun, home / _BEGUN, "type the same words again")
 
 
-def _do(steps: Sequence[Step], ledger: Ledger, plan: Plan, say: Say) -> None:
+def _do(steps: Sequence[Step], ledger: Ledger, say: Say) -> None:
     number = len(steps)
     for count, step in enumerate(steps, start=1):
         where = f"[{count}/{number}] {step.name}"

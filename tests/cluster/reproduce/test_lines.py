@@ -12,7 +12,7 @@ from cluster.reproduce.lines import lines_of, verdict_of
 from cluster.reproduce.names import reproduction
 from cluster.reproduce.steps import Task, results_folder
 from cluster.reproduce.table import table_text, write_table
-from cluster.reproduce.verb import _task
+from cluster.reproduce.verb import settle
 
 ABOUT = {
     "run": "first-2", "method": "cpr", "backbone": "s3d", "recipe": None, "checkpoint_sha256": "aaaa", "seed": 0,
@@ -61,7 +61,7 @@ def finetuned(accuracy: float, **about: object) -> dict[str, object]:
 
 
 def task_of(name: str, home: Path, **words: str) -> Task:
-    return _task(reproduction(name), home, ReproduceWords.model_validate(words), [])
+    return settle(reproduction(name), home, ReproduceWords.model_validate(words), [])
 
 
 @pytest.fixture
