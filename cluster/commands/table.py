@@ -208,7 +208,7 @@ VERBS: dict[str, Verb] = {
         places=(Place("NAME", "what is reproduced: " + " | ".join(REPRODUCTIONS)),),
         options=(
             Option("--dry-run", "print the steps, hours, disk and what is missing; make nothing"),
-            Option("--out", "folder for all that it makes; without it runs/reproduce/NAME", "FOLDER"),
+            Option("--out", "folder for all that it makes; without it runs/reproduce-NAME", "FOLDER"),
         ),
         groups=_of_reproduce,
     ),

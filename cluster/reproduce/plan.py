@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from pathlib import Path
 from cluster.reproduce.estimates import disk
 from cluster.reproduce.ledger import Ledger, State, Step
 from cluster.reproduce.steps import Task
-from pipelines.packing.flow import duration, megabytes
+from cluster.status import time_words
+from pipelines.packing.flow import megabytes
 
 __all__ = ["Plan", "make_plan", "plan_lines"]
 
@@ -76,18 +78,21 @@ def plan_lines(task: Task, plan: Plan, given: float | None) -> list[str]:
     out = [f"{task.entry.name}: {task.entry.paper} by the recipe {task.entry.recipe}, in {task.home}"]
     out.append(f"  {'step':{wide}}{'state':8}{'about':>9}  what")
     for step, state in zip(plan.steps, plan.states, strict=True):
-        out.append(f"  {step.name:{wide}}{state:8}{duration(step.seconds):>9}  {step.sentence}")
+        out.append(f"  {step.name:{wide}}{state:8}{_about(step.seconds):>9}  {step.sentence}")
         for part in step.parts:
-            out.append(
-                f"    {part.name:{wide - 2}}{part.state if state != 'done' else '':8}{duration(part.seconds):>9}"
-            )
+            out.append(f"    {part.name:{wide - 2}}{part.state if state != 'done' else '':8}{_about(part.seconds):>9}")
     whole = sum(step.seconds for step in plan.steps)
     how = "as typed" if given else "assumed: type clips_s= what your training logs"
-    out.append(f"in all about {duration(whole)}, of them {duration(plan.left)} to do, at {task.rate:g} clips/s ({how})")
+    out.append(f"in all about {_about(whole)}, of them {_about(plan.left)} to do, at {task.rate:g} clips/s ({how})")
+    out.append(f"packing is that of the {len(os.sched_getaffinity(0))} cores of this machine")
     out.append(f"disk: about {megabytes(plan.bytes)} more in {_place(task.home)} ({megabytes(plan.free)} are free)")
     out += [f"note: {note}" for note in plan.notes]
     out += [f"missing: {one}" for one in plan.missing] or ["nothing is missing"]
     return out
+
+
+def _about(seconds: float) -> str:
+    return time_words(seconds) if seconds >= 1 else "moments"
 
 
 def _place(home: Path) -> str:

@@ -89,6 +89,8 @@ class Source:
                 f"the videos of {NAMES[self.data]}: type {self.word}=FOLDER ({kind.looks_for})",
                 *self._without_opencv(),
             ]
+        if not self.videos.is_dir():
+            return [f"{NAMES[self.data]}: {self.videos} is no folder; type {self.word}=FOLDER", *self._without_opencv()]
         try:
             read_catalog(self.format, self.videos, self.options)
         except (DataError, RecipeError) as error:
@@ -120,12 +122,13 @@ class Source:
         return []
 
     def _official(self) -> tuple[int, ...]:
-        if (self.packed / "manifest.json").is_file():
+        """What the lists say; what is packed, where the videos are gone since; all, where there is nothing to look at yet."""
+        listed = (
+            tuple(fold for fold in (1, 2, 3) if self._has_lists(fold)) if self.videos and self.videos.is_dir() else ()
+        )
+        if not listed and (self.packed / "manifest.json").is_file():
             return folds_of(self.packed)
-        if self.videos is None or not self.videos.is_dir():
-            return (1, 2, 3)
-        found = tuple(fold for fold in (1, 2, 3) if self._has_lists(fold))
-        return found or (1, 2, 3)  # without any list it is missing, and that is said
+        return listed or (1, 2, 3)  # without any list it is missing, and that is said
 
     def _has_lists(self, fold: int) -> bool:
         try:

@@ -20,7 +20,7 @@ from cluster.reproduce.plan import make_plan, plan_lines
 from cluster.reproduce.sources import sources_of
 from cluster.reproduce.steps import RUN, Task, steps_of
 from cluster.reproduce.table import table_text, write_table
-from pipelines.packing.flow import duration
+from cluster.status import time_words
 from vidssl.errors import DataError, RecipeError
 from vidssl.files import storage_error
 from vidssl.lock import held
@@ -52,7 +52,7 @@ def run_reproduce(name: str, settings: Sequence[str], out: str | None, dry_run: 
     Args:
         name: One of `cluster.reproduce.names.REPRODUCTIONS`.
         settings: Words of `ReproduceWords` and of the recipe.
-        out: Its folder; None: runs/reproduce/NAME.
+        out: Its folder; None: runs/reproduce-NAME.
         dry_run: Print the plan and what is missing; make nothing.
         say: Takes each line for the user.
 
@@ -62,7 +62,7 @@ def run_reproduce(name: str, settings: Sequence[str], out: str | None, dry_run: 
         VidsslError: as each step.
         KeyboardInterrupt: stopped; the same words go on.
     """
-    entry, home = reproduction(name), Path(out or f"runs/reproduce/{name}").expanduser().resolve()
+    entry, home = reproduction(name), Path(out or f"runs/reproduce-{name}").expanduser().resolve()
     own, words = own_words(ReproduceWords, settings)
     task = settle(entry, home, own, words)
     refuse_foreign(home, KIND, "type --out OTHER")
@@ -155,4 +155,4 @@ def _do(steps: Sequence[Step], ledger: Ledger, say: Say) -> None:
         ledger.begin(step)
         step.make(say)
         ledger.end(step, time.monotonic() - began)
-        say(f"{where}: done in {duration(ledger.entries[step.name].seconds)}")
+        say(f"{where}: done in {time_words(ledger.entries[step.name].seconds)}")
