@@ -110,6 +110,7 @@ def facts_of(found: FeatureResult | FinetuneResult) -> Ours:
         windows=about.windows,
         crops=about.crops,
         epochs=about.epochs,
+        choose=about.finetune.choose if isinstance(about, FinetuneProtocol) else None,
     )
 
 

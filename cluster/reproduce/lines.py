@@ -114,7 +114,7 @@ def _beside(one: Measured, source: Source, split: str, value: _Value, row: Besid
         published=row.row.values,
         source=row.row.source,
         verdict=verdict_of(row.differences),
-        differences=row.differences,
+        differences=tuple(sorted(row.differences, key=lambda one: one.startswith(_UNSAID))),
     )
 
 

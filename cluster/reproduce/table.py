@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Final
 
-from cluster.page.parts import Section, page, pairs, table
+from cluster.page.parts import Section, page, table
 from cluster.reproduce.lines import Line, lines_of
 from cluster.reproduce.steps import Task
 from vidssl.evaluation.tables import NAMES
@@ -18,7 +18,8 @@ from vidssl.records import write_record
 __all__ = ["Table", "notes_of", "table_text", "write_table"]
 
 _TASKS: Final = {"retrieval": "retrieval", "linear": "linear probe", "finetune": "fine-tuning"}
-_HEAD: Final = ("measured", "split", "metric", "ours", "published", "comparable?")
+_HEAD: Final = ("measured", "split", "ours", "published", "comparable?")
+_RIVALS: Final = ("untrained", "histogram", "chance")
 
 
 @dataclass(frozen=True)
@@ -100,20 +101,34 @@ def _wrapped(text: str, width: int, indent: str) -> list[str]:
 
 
 def _cells(line: Line) -> tuple[str, ...]:
-    where = NAMES.get(line.data, line.data)
-    named = f"{_TASKS[line.task]} {where}, {line.stream}{', InfoNCE' if line.what.startswith('InfoNCE') else ''}"
-    keys = list(line.ours) if not line.published else [key for key in line.ours if key in line.published]
-    metric = "accuracy" if "accuracy" in keys else "R@" + "/".join(keys)
+    keys = _shared(line)
     ours = "/".join(f"{line.ours[key]:.1f}" for key in keys)
     theirs = "/".join(f"{line.published[key]:.1f}" for key in keys) if line.published else "–"
     return (
-        named,
+        _named(line),
         line.split,
-        metric,
         f"{ours}{_spread(line)}",
         f"{theirs} ({line.source})" if line.source else theirs,
         line.verdict,
     )
+
+
+def _shared(line: Line) -> list[str]:
+    """Metrics that are shown: those that the paper reports too."""
+    return [key for key in line.ours if not line.published or key in line.published]
+
+
+def _named(line: Line) -> str:
+    keys = _shared(line)
+    metric = "" if "accuracy" in keys else " R@" + "/".join(keys)
+    initial = ", InfoNCE" if line.what.startswith("InfoNCE") else ""
+    return f"{_TASKS[line.task]}{metric}, {NAMES.get(line.data, line.data)}, {line.stream}{initial}"
+
+
+def _full(line: Line) -> tuple[str, ...]:
+    """The cells with all differences behind the verdict."""
+    *others, verdict = _cells(line)
+    return *others, f"{verdict}: {'; '.join(line.differences)}" if line.differences else verdict
 
 
 def _spread(line: Line) -> str:
@@ -122,19 +137,32 @@ def _spread(line: Line) -> str:
     return f" ({line.interval95[0]:.1f}–{line.interval95[1]:.1f})" if line.interval95 else ""
 
 
-def _rivals(rivals: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.1f}" for name, value in rivals.items())
+def _beaten(found: Table) -> list[tuple[str, ...]]:
+    """The first metric of each line beside what it has to beat."""
+    rows: dict[tuple[str, ...], None] = {}
+    for line in found.lines:
+        first, value = next(iter(line.ours.items()))
+        name = _named(replace(line, ours={first: value}))
+        rivals = (f"{line.rivals[one]:.1f}" if one in line.rivals else "–" for one in _RIVALS)
+        rows[(name, line.split, f"{value:.1f}", *rivals)] = None
+    return list(rows)
 
 
 def _markdown(found: Table) -> str:
-    head = (*_HEAD, "differs in", "rivals")
-    lines = [f"# {found.name}", "", f"Recipe `{found.recipe}`; shares in percent.", ""]
-    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += [
-        "| " + " | ".join((*_cells(line), "; ".join(line.differences), _rivals(line.rivals))).replace("\n", " ") + " |"
-        for line in found.lines
+    lines = [
+        f"# {found.name}",
+        "",
+        f"Recipe `{found.recipe}`; shares in percent.",
+        "",
+        *_grid(_HEAD, map(_full, found.lines)),
+        "",
     ]
-    return "\n".join([*lines, "", *(f"- {note}" for note in found.notes)]).rstrip() + "\n"
+    lines += [*(f"- {note}" for note in found.notes), "", "What it has to beat:", ""]
+    return "\n".join([*lines, *_grid(("measured", "split", "ours", *_RIVALS), _beaten(found))]).rstrip() + "\n"
+
+
+def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]
 
 
 def _page(found: Table) -> str:
@@ -142,12 +170,11 @@ def _page(found: Table) -> str:
         "One line for each number of ours and each row of its paper. Behind a number stands its 95 % interval, behind a mean the "
         "splits that it is of. Where the protocols differ, the difference can be worth more than the method."
     )
-    head = (*_HEAD, "rivals", "differs in")
-    rows = [(*_cells(line), _rivals(line.rivals), "; ".join(line.differences) or "–") for line in found.lines]
-    body = table(head, rows, words=(0, 4, 5, 6, len(head) - 1))
-    sections = [Section("Ours beside published", lead, body)]
-    if found.notes:
-        sections.append(
-            Section("What holds for every line", "", pairs([(f"{n}", note) for n, note in enumerate(found.notes, 1)]))
-        )
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in found.notes)
+    beside = table(_HEAD, [_full(line) for line in found.lines], words=(0, 3, 4)) + notes
+    rivals = table(("measured", "split", "ours", *_RIVALS), _beaten(found))
+    sections = [
+        Section("Ours beside published", lead, beside),
+        Section("What it has to beat", "The same network before training, colours alone, and drawing lots.", rivals),
+    ]
     return page(f"{found.name}, reproduced", f"recipe <b>{escape(found.recipe)}</b>, shares in percent", sections)

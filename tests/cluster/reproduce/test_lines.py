@@ -146,6 +146,17 @@ def test_the_differences_are_those_of_the_comparison(cpr):
     assert set(after.differences) - set(before.differences) == {"pixels 128, ours 112"}
 
 
+def test_what_is_as_published_is_no_difference(cpr):
+    (line,) = [line for line in lines_of(cpr) if line.task == "retrieval"]
+    assert "colour jitter at the test, ours none" in line.differences  # and all windows, as published
+    put(cpr, "features-first-ucf101-1", "retrieval.json", retrieval(0.551, windows=5))
+    (line,) = [line for line in lines_of(cpr) if line.task == "retrieval"]
+    assert "all windows of a video and colour jitter at the test, ours at most 5 windows, none" in line.differences
+    put(cpr, "finetune-first-ucf101-1", "finetune.json", finetuned(0.8, finetune={"choose": "last"}))
+    (line,) = [line for line in lines_of(cpr) if (line.task, line.split) == ("finetune", "1")]
+    assert "epoch chosen on videos of the test split, ours the last epoch" in line.differences
+
+
 def test_the_table_is_one_in_text_markdown_page_and_json(cpr):
     found = write_table(cpr, ["seed=3"])
     text = table_text(found, 100)
