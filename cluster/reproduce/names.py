@@ -115,6 +115,7 @@ _SMALL: Final = (
     "evaluation.windows=2",
     "evaluation.probe_epochs=20",
     "finetune.epochs=3",
+    "finetune.backbone_lr=1",
     "finetune.batch=16",
     "finetune.choose=last",
     "finetune.dropout=0.2",

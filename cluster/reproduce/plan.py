@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster.reproduce.estimates import disk
 from cluster.reproduce.ledger import Ledger, State, Step
-from cluster.reproduce.steps import Task
+from cluster.reproduce.steps import RUN, Task, packed_name
 from cluster.status import time_words
 from pipelines.packing.flow import megabytes
 
@@ -46,14 +46,15 @@ class Plan:
 def make_plan(task: Task, steps: Sequence[Step], ledger: Ledger) -> Plan:
     """Look at everything; nothing is made."""
     states: tuple[State, ...] = tuple(ledger.state(step) for step in steps)
-    open_packs = [
-        s.bytes for s, state in zip(steps, states, strict=True) if s.name.startswith("pack-") and state != "done"
-    ]
-    trained = any(step.name == "run" and state == "done" for step, state in zip(steps, states, strict=True))
-    need = disk(open_packs, 0 if trained else max(len(task.recipe.phases), 1))
+    open_steps = [step for step, state in zip(steps, states, strict=True) if state != "done"]
+    trains = any(step.name == RUN for step in open_steps)
+    packs = [step.bytes for step in open_steps if step.bytes]
+    need = disk(packs, max(len(task.recipe.phases), 1) if trains else 0)
     free = float(shutil.disk_usage(next(path for path in (task.home, *task.home.parents) if path.exists())).free)
-    done = {step.name for step, state in zip(steps, states, strict=True) if state == "done"}
-    missing = [one for source in task.sources if f"pack-{source.data}" not in done for one in source.missing()]
+    packed = {packed_name(source, fold) for source in task.sources for fold in {1, *source.folds}}
+    open_packs = packed & {step.name for step in open_steps}
+    wanted = [source for source in task.sources if any(name.startswith(packed_name(source, 1)) for name in open_packs)]
+    missing = [one for source in wanted for one in source.missing()]
     if need > free:
         missing.append(
             f"disk: about {megabytes(need)} are needed where {task.home} is written, and {megabytes(free)} are free"

@@ -64,11 +64,6 @@ class Source:
         """Of split 1."""
         return pack_options(self.words)
 
-    @property
-    def pack_words(self) -> list[str]:
-        """Words of `vidssl pack`."""
-        return [*self.words, *(["fold=all"] if FORMATS[self.format].has_folds and self.fold != "1" else [])]
-
     @cached_property
     def folds(self) -> tuple[int, ...]:
         """Official splits that are evaluated: those asked for of those that there are, as far as that is known."""

@@ -24,10 +24,12 @@ from vidssl.saved.run_folder import RunFolder
 
 __all__ = [
     "LEFT",
+    "RUN",
     "SCORES",
     "Task",
     "features_name",
     "measured_name",
+    "packed_name",
     "results_folder",
     "run_of",
     "steps_of",
@@ -120,7 +122,8 @@ def measured_name(one: Measured, data: str, fold: int) -> str:
 def steps_of(task: Task) -> list[Step]:
     """All steps, each behind those that it comes from."""
     found = [_videos(task)] if task.entry.twin else []
-    found += [_pack(task, source) for source in task.sources]
+    for source in task.sources:
+        found += [_pack(task, source), *(_fold(source, fold) for fold in source.folds if fold > 1)]
     found.append(_train(task))
     for source in task.evaluated:
         for fold in source.folds:
@@ -156,26 +159,41 @@ def _pack(task: Task, source: Source) -> Step:
     def make(say: Say) -> None:
         from cluster.pack import run_pack
 
-        manifest = run_pack(source.format, source.videos or "", source.packed, source.pack_words)
+        manifest = run_pack(source.format, source.videos or "", source.packed, source.words)
         say(f"{source.packed}: {len(manifest)} videos, {manifest.rejected} rejected")
 
     seconds, size = packing(task.size(source), source.options)
-    facts = {
-        "format": source.format,
-        "words": " ".join(word for word in source.pack_words if not word.startswith("splits=")),
-    }
-    name, after = f"pack-{source.data}", ("videos",) if task.entry.twin else ()
-    sentence = f"pack {'them' if task.entry.twin else NAMES[source.data]}: {' '.join(source.pack_words) or 'as usual'}"
-    return Step(name, sentence, after, facts, make, partial(_packs, source), seconds, size)
+    words = [word for word in source.words if not word.startswith("splits=")]
+    after = ("videos",) if task.entry.twin else ()
+    told = f"pack {'them' if task.entry.twin else NAMES[source.data]}: {' '.join(words) or 'as usual'}"
+    facts = {"format": source.format, "words": " ".join(words)}
+    return Step(packed_name(source, 1), told, after, facts, make, partial(_packed, source, 1), seconds, size)
 
 
-def _packs(source: Source) -> str | None:
-    """Hash of the packs of all splits that are evaluated."""
+def _fold(source: Source, fold: int) -> Step:
+    """Another official split of a pack: links, and who is in it."""
+
+    def make(say: Say) -> None:
+        from cluster.pack import run_pack
+
+        run_pack(source.format, source.videos or "", source.packed, [*source.words, "fold=all"])
+
+    told = f"split {fold} of the same shards (fold=all)"
+    return Step(packed_name(source, fold), told, (packed_name(source, 1),), {}, make, partial(_packed, source, fold))
+
+
+def packed_name(source: Source, fold: int) -> str:
+    """The step that makes the pack of a split."""
+    return f"pack-{source.data}" + ("" if fold == 1 else f"-fold{fold}")
+
+
+def _packed(source: Source, fold: int) -> str | None:
+    """Hash of the pack of a split."""
     from pipelines.dataset.manifest import load_manifest
     from vidssl.errors import DataError
 
     try:
-        return digest({str(fold): load_manifest(source.place(fold)).hash for fold in {1, *source.folds}})
+        return load_manifest(source.place(fold)).hash
     except DataError:
         return None
 
@@ -205,7 +223,7 @@ def _train(task: Task) -> Step:
     parts = tuple(Part(name, seconds, state[name]) for name, seconds in spent) if task.recipe.phases else ()
     facts = {"recipe": task.recipe.model_copy(update={"data": None}).fingerprint(), "name": task.entry.recipe}
     told = f"train {task.entry.recipe} on {NAMES[source.data] if not task.entry.twin else 'them'}"
-    return Step(RUN, told, (f"pack-{source.data}",), facts, make, output, sum(one for _, one in spent), 0.0, parts)
+    return Step(RUN, told, (packed_name(source, 1),), facts, make, output, sum(one for _, one in spent), 0.0, parts)
 
 
 def _chosen(task: Task) -> str:
@@ -252,7 +270,7 @@ def _features_step(task: Task, source: Source, fold: int, role: Role, initial: b
     return Step(
         name,
         f"{told}, {_where(source, fold)}",
-        (RUN, f"pack-{source.data}"),
+        (RUN, packed_name(source, fold)),
         facts,
         make,
         partial(files_hash, results_folder(task.home, name), tuple(LEFT[kind] for kind in kinds)),
@@ -302,7 +320,7 @@ def _trained(task: Task, source: Source, fold: int, one: Measured, name: str) ->
     return Step(
         name,
         f"{_SAID[one.task]}{' on clips' if one.clips else ''}, {_shown(task, one.role)}, {_where(source, fold)}",
-        (RUN, f"pack-{source.data}"),
+        (RUN, packed_name(source, fold)),
         {"run": run.name, "words": " ".join(words), "chosen": _chosen(task)},
         make,
         partial(files_hash, results_folder(task.home, name), (LEFT["finetune"], SCORES)),

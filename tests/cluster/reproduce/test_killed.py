@@ -89,7 +89,7 @@ def moments(name: str, steps: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield from ((step, rf"^{phase}: .* → .*\n(.*\n)*?step +20/") for phase in phases)
         elif step.startswith("finetune"):
             yield step, begun + r".*\n(.*\n)*?epoch +1/"
-        elif step.startswith("pack"):
+        elif step.startswith("pack") and "fold" not in step:
             yield step, begun + r".*\n(.*\n)*?packing [1-9]"
         else:
             yield step, begun
