@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from cluster.evaluators import EVALUATORS, USUAL
 from vidssl.errors import RecipeError
+from vidssl.fields import Rate
 from vidssl.sections import Section
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "FinetuneWords",
     "ImportWords",
     "ReportWords",
+    "ReproduceWords",
     "own_words",
 ]
 
@@ -86,6 +88,29 @@ class ReportWords(Section):
         default=None, description="of a run: the packed folder, where it has moved; null: the run's"
     )
     out: str | None = Field(default=None, description="of a packed folder: the page to write; null: PACKED/report.html")
+
+
+class ReproduceWords(Section):
+    """Own words of `vidssl reproduce`."""
+
+    videos: str | None = Field(
+        default=None, description="folder of the videos that are pre-trained on: UCF101, or Kinetics-400 with …-k400"
+    )
+    splits: str | None = Field(
+        default=None,
+        description="folder of the official lists, or of their folders; null: they lie in or beside the videos",
+    )
+    ucf101: str | None = Field(default=None, description="with …-k400: folder of UCF101's videos")
+    hmdb51: str | None = Field(default=None, description="folder of HMDB51's videos; null: its rows are left out")
+    fold: Literal["all", "1", "2", "3"] = Field(
+        default="all", description="official splits that are evaluated; all: each, and their mean"
+    )
+    flow: Literal["dis", "tvl1"] | None = Field(
+        default=None, description="how optical flow is made; null: as the recipe states (tvl1 takes days of all cores)"
+    )
+    clips_s: Rate | None = Field(
+        default=None, description="clips per second of the training, for the hours of the plan; null: assumed, and said"
+    )
 
 
 class ImportWords(Section):

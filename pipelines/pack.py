@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipelines.dataset.manifest import MANIFEST, Manifest
+from pipelines.dataset.place import address_of
 from pipelines.packing.added import WHOLE, addition_to, finish_switch, put_flow_in
 from pipelines.packing.assembly import assemble
-from pipelines.packing.catalog import read_catalog
+from pipelines.packing.catalog import format_for, read_catalog
 from pipelines.packing.cut import with_clips
 from pipelines.packing.flow import costs, duration, megabytes, require_opencv
+from pipelines.packing.folds import write_folds
 from pipelines.packing.listing import Catalog
 from pipelines.packing.options import PackOptions, pack_options
 from pipelines.packing.plan import begin, finished, make_plan, refuse_address, refuse_overlap, refuse_strangers
@@ -86,6 +88,8 @@ def pack(
         OurFault: an error in our own code; what is done is kept.
     """
     options, watch = options or PackOptions(), watch or Silent()
+    if options.fold == "all":
+        return _all_folds(format, src, out, options, workers, run, watch)
     refuse_address(src)
     if workers is not None and workers < 1:
         raise RecipeError(f"{workers} workers pack nothing; give at least 1, or none for one per core")
@@ -104,6 +108,26 @@ def pack(
     work = Work(os.path.realpath(catalog.root), os.path.realpath(place), options.target(), options.limits())
     manifest = _packed(_Task(catalog, plan, options, work, cores, mapper, watch), place, upload is not None)
     return manifest if upload is None else upload.put(manifest)
+
+
+def _all_folds(
+    format: str,
+    src: str | Path,
+    out: str | Path,
+    options: PackOptions,
+    workers: int | None,
+    run: Mapper | None,
+    watch: Watch,
+) -> Manifest:
+    """`fold=all`: the pack of split 1, and beside it the other splits of the same shards."""
+    if address_of(out) is not None or options.cut != "none":
+        other = f"cut={options.cut}" if options.cut != "none" else f"{out}, which is no folder"
+        raise RecipeError(f"fold=all does not go with {other}; leave one of them out")
+    format_for(format, options)  # refused before anything is packed
+    first = pack(format, src, out, options.model_copy(update={"fold": 1}), workers=workers, run=run, watch=watch)
+    with _sentences_for_the_disk(Path(out), 0):
+        write_folds(format, src, first, options, watch.say)
+    return first
 
 
 def _packed(task: _Task, place: Path, goes_on: bool) -> Manifest:

@@ -25,7 +25,17 @@ from numpy.typing import NDArray
 from vidssl.errors import DataError
 from vidssl.files import write_whole
 
-__all__ = ["MOTIONS", "SHAPES", "Scene", "is_test", "make_motion_set", "make_motion_video", "render", "scene_of"]
+__all__ = [
+    "MOTIONS",
+    "SHAPES",
+    "Scene",
+    "is_test",
+    "make_motion_set",
+    "make_motion_video",
+    "make_official_set",
+    "render",
+    "scene_of",
+]
 
 FPS = 25
 BACKGROUNDS = 2
@@ -196,6 +206,64 @@ def make_motion_set(
     for _ in each(make, [(index, out / name) for index, name in enumerate(names)]):
         pass
     return _write_table(out / "videos.csv", names, seed)
+
+
+def make_official_set(
+    out: Path,
+    *,
+    groups: int,
+    clips: int,
+    frames: int = 40,
+    size: int = 128,
+    seed: int = 0,
+    each: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]] = map,
+) -> Path:
+    """Write a set of motion videos in the layout of UCF101, with two official splits.
+
+    Args:
+        out: Folder to fill: `videos/Left/v_Left_g01_c01.mp4` …, and `ucfTrainTestlist` with classInd.txt, trainlist01.txt ….
+        groups: Of each class; a third of them is the test of split 1, the next third that of split 2.
+        clips: Of each group.
+        frames: Of each video, at 25 per second.
+        size: Width and height, even.
+        seed: Of everything random.
+        each: As in `make_motion_set`.
+
+    Returns:
+        The folder of the videos.
+
+    Raises:
+        DataError: fewer than two groups, or no clip.
+    """
+    if groups < 2 or clips < 1:
+        raise DataError(
+            f"{groups} groups of {clips} clips cannot be split twice; give two groups and one clip at least"
+        )
+    classes = [motion.capitalize() for motion in MOTIONS]
+    names: dict[str, tuple[int, int]] = {}
+    for index in range(groups * clips * len(classes)):
+        number, label = divmod(index, len(classes))
+        group, clip = divmod(number, clips)
+        name = classes[label]
+        names[f"{name}/v_{name}_g{group + 1:02d}_c{clip + 1:02d}.mp4"] = (group, label)
+    for name in classes:
+        (out / "videos" / name).mkdir(parents=True, exist_ok=True)
+    make = partial(make_motion_video, frames=frames, size=size, seed=seed)
+    for _ in each(make, [(index, out / "videos" / name) for index, name in enumerate(names)]):
+        pass
+    _write_lists(out / "ucfTrainTestlist", classes, names, max(1, groups // 3))
+    return out / "videos"
+
+
+def _write_lists(folder: Path, classes: list[str], names: Mapping[str, tuple[int, int]], tested: int) -> None:
+    folder.mkdir(exist_ok=True)
+    write_whole(folder / "classInd.txt", "".join(f"{label} {name}\n" for label, name in enumerate(classes, start=1)))
+    for fold in (1, 2):
+        asked = range((fold - 1) * tested, fold * tested)
+        test = [name for name, (group, _) in names.items() if group in asked]
+        train = [f"{name} {label + 1}" for name, (group, label) in names.items() if group not in asked]
+        write_whole(folder / f"testlist0{fold}.txt", "".join(f"{line}\n" for line in test))
+        write_whole(folder / f"trainlist0{fold}.txt", "".join(f"{line}\n" for line in train))
 
 
 def _write_table(path: Path, names: list[str], seed: int) -> Path:

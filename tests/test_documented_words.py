@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.commands.recipes import header_of
 from cluster.commands.table import VERBS
 from cluster.commands.words import read_words
 from vidssl.errors import RecipeError
+from vidssl.headers import header_of
 from vidssl.recipe import RECIPES, load_recipe, recipe_names
 
 ROOT = Path(__file__).parent.parent

@@ -26,6 +26,7 @@ __all__ = [
     "pack",
     "recipes",
     "report",
+    "reproduce",
     "status",
     "sweep",
     "train",
@@ -197,6 +198,13 @@ def bench(words: Words) -> int:
         raise RecipeError(f"'{words['WHAT']}' is unknown; type vidssl bench headspace RUN")
     run_headspace(words["RUN"], words.settings, words.number("--steps") or 0, say)
     return 0
+
+
+def reproduce(words: Words) -> int:
+    """From the archives to the paper's table."""
+    from cluster.reproduce.verb import run_reproduce
+
+    return run_reproduce(words["NAME"], words.settings, words.option("--out"), words.on("--dry-run"), say)
 
 
 def doctor(words: Words) -> int:

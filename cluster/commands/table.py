@@ -22,7 +22,9 @@ from cluster.keywords import (
     FinetuneWords,
     ImportWords,
     ReportWords,
+    ReproduceWords,
 )
+from cluster.reproduce.names import REPRODUCTIONS
 from pipelines.packing.catalog import FORMATS
 
 __all__ = ["VERBS", "Verb"]
@@ -76,6 +78,10 @@ def _of_finetune() -> list[Group]:
 
 def _of_report() -> list[Group]:
     return groups_of(ReportWords, "Where it looks")
+
+
+def _of_reproduce() -> list[Group]:
+    return groups_of(ReproduceWords, "Where things are, and what is measured") + _of_recipe()
 
 
 def _of_import() -> list[Group]:
@@ -195,6 +201,16 @@ VERBS: dict[str, Verb] = {
         "one self-contained page: of a run, or of packed data before anything is trained on it",
         (Place("RUN|PACKED", "a run folder, or a folder that `vidssl pack` wrote"),),
         groups=_of_report,
+    ),
+    "reproduce": Verb(
+        handlers.reproduce,
+        "a paper's table: archives → packs → training → every evaluation on all splits → ours beside published; goes on where it stopped",
+        places=(Place("NAME", "what is reproduced: " + " | ".join(REPRODUCTIONS)),),
+        options=(
+            Option("--dry-run", "print the steps, hours, disk and what is missing; make nothing"),
+            Option("--out", "folder for all that it makes; without it runs/reproduce-NAME", "FOLDER"),
+        ),
+        groups=_of_reproduce,
     ),
     "bench": Verb(
         handlers.bench,

@@ -14,7 +14,7 @@ from cluster.page.parts import Section, bare, table
 from vidssl.evaluation.beside import Beside, Ours, beside
 from vidssl.evaluation.tables import NAMES, Measurement
 
-__all__ = ["published_part"]
+__all__ = ["facts_of", "published_part"]
 
 _TITLES: Final[dict[Measurement, str]] = {
     "retrieval": "Retrieval",
@@ -68,10 +68,10 @@ def _measured(results: Mapping[str, Result]) -> list[_Own]:
         result = results.get(name)
         if isinstance(result, RetrievalResult) and result.results:
             values = {k: 100 * share for k, share in result.results["trained"].recall.items()}
-            found.append(_Own("retrieval", "", _facts(result), result.protocol.run, values))
+            found.append(_Own("retrieval", "", facts_of(result), result.protocol.run, values))
         if isinstance(result, LinearResult) and result.results:
             values = {"accuracy": 100 * result.results["trained"].accuracy}
-            found.append(_Own("linear", "", _facts(result), result.protocol.run, values))
+            found.append(_Own("linear", "", facts_of(result), result.protocol.run, values))
     return found
 
 
@@ -85,7 +85,7 @@ def _trained(finetuned: Mapping[str, FinetuneResult]) -> list[_Own]:
         _Own(
             task,
             _KINDS.get(name, ""),
-            _facts(found),
+            facts_of(found),
             found.protocol.run,
             {"accuracy": 100 * found.results.chosen.accuracy},
         )
@@ -94,7 +94,7 @@ def _trained(finetuned: Mapping[str, FinetuneResult]) -> list[_Own]:
     ]
 
 
-def _facts(found: FeatureResult | FinetuneResult) -> Ours:
+def facts_of(found: FeatureResult | FinetuneResult) -> Ours:
     """What the papers' rows are compared with."""
     about = found.protocol
     scratch = isinstance(about, FinetuneProtocol) and about.init == "scratch"
@@ -111,6 +111,7 @@ def _facts(found: FeatureResult | FinetuneResult) -> Ours:
         crops=about.crops,
         crop=about.crop,
         epochs=about.epochs,
+        choose=about.finetune.choose if isinstance(about, FinetuneProtocol) else None,
     )
 
 

@@ -22,7 +22,7 @@ from pipelines.packing.listing import Catalog, Format, Row, without_copies
 from pipelines.packing.options import PackOptions
 from vidssl.errors import DataError, RecipeError
 
-__all__ = ["FORMATS", "Catalog", "Format", "Row", "read_catalog"]
+__all__ = ["FORMATS", "Catalog", "Format", "Row", "format_for", "read_catalog"]
 
 FORMATS: dict[str, Format] = {
     "folder": FOLDER,
@@ -49,10 +49,11 @@ def read_catalog(format: str, src: str | Path, options: PackOptions | None = Non
         DataError: a source, column or split file that is missing or damaged, or no videos at all.
     """
     options, place = options or PackOptions(), Path(src)
-    kind = _format(format)
-    _refuse_what_means_nothing(kind, options)
+    kind = format_for(format, options)
     if not (os.path.isfile if kind.is_file else os.path.isdir)(place):
         raise DataError(f"{place} is no {'file' if kind.is_file else 'folder'}; type: vidssl pack {format} SRC OUT")
+    if options.fold == "all":
+        raise RecipeError("fold=all is a whole pack and one list is read at a time; type fold=1, 2 or 3")
     catalog = kind.read(place, options)
     if not catalog.rows and catalog.left_out:
         some, number = catalog.left_out[0], len(catalog.left_out)
@@ -66,11 +67,17 @@ def read_catalog(format: str, src: str | Path, options: PackOptions | None = Non
     return _with_test_share(_with_groups(catalog, options), options)
 
 
-def _format(name: str) -> Format:
+def format_for(name: str, options: PackOptions) -> Format:
+    """The format of that name.
+
+    Raises:
+        RecipeError: an unknown format, or an option that the format does not have.
+    """
     if name not in FORMATS:
         near = difflib.get_close_matches(name, FORMATS, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise RecipeError(f"unknown format '{name}'; there are {', '.join(FORMATS)}{hint}")
+    _refuse_what_means_nothing(FORMATS[name], options)
     return FORMATS[name]
 
 

@@ -71,7 +71,7 @@ def flow_sides(width: int, height: int, size: int) -> tuple[int, int]:
 
 
 def costs(form: FlowForm, frames: Mapping[tuple[int, int], int], workers: int, stored: int = 0) -> str:
-    """What flow will take, in a sentence: pixels times what was measured on the machine this was written on.
+    """What flow will take, in a sentence; see `cost`.
 
     Args:
         form: What is made.
@@ -79,15 +79,20 @@ def costs(form: FlowForm, frames: Mapping[tuple[int, int], int], workers: int, s
         workers: How many are made at once.
         stored: Bytes of the shards it is added to; they lie beside the new ones for a while.
     """
-    sides = {size: flow_sides(*size, form.size) for size in frames}
-    pixels = sum(count * sides[size][0] * sides[size][1] for size, count in frames.items())
-    seconds = pixels * (_SECONDS_A_PIXEL[form.algorithm] + _ENCODING) / workers
+    seconds, size = cost(form, frames)
     total = sum(frames.values())
     beside = f", beside the {megabytes(stored)} there are until the new shards hold both" if stored else ""
     return (
-        f"flow={form.algorithm} of {total} frames at {form.size} px: about {duration(seconds)} on {workers} workers and "
-        f"{megabytes(pixels * _BYTES_A_PIXEL)} of flow{beside}"
+        f"flow={form.algorithm} of {total} frames at {form.size} px: about {duration(seconds / workers)} on {workers} workers and "
+        f"{megabytes(size)} of flow{beside}"
     )
+
+
+def cost(form: FlowForm, frames: Mapping[tuple[int, int], int]) -> tuple[float, float]:
+    """Seconds of one core, and bytes, that flow takes: pixels times what was measured on the machine this was written on."""
+    sides = {size: flow_sides(*size, form.size) for size in frames}
+    pixels = sum(count * sides[size][0] * sides[size][1] for size, count in frames.items())
+    return pixels * (_SECONDS_A_PIXEL[form.algorithm] + _ENCODING), pixels * _BYTES_A_PIXEL
 
 
 def megabytes(size: float) -> str:

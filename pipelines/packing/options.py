@@ -67,7 +67,10 @@ class PackOptions(BaseModel):
     splits: str | None = Field(
         default=None, description="folder of the official lists (ucf101, hmdb51, kinetics, ssv2)"
     )
-    fold: Literal[1, 2, 3] = Field(default=1, description="which official split")
+    fold: Literal[1, 2, 3, "all"] = Field(
+        default=1,
+        description="which official split; all: split 1, and OUT/fold2, OUT/fold3 beside it without a second copy",
+    )
     group: str | None = Field(
         default=None, description="regular expression; its first group, in the path, names the source"
     )

@@ -59,6 +59,9 @@ LOOK_ALIKES = (
     "sweep/sweep.csv",
     "sweep.csv",
     "best.yaml",
+    "ledger.json",
+    "table.json",
+    "reproduction.json",
     ".staging/journal.json",
     ".ray/x",
     ".tune/x",
@@ -138,6 +141,7 @@ GOOD: dict[str, list[list[str]]] = {
     "evaluate": [["RUN"], ["RUN", "what=all", "data=PACKED"]],
     "finetune": [["RUN"], ["RUN", "finetune.epochs=1", "init=scratch"]],
     "report": [["RUN"], ["RUN", "data=PACKED"], ["PACKED"], ["PACKED", "out=new.html"]],
+    "reproduce": [["cpr-ucf101", "--dry-run"], ["iic-tiny", "--out", "new"], ["iic-ucf101", "videos=VIDEOS", "fold=1", "--dry-run"]],
     "bench": [["headspace", "RUN"], ["headspace", "RUN", "loader.threads=2", "--steps", "24"]],
     "import": [["FILE", "--from", "coclr"], ["FILE", "--from", "iic", "--out", "new"]],
     "export": [["RUN", "--out", "new"]],
@@ -203,10 +207,12 @@ def nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
 
     import pipelines.loader
     import pipelines.pack
+    import pipelines.synthetic
 
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", begin)
     monkeypatch.setattr(pipelines.pack, "in_threads", begin)
+    monkeypatch.setattr(pipelines.synthetic, "make_official_set", begin)
     monkeypatch.setattr(pipelines.loader.EvalLoader, "__init__", begin)
     monkeypatch.setattr(pipelines.loader.TrainLoader, "__init__", begin)
 

@@ -26,10 +26,11 @@ class Ours:
         size: Pixels.
         backbone: Network.
         stream: As `PaperRow.stream`.
-        windows: Most windows of a video.
+        windows: Most windows of a video; 0: all.
         crops: Of the test.
         crop: Side of its squares in short sides.
         epochs: Of the pre-training.
+        choose: Of a training, which epoch is reported: held_out | last.
     """
 
     dataset: str | None = None
@@ -44,6 +45,7 @@ class Ours:
     crops: str | None = None
     crop: float | None = None
     epochs: float | None = None
+    choose: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,13 @@ def _differences(row: PaperRow, ours: Ours) -> tuple[str, ...]:
 def _protocol_differences(row: PaperRow, ours: Ours) -> list[str]:
     """What the measuring itself does differently."""
     own, square = str(ours.id), _other_square(row, ours)
+    chosen = "the last epoch" if ours.choose == "last" else "on held-out training groups"
     if row.protocol == "p1":
         if own == "p2":
             return ["P1 (all windows, pooled features, centred), ours P2"]
         differ = [f"all windows of a video and colour jitter at the test, ours at most {ours.windows} windows, none"]
+        if ours.windows == 0:
+            differ = ["colour jitter at the test, ours none"]
         differ += square
         return (
             differ if own == "p1_ref" else [*differ, "test videos centred by their own mean, ours by the training mean"]
@@ -118,13 +123,8 @@ def _protocol_differences(row: PaperRow, ours: Ours) -> list[str]:
     if row.protocol == "p3":
         clips = [] if "clips" in own else ["trained on augmented clips, ours on one saved feature per video"]
         crops = [] if str(ours.crops).startswith("ten") else ["ten crops at the test, ours the centre"]
-        return [
-            *clips,
-            *crops,
-            *square,
-            "settings and epoch by hand or on the test split, ours on held-out training groups",
-        ]
-    differ = ["epoch chosen on videos of the test split, ours on held-out training groups"]
+        return [*clips, *crops, *square, f"settings and epoch by hand or on the test split, ours {chosen}"]
+    differ = [f"epoch chosen on videos of the test split, ours {chosen}"]
     return [*differ, *square] if row.paper in _ON_240_ROWS else []
 
 

@@ -275,14 +275,12 @@ def dataset_of(source: Mapping[str, str], classes: Sequence[str]) -> tuple[str |
     """Which of the papers' data sets packed data is, and its official split: ("ucf101", "1"); (None, None) for any other.
 
     Args:
-        source: `Manifest.source`.
-        classes: `Manifest.classes`: they tell where the data was packed from a folder or a table (its split is then unknown).
+        source: `Manifest.source`; the split is known where it was packed from the official lists.
+        classes: `Manifest.classes`: other videos in the same layout are not that data set.
     """
-    kind = source.get("format")
-    if kind in _LOOKS_LIKE:
-        fold = json.loads(source.get("options") or "{}").get("fold")
-        return kind, None if fold is None else str(fold)
     for name, (count, some) in _LOOKS_LIKE.items():
         if len(classes) == count and some <= set(classes):
-            return name, None
+            official = source.get("format") == name
+            fold = json.loads(source.get("options") or "{}").get("fold") if official else None
+            return name, None if fold is None else str(fold)
     return None, None

@@ -10,11 +10,15 @@ from pipelines.packing.listing import Catalog, Row, files_below, is_sidecar
 from pipelines.packing.options import PackOptions
 from vidssl.errors import DataError
 
-__all__ = ["from_lists", "lines_of", "list_files", "splits_folder"]
+__all__ = ["NoLists", "from_lists", "lines_of", "list_files", "splits_folder"]
 
 _UCF_GROUP = re.compile(r"^v_(.+)_(g\d+)_c\d+$")
 _HMDB_GROUP = re.compile(r"^(.+)_[hulf]_[cn]m_np\d_(?:fr|ba|le|ri)_(?:bad|med|goo)_\d+$")
 """Film, class, then what HMDB51 notes of a clip: visible body, camera, people, viewpoint, quality, number."""
+
+
+class NoLists(DataError):
+    """The official lists of a split are nowhere."""
 
 
 def from_lists(
@@ -55,12 +59,16 @@ def _group(name: str, label: str | None, path: str) -> str:
 
 
 def splits_folder(root: Path, options: PackOptions, pattern: str, usual: Sequence[str]) -> Path:
-    """Where the official lists are: as told, or at the usual places in and beside the source."""
+    """Where the official lists are: as told, or at the usual places in and beside the source.
+
+    Raises:
+        NoLists: they are not there.
+    """
     for place in _places(root, options, usual):
         if any(place.glob(pattern)):
             return place
     where = options.splits or "the source or beside it"
-    raise DataError(f"no {pattern} in {where}; type splits=FOLDER with the official split files (fold={options.fold})")
+    raise NoLists(f"no {pattern} in {where}; type splits=FOLDER with the official split files (fold={options.fold})")
 
 
 def list_files(

@@ -6,8 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from cluster.cli import main
-from cluster.commands.recipes import header_of
 from vidssl.errors import RecipeError
+from vidssl.headers import header_of
 from vidssl.recipe import RECIPES, load_recipe, recipe_names
 
 

@@ -3,14 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import yaml
 
-from cluster.commands.recipes import header_of
 from cluster.training.plan import plan_run
 from cluster.training.resolution import too_small, wanted_side
 from pipelines.dataset.manifest import load_manifest
+from pipelines.packing.options import pack_options
 from tests.cluster.training.small_runs import small
-from vidssl.recipe import RECIPES, recipe_names
+from vidssl.headers import header_of
+from vidssl.recipe import RECIPES, load_recipe, phase_recipe, recipe_names
 
 
 def test_a_pack_smaller_than_the_recipe_wants_is_said_in_a_sentence_when_the_run_begins(packed, tmp_path):
@@ -44,6 +44,8 @@ def test_every_published_recipe_names_its_pack_and_wants_what_it_names():
     published = [name for name in recipe_names() if "ucf101" in name or "k400" in name]
     assert len(published) >= 14
     for name in published:
-        hardware = header_of(RECIPES / f"{name}.yaml").hardware
-        side = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["clips"]["pack_size"]
-        assert f"Videos packed with fps=source{'' if side == 128 else f' size={side}'}: " in hardware, name
+        options = pack_options(header_of(RECIPES / f"{name}.yaml").pack.split())
+        recipe = load_recipe(name)
+        assert (options.fps, options.size) == ("source", recipe.clips.pack_size), name
+        flow = "flow" in recipe.views or any("flow" in phase_recipe(recipe, one).views for one in recipe.phases)
+        assert (options.flow, options.flow_encoding) == (("tvl1", "parity") if flow else ("none", "companded")), name

@@ -117,9 +117,10 @@ def test_data_that_no_paper_reports_has_no_row_beside_it():
     assert beside("retrieval", Ours(**OURS), ["2"]) == []
 
 
-def test_a_data_set_is_known_by_its_format_or_by_its_classes():
+def test_a_data_set_is_known_by_its_classes_and_its_split_by_the_official_lists():
     packed = {"format": "hmdb51", "options": json.dumps({"fold": 2})}
-    assert dataset_of(packed, []) == ("hmdb51", "2")
+    assert dataset_of(packed, ["brush_hair", "wave", *(f"c{i}" for i in range(49))]) == ("hmdb51", "2")
+    assert dataset_of(packed, ["left", "right"]) == (None, None)  # other videos in its layout
     many = ["ApplyEyeMakeup", "YoYo", *(f"c{i}" for i in range(99))]
     assert dataset_of({"format": "folder"}, many) == ("ucf101", None)
     assert dataset_of({"format": "folder"}, many[:-1]) == (None, None)

@@ -1,0 +1,1 @@
+"""`vidssl reproduce`: from the archives to the papers' table."""
