@@ -92,8 +92,9 @@ def _against_pool(axis: Axes, found: Outcome) -> None:
             axis.plot([arm.pool, arm.pool], half, color=colour, lw=1.6, alpha=0.5, zorder=2)
             axis.plot([arm.pool], [100 * arm.r1], "o", color=colour, ms=5, zorder=3)
     axis.set_xscale("log")
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.xaxis.set_minor_formatter(lambda value, _: "")
+    pools = sorted({arm.pool for arm in found.arms if arm.finished and arm.pool is not None})
+    axis.set_xticks(pools, [str(pool) for pool in pools])
+    axis.set_xticks([], minor=True)
     _frame(axis, "last pool p", "R@1 against p", "y")
 
 

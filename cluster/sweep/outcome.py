@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cluster.sweep.trained import TrainedRow
 from vidssl.evaluation.fewshot import mean_interval
+from vidssl.evaluation.retrieval import wilson
 
 __all__ = ["Arm", "Outcome", "outcome_of", "table_lines"]
 
@@ -31,7 +32,7 @@ class Arm:
         pool: p; None: nothing is mined.
         rows: The last row of each seed, in the order of the seeds.
         r1: Mean over those that are finished; of an arm without any, over its rows.
-        interval95: Of that mean.
+        interval95: Of that mean, over videos (Wilson) and over seeds (Student), whichever is wider.
         gap: Mean difference from the best arm, query by query; None: not comparable (other rungs), or it is the best.
         gap95: Of that difference.
     """
@@ -83,25 +84,21 @@ def outcome_of(rows: Sequence[TrainedRow], hits: Hits) -> Outcome:
     for row in sorted(rows, key=lambda row: row.percent):
         last[row.key] = row
     labels = dict.fromkeys(row.arm for row in last.values())
-    arms = [_arm([row for row in last.values() if row.arm == label], hits) for label in labels]
+    arms = [_arm([row for row in last.values() if row.arm == label]) for label in labels]
     ranked = sorted(arms, key=lambda arm: (-len(arm.finished), -arm.rows[0].percent, -arm.r1))
     if not ranked or not ranked[0].finished:
         return Outcome(tuple(ranked))
     return Outcome((ranked[0], *(_beside(arm, ranked[0], hits) for arm in ranked[1:])))
 
 
-def _arm(rows: Sequence[TrainedRow], hits: Hits) -> Arm:
+def _arm(rows: Sequence[TrainedRow]) -> Arm:
     ordered = tuple(sorted(rows, key=lambda row: (row.state != "finished", -row.percent, row.seed)))
     used = [row for row in ordered if row.state == "finished"] or list(ordered)
     scores = [row.r1 for row in used]
-    known = [hits[row.key] for row in used if row.key in hits]
-    low, high = mean_interval(scores)
-    if known:  # the videos are a sample too
-        mean, half = float(np.mean(scores)), 1.96 * _error(np.mean(known, axis=0))
-        low, high = min(low, max(mean - half, 0.0)), max(high, min(mean + half, 1.0))
-    else:
-        low, high = min([low, *(row.low for row in used)]), max([high, *(row.high for row in used)])
-    return Arm(ordered[0].arm, ordered[0].pool, ordered, float(np.mean(scores)), (low, high))
+    mean = float(np.mean(scores))
+    of_videos, of_seeds = wilson(mean, used[0].queries), mean_interval(scores)
+    low, high = min(of_videos[0], of_seeds[0]), max(of_videos[1], of_seeds[1])
+    return Arm(ordered[0].arm, ordered[0].pool, ordered, mean, (low, high))
 
 
 def _beside(arm: Arm, best: Arm, hits: Hits) -> Arm:

@@ -231,16 +231,17 @@ def _known(key: str) -> Any:
     """
     if key == CYCLES:
         return int
-    kind: Any = Recipe
-    for part in key.rpartition(":")[2].split("."):
-        fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
-        if part not in fields:
-            load_recipe("cpr-tiny", [f"{key.rpartition(':')[2]}=null"])  # an unknown key, said with the nearest one
-            raise RecipeError(f"'{key}' is a section, and an axis is one key; type e.g. mining.stages=[1,3,5]")
-        info = fields[part]
-        kind = info.annotation
+    bare, whole = key.rpartition(":")[2], Recipe
+    for part in bare.split("."):
+        info = whole.model_fields.get(part) if isinstance(whole, type) and issubclass(whole, BaseModel) else None
+        if info is None:
+            load_recipe("cpr-tiny", [f"{bare}=null"])  # says that there is no such key, with the nearest one
+            raise RecipeError(f"'{key}' is no key of a recipe")
+        kind: Any = info.annotation
         whole = Annotated[(kind, *info.metadata)] if info.metadata else kind
-    return whole  # pyright: ignore[reportPossiblyUnboundVariable]
+    if isinstance(whole, type) and issubclass(whole, BaseModel):
+        raise RecipeError(f"'{key}' is a section, and an axis is one key; type e.g. mining.stages=[1,3,5]")
+    return whole
 
 
 def _takes(kind: Any, value: object) -> bool:

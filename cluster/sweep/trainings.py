@@ -81,7 +81,8 @@ def run_trainings(name: str, words: Sequence[str], out: str | None = None, say: 
     sweep = open_sweep(name, words)
     manifest = _data_of(sweep)
     results = _folder(sweep, out)
-    trainings, left_out = trainings_of(sweep, manifest, str(results / "trials"))
+    found, left_out = trainings_of(sweep, manifest, str(results / "trials"))
+    trainings = [dataclasses.replace(one, recipe=plan_run(one.recipe).recipe) for one in found]
     about = _swept_on(sweep, manifest)
     check_ours(results)
     with ExitStack() as opened:
@@ -102,8 +103,7 @@ def _swept(sweep: Sweep, trainings: Sequence[Training], rows: RowFile[TrainedRow
     say(f"{len(trainings)} trainings, {len(trainings) - len(missing)} are done already → {rows.folder}")
     failed: list[str] = []
     if missing:
-        ready = [dataclasses.replace(one, recipe=plan_run(one.recipe).recipe) for one in missing]
-        failed = _run(ready, sweep, rows, say)
+        failed = _run(missing, sweep, rows, say)
     wanted = {one.key for one in trainings}
     here = [row for row in rows.rows if row.key in wanted]
     try:
