@@ -7,6 +7,7 @@ pretext task; the test split is never looked at.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from vidssl.evaluation.heldout import hold_out
 from vidssl.evaluation.iic_retrieval import map_reader
 from vidssl.evaluation.protocol import Protocol
 from vidssl.evaluation.retrieval import Side, retrieve, wilson
+from vidssl.recipe import Evaluation
 from vidssl.records import read_record, write_record
 from vidssl.saved.run_folder import RunFolder
 
@@ -35,6 +37,7 @@ class HeldOut:
     """What the held-out videos found.
 
     Attributes:
+        asked: Id of data, queries and protocol (`sweep.json`): answers of another id are to other questions.
         step: Optimizer steps by then.
         r1: R@1, the share of them whose nearest other training video has their class.
         interval95: Of that share, over videos.
@@ -46,6 +49,7 @@ class HeldOut:
         protocol: How they were shown, and which encoder it was.
     """
 
+    asked: str
     step: int
     r1: float
     interval95: tuple[float, float]
@@ -69,13 +73,19 @@ def held_out_rows(manifest: Manifest, share: float) -> tuple[NDArray[np.int64], 
     return rows[out], rows[~out]
 
 
-def held_out_recall(path: Path) -> HeldOut:
+def held_out_recall(path: Path, evaluation: Evaluation, asked: str) -> HeldOut:
     """Ask the last checkpoint of a run, and keep the answer as `eval/held-out-STEP.json`.
+
+    Args:
+        path: The run.
+        evaluation: How videos are shown, and which share is held out; not what the run's own recipe says of it.
+        asked: See `HeldOut`.
 
     Raises:
         VidsslError: as `open_subject` and `held_out_rows`.
     """
-    subject = open_subject(path, [])
+    told = evaluation.model_dump(mode="json")
+    subject = open_subject(path, [f"evaluation.{key}={json.dumps(value)}" for key, value in told.items()])
     chosen, view = subject.recipe.evaluation, subject.trained_view
     asking, searched = held_out_rows(subject.manifest, chosen.held_out)
     maps = chosen.protocol == "p2"
@@ -93,6 +103,7 @@ def held_out_recall(path: Path) -> HeldOut:
     recall = retrieve(query, side(searched), protocol=chosen.protocol, ks=(1,), neighbours=1)
     low, high = wilson(recall.at[1], recall.queries)
     result = HeldOut(
+        asked=asked,
         step=subject.meta.step,
         r1=round(recall.at[1], 6),
         interval95=(round(low, 6), round(high, 6)),
@@ -107,14 +118,15 @@ def held_out_recall(path: Path) -> HeldOut:
     return result
 
 
-def kept_at(folder: RunFolder, step: int) -> HeldOut | None:
-    """What was found at that step before; None: nobody has asked.
+def kept_at(folder: RunFolder, step: int, asked: str) -> HeldOut | None:
+    """What was found at that step before; None: nobody has asked this.
 
     Raises:
         CheckpointError: the file is damaged.
     """
     path = _file(folder, step)
-    return read_record(HeldOut, path, "type the same words again") if path.is_file() else None
+    found = read_record(HeldOut, path, "type the same words again") if path.is_file() else None
+    return found if found is not None and found.asked == asked else None
 
 
 def _file(folder: RunFolder, step: int) -> Path:

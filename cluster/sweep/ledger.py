@@ -92,7 +92,7 @@ class RowFile(Generic[R]):
     """
 
     def __init__(self, folder: Path, kind: type[R], about: _About) -> None:
-        self.folder, self.path, self.set_aside, self.kind = folder, folder / "sweep.csv", "", kind
+        self.folder, self.path, self.set_aside, self.kind, self.about = folder, folder / "sweep.csv", "", kind, about
         check_ours(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)

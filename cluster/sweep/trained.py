@@ -111,7 +111,9 @@ def answer_folder(recipe: Recipe) -> RunFolder:
     return phase_folder(folder.path, own[-1])
 
 
-def rung_row(training: Training, percent: int, step: Callable[[], int], score: Callable[[Path], HeldOut]) -> TrainedRow:
+def rung_row(
+    training: Training, percent: int, step: Callable[[], int], score: Callable[[Path], HeldOut], asked: str
+) -> TrainedRow:
     """Train to a rung and score; what was scored there before is read.
 
     Args:
@@ -119,10 +121,11 @@ def rung_row(training: Training, percent: int, step: Callable[[], int], score: C
         percent: Of the rung.
         step: Trains to it and returns the steps.
         score: Asks the held-out videos.
+        asked: Id of data, queries and protocol: an answer of another id does not count.
     """
     began, folder = time.monotonic(), answer_folder(training.recipe)
     done = step()
-    found = kept_at(folder, done) or score(folder.path)
+    found = kept_at(folder, done, asked) or score(folder.path)
     return TrainedRow(
         run=training.recipe.name,
         arm=training.arm,

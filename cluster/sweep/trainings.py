@@ -34,6 +34,7 @@ from vidssl.lock import held
 
 if TYPE_CHECKING:
     from pipelines.dataset.manifest import Manifest
+    from vidssl.recipe import Evaluation
 
 __all__ = ["goes_on", "run_trainings"]
 
@@ -107,7 +108,7 @@ def _swept(sweep: Sweep, trainings: Sequence[Training], rows: RowFile[TrainedRow
     wanted = {one.key for one in trainings}
     here = [row for row in rows.rows if row.key in wanted]
     try:
-        text = write_outcome(rows.folder, here, trainings, sweep)
+        text = write_outcome(rows.folder, here, trainings, sweep, rows.about.id)
     except OSError as error:
         raise storage_error(error, rows.folder, instead="make room and type the same words again") from error
     if failed:
@@ -155,8 +156,9 @@ def _run(trainings: Sequence[Training], sweep: Sweep, rows: RowFile[TrainedRow],
         say(f"{room.at_once} at once, each with {room.words}")
         files = rows.folder / ".tune"
         shutil.rmtree(files, ignore_errors=True)  # of a sweep that was killed: its rows are in sweep.csv
-        keeper = _keeper(rows, sweep, trainings, say)
-        trial = tune.with_parameters(_trial, trainings=list(trainings), rungs=sweep.search.rungs, room=room)
+        keeper = _keeper(rows, sweep, say)
+        left = [_rungs_left(one, sweep, rows) for one in trainings]
+        trial = tune.with_parameters(_trial, trainings=list(trainings), rungs=left, room=room, asked=rows.about.id)
         # Not a core: with one booked by each trial, the last training would wait for cores that trials hold.
         booked = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
         results = tune.Tuner(
@@ -176,7 +178,16 @@ def _run(trainings: Sequence[Training], sweep: Sweep, rows: RowFile[TrainedRow],
     return keeper.failed
 
 
-def _trial(config: dict[str, Any], trainings: Sequence[Training], rungs: Sequence[int], room: Room) -> None:
+def _rungs_left(training: Training, sweep: Sweep, rows: RowFile[TrainedRow]) -> tuple[int, ...]:
+    """Rungs without a row; phases are trained one after the other, to their end."""
+    reached = {row.percent for row in rows.rows if row.key == training.key}
+    rungs = sweep.search.rungs[-1:] if training.recipe.phases else sweep.search.rungs
+    return tuple(percent for percent in rungs if percent not in reached)
+
+
+def _trial(
+    config: dict[str, Any], trainings: Sequence[Training], rungs: Sequence[Sequence[int]], room: Room, asked: str
+) -> None:
     """One Tune trial: it waits for tasks of its own, outside of the trial's reservation, and reports at each rung."""
     import ray
     from ray import tune
@@ -186,13 +197,14 @@ def _trial(config: dict[str, Any], trainings: Sequence[Training], rungs: Sequenc
     freely = {"scheduling_strategy": "SPREAD", "max_retries": 2}
     step = ray.remote(num_cpus=0, **freely)(train_to)
     score = ray.remote(num_cpus=room.cpus, num_gpus=room.gpus, **freely)(_scored)
-    for percent in rungs if not training.recipe.phases else rungs[-1:]:
+    for percent in rungs[config["number"]]:
         try:
             row = rung_row(
                 training,
                 percent,
                 lambda percent=percent: ray.get(step.remote(training.recipe, percent)),
-                lambda path: ray.get(score.remote(path, room.cpus)),
+                lambda path: ray.get(score.remote(path, training.recipe.evaluation, asked, room.cpus)),
+                asked,
             )
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
@@ -201,11 +213,11 @@ def _trial(config: dict[str, Any], trainings: Sequence[Training], rungs: Sequenc
         tune.report(dataclasses.asdict(row))
 
 
-def _scored(path: Path, threads: int) -> HeldOut:
+def _scored(path: Path, evaluation: Evaluation, asked: str, threads: int) -> HeldOut:
     import torch
 
     torch.set_num_threads(threads)
-    return held_out_recall(path)
+    return held_out_recall(path, evaluation, asked)
 
 
 def goes_on(value: float, others: Sequence[float], reduction: int) -> bool:
@@ -213,10 +225,10 @@ def goes_on(value: float, others: Sequence[float], reduction: int) -> bool:
     return not others or value >= float(np.percentile(others, 100 * (1 - 1 / reduction)))
 
 
-def _keeper(rows: RowFile[TrainedRow], sweep: Sweep, trainings: Sequence[Training], say: Say) -> Any:
+def _keeper(rows: RowFile[TrainedRow], sweep: Sweep, say: Say) -> Any:
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-    keys, halving = {one.key for one in trainings} | {row.key for row in rows.rows}, sweep.search.schedule == "asha"
+    halving = sweep.search.schedule == "asha"
 
     class Keeper(FIFOScheduler):
         """Writes and says each row in the driver, and stops a training at a rung: out of sweep.csv alone, so a kill changes nothing."""
@@ -231,9 +243,7 @@ def _keeper(rows: RowFile[TrainedRow], sweep: Sweep, trainings: Sequence[Trainin
                 say(f"failed: {self.failed[-1]}")
                 return TrialScheduler.CONTINUE
             row = TrainedRow(**{field.name: result[field.name] for field in dataclasses.fields(TrainedRow)})
-            if any(one.point == row.point and one.ended for one in rows.rows):
-                return TrialScheduler.CONTINUE
-            others = [one.r1 for one in rows.rows if one.percent == row.percent and one.key in keys - {row.key}]
+            others = [one.r1 for one in rows.rows if one.percent == row.percent and one.key != row.key]
             if halving and not row.ended and not goes_on(row.r1, others, sweep.search.reduction):
                 row = dataclasses.replace(row, state="stopped")
             rows.add(row)

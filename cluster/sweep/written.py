@@ -20,7 +20,9 @@ from vidssl.files import write_whole
 __all__ = ["write_outcome"]
 
 
-def write_outcome(folder: Path, rows: Sequence[TrainedRow], trainings: Sequence[Training], sweep: Sweep) -> str:
+def write_outcome(
+    folder: Path, rows: Sequence[TrainedRow], trainings: Sequence[Training], sweep: Sweep, asked: str
+) -> str:
     """Write what the rows say; returns the text to print.
 
     Raises:
@@ -28,7 +30,7 @@ def write_outcome(folder: Path, rows: Sequence[TrainedRow], trainings: Sequence[
     """
     if not rows:
         return "nothing is trained yet"
-    found = outcome_of(rows, _hits(rows, trainings))
+    found = outcome_of(rows, _hits(rows, trainings, asked))
     picture, files = folder / "sweep.png", [str(folder / "sweep.csv")]
     draw_arms(found, rows, picture)
     files.append(str(picture))
@@ -40,20 +42,20 @@ def write_outcome(folder: Path, rows: Sequence[TrainedRow], trainings: Sequence[
     return "\n".join([*table_lines(found, len(sweep.search.seeds)), "", *files])
 
 
-def _hits(rows: Iterable[TrainedRow], trainings: Sequence[Training]) -> dict[str, NDArray[np.float64]]:
-    """Of finished trainings, query by query; one whose file is gone or of other queries is left out."""
+def _hits(rows: Iterable[TrainedRow], trainings: Sequence[Training], asked: str) -> dict[str, NDArray[np.float64]]:
+    """Of finished trainings, query by query; one whose file is gone, or whose videos could not all be read, is left out."""
     recipes = {one.key: one.recipe for one in trainings}
     found: dict[str, NDArray[np.float64]] = {}
-    asked: tuple[int, ...] | None = None
+    videos: tuple[int, ...] | None = None
     for row in rows:
         if row.state != "finished":
             continue
         try:
-            kept = kept_at(answer_folder(recipes[row.key]), row.step)
+            kept = kept_at(answer_folder(recipes[row.key]), row.step, asked)
         except CheckpointError:
             kept = None
-        asked = kept.videos if asked is None and kept is not None else asked
-        if kept is not None and kept.videos == asked:
+        videos = kept.videos if videos is None and kept is not None else videos
+        if kept is not None and kept.videos == videos:
             found[row.key] = np.array(kept.hits)
     return found
 

@@ -44,12 +44,11 @@ def written_manifest(root: Path, **kind: int) -> Path:
     """A folder that is packed as far as anybody looks who reads no video."""
     root.mkdir(parents=True)
     plain = manifest_of(root, **kind)
-    (root / "shard-00000.tar").write_bytes(b"x")
     write_manifest(replace(plain, shards=(Shard("shard-00000.tar", 1, len(plain), "0" * 64),)))
     return root
 
 
-def held_out_of(step: int, hits: list[float]) -> HeldOut:
+def held_out_of(step: int, hits: list[float], asked: str) -> HeldOut:
     """An answer that nobody gave."""
     facts: dict[str, Any] = {field.name: None for field in fields(Protocol) if field.default is MISSING}
     words = (
@@ -67,6 +66,6 @@ def held_out_of(step: int, hits: list[float]) -> HeldOut:
     facts |= dict.fromkeys(("T", "stride", "size", "windows"), 1)
     low, high = wilson(float(np.mean(hits)), len(hits))
     return HeldOut(
-        step=step, r1=float(np.mean(hits)), interval95=(low, high), chance=0.1, videos=tuple(range(len(hits))), hits=tuple(hits),
+        asked=asked, step=step, r1=float(np.mean(hits)), interval95=(low, high), chance=0.1, videos=tuple(range(len(hits))), hits=tuple(hits),
         gallery=9, share=0.2, protocol=Protocol(**facts),
     )  # fmt: skip
