@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cluster.sweep.search import ablation_names
 from vidssl.errors import RecipeError
 from vidssl.recipe import RECIPES, recipe_names
 
@@ -74,6 +75,12 @@ def recipes_table() -> str:
             lines += textwrap.wrap(
                 text, width, initial_indent="    ", subsequent_indent="      ", break_on_hyphens=False
             )
+    searched = [f"vidssl sweep {name} data=PACKED" for name in ablation_names()]
+    lines += [
+        "",
+        "ablations, every arm trained anew (recipe=NAME: on another base):",
+        *(f"    {line}" for line in searched),
+    ]
     return "\n".join([*lines, "", "one with every value: vidssl recipes NAME; its keys: vidssl train NAME --help"])
 
 

@@ -50,11 +50,11 @@ def _of_sweep() -> list[Group]:
     from cluster.mine.words import SweepWords
     from cluster.sweep.search import TrainSearch
 
-    own = groups_of(SweepWords, "What is searched on a bank") + only(_of_recipe(), ["mining."])
-    trained = groups_of(
-        TrainSearch, "What is searched with level=train, beside the recipe's keys: KEY=[A,B] is an axis"
-    )
-    return own + trained
+    own = groups_of(SweepWords, "What is searched on a bank")
+    own += groups_of(TrainSearch, "What is searched with level=train, where KEY=[A,B] of any key below is an axis")
+    named = {key.name for group in own for key in group.keys}
+    recipe = _of_recipe()
+    return own + only(recipe, [f"{key.name}=" for group in recipe for key in group.keys if key.name not in named])
 
 
 def _of_mine() -> list[Group]:

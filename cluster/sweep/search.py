@@ -231,14 +231,15 @@ def _known(key: str) -> Any:
     """
     if key == CYCLES:
         return int
-    bare, whole = key.rpartition(":")[2], Recipe
+    bare = key.rpartition(":")[2]
+    whole: Any = Recipe
     for part in bare.split("."):
-        info = whole.model_fields.get(part) if isinstance(whole, type) and issubclass(whole, BaseModel) else None
-        if info is None:
+        fields = whole.model_fields if isinstance(whole, type) and issubclass(whole, BaseModel) else {}
+        if part not in fields:
             load_recipe("cpr-tiny", [f"{bare}=null"])  # says that there is no such key, with the nearest one
             raise RecipeError(f"'{key}' is no key of a recipe")
-        kind: Any = info.annotation
-        whole = Annotated[(kind, *info.metadata)] if info.metadata else kind
+        kind, more = fields[part].annotation, fields[part].metadata
+        whole = Annotated[(kind, *more)] if more else kind
     if isinstance(whole, type) and issubclass(whole, BaseModel):
         raise RecipeError(f"'{key}' is a section, and an axis is one key; type e.g. mining.stages=[1,3,5]")
     return whole

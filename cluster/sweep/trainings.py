@@ -191,6 +191,7 @@ def _trial(
     """One Tune trial: it waits for tasks of its own, outside of the trial's reservation, and reports at each rung."""
     import ray
     from ray import tune
+    from ray.exceptions import RayError
 
     training = trainings[config["number"]]
     # A named strategy keeps the tasks, and what they start, out of the trial's placement group.
@@ -206,7 +207,7 @@ def _trial(
                 lambda path: ray.get(score.remote(path, training.recipe.evaluation, asked, room.cpus)),
                 asked,
             )
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             cause = getattr(error, "cause", None) or error
             tune.report({"failed": str(cause).strip().splitlines()[-1], "run": training.recipe.name})
             return

@@ -111,7 +111,7 @@ def test_a_sweep_killed_anywhere_goes_on_with_what_is_missing_and_ends_as_an_und
     )
     straight = swept(data, *asked, out=whole).replace(str(whole), "")
     once, whole_rows = list(here.trained), rows_in(whole)
-    for number, dies in enumerate((1, 4, 7)):
+    for number, dies in enumerate((2, 7)):
         here.trained, here.dies_after, out = [], dies, data.parent / f"out-{number}"
         with pytest.raises(SystemExit):
             swept(data, *asked, out=out)
