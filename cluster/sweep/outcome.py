@@ -151,6 +151,8 @@ def _conclusion(found: Outcome, seeds: int) -> list[str]:
     if best is None:
         return ["nothing is finished yet: no point is called best"]
     others = sum(1 for arm in found.arms if arm.finished) - 1
+    if not others:
+        return ["one arm is finished: nothing to compare it with"]
     said = f"{best.label} is ahead of {others - len(found.alike)} of {others} others"
     if found.alike:
         said += f"; cannot be told apart from it: {', '.join(arm.label for arm in found.alike)}"
