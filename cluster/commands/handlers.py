@@ -167,10 +167,18 @@ def mine(words: Words) -> int:
 
 
 def sweep(words: Words) -> int:
-    """The same points on a bank, over a cluster."""
+    """The same points on a bank, over a cluster; or whole trainings."""
+    from cluster.sweep.search import level_of
     from cluster.sweep.trials import run_sweep
 
-    say(run_sweep(words.place("RECIPE|RUN") or "", words.settings, out=words.option("--out")))
+    name, out = words.place("RECIPE|RUN") or "", words.option("--out")
+    level, settings = level_of(name, words.settings)
+    if level == "train":
+        from cluster.sweep.trainings import run_trainings
+
+        say(run_trainings(name, settings, out))
+    else:
+        say(run_sweep(name, settings, out=out))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 
+from cluster.sweep.search import ablation_names
 from vidssl.headers import header_of
 from vidssl.recipe import RECIPES, recipe_names
 
@@ -23,4 +24,10 @@ def recipes_table() -> str:
             lines += textwrap.wrap(
                 text, width, initial_indent="    ", subsequent_indent="      ", break_on_hyphens=False
             )
+    searched = [f"vidssl sweep {name} data=PACKED" for name in ablation_names()]
+    lines += [
+        "",
+        "ablations, every arm trained anew (recipe=NAME: on another base):",
+        *(f"    {line}" for line in searched),
+    ]
     return "\n".join([*lines, "", "one with every value: vidssl recipes NAME; its keys: vidssl train NAME --help"])

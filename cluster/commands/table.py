@@ -50,8 +50,13 @@ def _of_pack() -> list[Group]:
 
 def _of_sweep() -> list[Group]:
     from cluster.mine.words import SweepWords
+    from cluster.sweep.search import TrainSearch
 
-    return groups_of(SweepWords, "What is searched") + only(_of_recipe(), ["mining."])
+    own = groups_of(SweepWords, "What is searched on a bank")
+    own += groups_of(TrainSearch, "What is searched with level=train, where KEY=[A,B] of any key below is an axis")
+    named = {key.name for group in own for key in group.keys}
+    recipe = _of_recipe()
+    return own + only(recipe, [f"{key.name}=" for group in recipe for key in group.keys if key.name not in named])
 
 
 def _of_mine() -> list[Group]:
@@ -178,9 +183,21 @@ VERBS: dict[str, Verb] = {
     ),
     "sweep": Verb(
         handlers.sweep,
-        "the points of `vidssl mine` on a run's bank snapshot, spread over a cluster",
-        places=(Place("RECIPE|RUN", "recipe (with run=RUN) or run whose mining is searched", needed=False),),
-        options=(Option("--out", "folder for sweep.csv and the picture; without it RUN/sweep", "FOLDER"),),
+        "the points of `vidssl mine` on a run's bank snapshot, spread over a cluster; level=train: whole trainings",
+        places=(
+            Place(
+                "RECIPE|RUN",
+                "recipe (with run=RUN, or level=train), ablations/NAME, or run whose mining is searched",
+                needed=False,
+            ),
+        ),
+        options=(
+            Option(
+                "--out",
+                "folder for sweep.csv and the picture; without it RUN/sweep, or sweep-RECIPE beside the runs",
+                "FOLDER",
+            ),
+        ),
         groups=_of_sweep,
     ),
     "embed": Verb(handlers.embed, "embeddings of all videos as a zarr store", (_RUN_OR_CARD,), groups=_of_embed),

@@ -33,6 +33,7 @@ __all__ = [
     "Point",
     "Search",
     "SweepWords",
+    "effective",
     "own_point",
     "read_search",
     "reference_points",
@@ -99,6 +100,9 @@ class Search(Section):
 class SweepWords(Search):
     """What `vidssl sweep` searches, and whose bank."""
 
+    level: Literal["bank", "train"] = Field(
+        default="bank", description="bank (mining alone, on a snapshot) | train (every point a whole training)"
+    )
     run: Place | None = Field(default=None, description="run whose bank snapshot is searched")
 
 
@@ -266,11 +270,11 @@ def _without_repeats(points: Sequence[Point], n_slots: int, last_view: LastView)
     seen: dict[tuple[str, tuple[tuple[int, int], ...]], Point] = {}
     for point in points:
         plan = point.plan(n_slots, last_view)
-        seen.setdefault((point.space, _effective(plan.views, plan.sizes(n_slots), n_slots)), point)
+        seen.setdefault((point.space, effective(plan.views, plan.sizes(n_slots), n_slots)), point)
     return [point for (_, stages), point in seen.items() if stages not in singles]
 
 
-def _effective(views: Sequence[int], sizes: Sequence[int], n_slots: int) -> tuple[tuple[int, int], ...]:
+def effective(views: Sequence[int], sizes: Sequence[int], n_slots: int) -> tuple[tuple[int, int], ...]:
     """Stages that remove something; one that keeps all it was given changes nothing."""
     narrowing, left = [], n_slots
     for stage, (view, size) in enumerate(zip(views, sizes, strict=True)):

@@ -1,13 +1,15 @@
-"""Which points are done? `sweep.csv`, one row per point, written as each trial ends, so that a killed sweep goes on."""
+"""What is done? `sweep.csv`, one row per point, written as each trial ends, so that a killed sweep goes on."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+import io
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,19 +21,35 @@ from vidssl.files import disk_words, remove_parts, storage_error, write_whole
 from vidssl.marks import mark, mark_of, refuse_foreign
 from vidssl.records import read_record, write_record
 
-__all__ = ["Ledger", "MeasuredOn", "check_ours"]
+__all__ = ["Ledger", "MeasuredOn", "RowFile", "check_ours"]
 
 _KIND = "sweep"
 
-_COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 _KINDS = {
     "str": str,
     "SpaceKind": str,
+    "State": str,
     "int": int,
+    "int | None": lambda text: int(text) if text else None,
     "float": float,
     "float | None": lambda text: float(text) if text else None,
 }
-_PARSERS = tuple(_KINDS[str(field.type)] for field in dataclasses.fields(Row))
+
+
+class _Row(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def point(self) -> Hashable: ...
+
+
+class _About(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+R = TypeVar("R", bound=_Row)
+"""A frozen dataclass of plain fields, whose `point` says which later row replaces it."""
 
 
 @dataclass(frozen=True)
@@ -57,40 +75,36 @@ class MeasuredOn:
     last_view: str
 
 
-class Ledger:
+class RowFile(Generic[R]):
     """The finished points of one sweep folder.
 
-    Rows are only comparable on one bank with one set of queries, which `sweep.json` names. Rows of another bank are set
-    aside as `sweep-<their id>.csv`, never mixed in and never thrown away; they come back with their bank.
+    Rows are only comparable where they were measured on the same, which `sweep.json` names. Rows of something else are set
+    aside as `sweep-<its id>.csv`, never mixed in and never thrown away; they come back with it.
 
     Args:
         folder: Made where missing; the caller holds its lock.
-        study: The bank and queries that new rows are measured on.
+        kind: Class of the rows.
+        about: What new rows are measured on: a frozen dataclass.
 
     Raises:
         DataError: the folder holds other things than a sweep, or cannot be written.
         CheckpointError: sweep.json is damaged.
     """
 
-    def __init__(self, folder: Path, study: Study) -> None:
-        self.folder, self.path, self.set_aside = folder, folder / "sweep.csv", ""
+    def __init__(self, folder: Path, kind: type[R], about: _About) -> None:
+        self.folder, self.path, self.set_aside, self.kind, self.about = folder, folder / "sweep.csv", "", kind, about
         check_ours(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             mark(folder, _KIND)
             remove_parts(folder)
-            self._settle(_measured_on(study))
-            self.rows = _read(self.path)
+            self._settle(about)
+            self.rows = _read(self.path, kind)
             self._write(self.rows)  # drops a line that a kill tore
         except OSError as error:
             raise DataError(f"{disk_words(error, folder)}; type --out FOLDER") from error
 
-    def missing(self, points: Iterable[Point]) -> list[Point]:
-        """Points without a row, in order."""
-        done = {row.point for row in self.rows}
-        return [point for point in points if point not in done]
-
-    def add(self, row: Row) -> None:
+    def add(self, row: R) -> None:
         """Keep a finished point: on disk before the next one is waited for.
 
         Raises:
@@ -103,9 +117,9 @@ class Ledger:
         except OSError as error:
             raise storage_error(error, self.path, instead="make room and type the same words again") from error
 
-    def _settle(self, own: MeasuredOn) -> None:
+    def _settle(self, own: _About) -> None:
         note = self.folder / "sweep.json"
-        former = read_record(MeasuredOn, note, "type the same words again") if note.is_file() else None
+        former = read_record(type(own), note, "type the same words again") if note.is_file() else None
         if former is not None and former.id != own.id and self.path.is_file():
             self.set_aside = f"sweep-{former.id}.csv"
             self.path.replace(self.folder / self.set_aside)
@@ -114,9 +128,27 @@ class Ledger:
             before.replace(self.path)
         write_record(note, own)
 
-    def _write(self, rows: Iterable[Row]) -> None:
-        lines = [",".join(_COLUMNS), *(",".join(_texts(row)) for row in rows)]
-        write_whole(self.path, "".join(f"{line}\n" for line in lines))
+    def _write(self, rows: Iterable[R]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([_columns(self.kind), *map(_texts, rows)])
+        write_whole(self.path, text.getvalue())
+
+
+class Ledger(RowFile[Row]):
+    """The finished points of an offline sweep.
+
+    Args:
+        folder: As of `RowFile`.
+        study: The bank and queries that new rows are measured on.
+    """
+
+    def __init__(self, folder: Path, study: Study) -> None:
+        super().__init__(folder, Row, _measured_on(study))
+
+    def missing(self, points: Iterable[Point]) -> list[Point]:
+        """Points without a row, in order."""
+        done = {row.point for row in self.rows}
+        return [point for point in points if point not in done]
 
 
 def check_ours(folder: Path) -> None:
@@ -146,22 +178,27 @@ def _measured_on(study: Study) -> MeasuredOn:
     )
 
 
-def _texts(row: Row) -> list[str]:
-    values = (getattr(row, name) for name in _COLUMNS)
+def _columns(kind: type[_Row]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _texts(row: _Row) -> list[str]:
+    values = (getattr(row, name) for name in _columns(type(row)))
     return ["" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
 
 
-def _read(path: Path) -> list[Row]:
+def _read(path: Path, kind: type[R]) -> list[R]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
         header, *lines = list(csv.reader(file)) or [[]]
-    if header and tuple(header) != _COLUMNS:
+    if header and header != _columns(kind):
         raise DataError(f"{path} has other columns than a sweep writes; move it away, or type --out FOLDER")
-    rows: dict[Point, Row] = {}
+    parsers = [_KINDS[str(field.type)] for field in dataclasses.fields(kind)]
+    rows: dict[Hashable, R] = {}
     for line in lines:
         try:
-            row = Row(*(parse(text) for parse, text in zip(_PARSERS, line, strict=True)))
+            row = kind(*(parse(text) for parse, text in zip(parsers, line, strict=True)))
         except ValueError:
             continue
         rows[row.point] = row

@@ -29,7 +29,7 @@ from vidssl.lock import held
 from vidssl.recipe import Recipe, load_recipe, recipe_from_file
 from vidssl.saved.run_folder import RunFolder, open_run
 
-__all__ = ["run_sweep"]
+__all__ = ["quiet_tune", "run_sweep", "to_stderr"]
 
 Say = Callable[[str], None]
 
@@ -52,7 +52,7 @@ def run_sweep(recipe_or_run: str, words: Sequence[str], out: str | None = None, 
         BusyError: another sweep writes there.
         StorageError: the disk is full.
     """
-    say = say or _to_stderr
+    say = say or to_stderr
     folder, recipe, search = _target(recipe_or_run, words)
     study = study_of_bank(folder, recipe, search)
     search, left_out = carried(study, search)
@@ -106,7 +106,7 @@ def _target(recipe_or_run: str, words: Sequence[str]) -> tuple[RunFolder, Recipe
 
 
 def _run_points(points: Sequence[Point], study: Study, ledger: Ledger, say: Say) -> None:
-    with _quiet_tune(), ray_session(max(os.cpu_count() or 1, 1)):
+    with quiet_tune(), ray_session(max(os.cpu_count() or 1, 1)):
         import ray
         from ray import tune
 
@@ -133,7 +133,7 @@ def _run_points(points: Sequence[Point], study: Study, ledger: Ledger, say: Say)
 
 
 @contextmanager
-def _quiet_tune() -> Iterator[None]:
+def quiet_tune() -> Iterator[None]:
     """Our line per point is the progress; Tune's own tables, per-trial logs and the complaint about their absence are not."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -173,6 +173,7 @@ def _row_keeper(ledger: Ledger, say: Say, number: int) -> Any:
     return RowKeeper()
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
+    """A line of progress."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()

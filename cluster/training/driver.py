@@ -135,7 +135,7 @@ def _job(plan: Plan) -> Job:
         samples = checked.manifest.samples
         label = samples.label.astype("int64") if spec.labelled else None
         bank = start_bank(spec, samples.group.astype("int64"), label)
-    return Job(checked.recipe, folder.path, checked.manifest.root, bank, spec, plan.bank, plan.kept)
+    return Job(checked.recipe, folder.path, checked.manifest.root, bank, spec, plan.bank, plan.kept, plan.until)
 
 
 def _bank_spec(checked: Checked, folder: RunFolder) -> BankSpec | None:

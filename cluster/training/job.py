@@ -31,6 +31,7 @@ class Job:
         bank_spec: What the bank was started with, or None.
         bank_from: What its rows begin with, where that was typed.
         kept: Batches that are served again and again instead of the loader's; 0: none.
+        until: Steps after which it stops with a checkpoint, to go on later; None: at the end.
     """
 
     recipe: Recipe
@@ -40,6 +41,7 @@ class Job:
     bank_spec: BankSpec | None = None
     bank_from: BankFrom | None = None
     kept: int = 0
+    until: int | None = None
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ class Plan:
         bank: What the bank begins with, where that was typed.
         notes: Sentences for the user.
         kept: Batches that are served again and again instead of the loader's, to measure; 0: none.
+        until: Steps after which it stops with a checkpoint, to go on later; None: at the end.
     """
 
     checked: Checked
@@ -86,6 +87,7 @@ class Plan:
     bank: BankFrom | None = None
     notes: tuple[str, ...] = ()
     kept: int = 0
+    until: int | None = None
 
     @property
     def recipe(self) -> Recipe:

@@ -137,9 +137,10 @@ class Worker:
         Raises:
             Halt: on all ranks: a loss that is not finite, a disk that cannot be written.
         """
-        trainer, step, total = self.recipe.trainer, self.start, self.length.total
+        trainer, total = self.recipe.trainer, self.length.total
+        ends = max(min(total, self.job.until or total), self.start)
         self.method.train()
-        for step in range(self.start, total):
+        for step in range(self.start, ends):
             batch = self.meter.timed_next()
             positives = self._positives(step, batch)
             self._set_rate(step)
@@ -156,11 +157,11 @@ class Worker:
             if (step + 1) % trainer.log_every_steps == 0 or step == self.start:
                 self._log(step, batch.epoch)
             stop, passed = self._asked_to_stop(step), self.length.passed(step)
-            if (step + 1) % trainer.checkpoint_every_steps == 0 or step + 1 == total or stop or passed:
-                self._save(step + 1, batch.epoch, stop or step + 1 == total)
+            if (step + 1) % trainer.checkpoint_every_steps == 0 or step + 1 == ends or stop or passed:
+                self._save(step + 1, batch.epoch, stop or step + 1 == ends)
             if stop:
                 return Summary(step + 1, stopped=True)
-        return Summary(total)
+        return Summary(ends, stopped=ends < total)
 
     def _positives(self, step: int, batch: ClipBatch) -> Positives | None:
         if self.bank is None or not self.method.needs_positives(step):

@@ -136,7 +136,10 @@ GOOD: dict[str, list[list[str]]] = {
     "verify": [["PACKED"], ["PACKED", "--workers", "1"]],
     "train": [["infonce-tiny", "data=PACKED", *SMALL, "name=mine"], ["--resume", "RUN"], ["cpr-cycles-tiny", "data=PACKED", *SMALL, "--fresh"]],
     "mine": [["RUN"], ["RUN", "stages=[1,3]", "topk=2", "rows=bank"], ["RUN", "rows=encoder", "--out", "new"], ["--plan", "slots=100M", "workers=64"]],
-    "sweep": [["RUN"], ["cpr-tiny", "run=RUN", "stages=[1,3]"], ["RUN", "--out", "new"]],
+    "sweep": [
+        ["RUN"], ["cpr-tiny", "run=RUN", "stages=[1,3]"], ["RUN", "--out", "new"],
+        ["infonce-tiny", "level=train", "optim.lr=[0.1,0.01]", "data=PACKED", *SMALL], ["ablations/iic-loss", "data=PACKED", *SMALL, "--out", "new"],
+    ],
     "embed": [["RUN"], ["RUN", "out=new.zarr", "view=all"]],
     "evaluate": [["RUN"], ["RUN", "what=all", "data=PACKED"]],
     "finetune": [["RUN"], ["RUN", "finetune.epochs=1", "init=scratch"]],
