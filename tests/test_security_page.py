@@ -43,7 +43,7 @@ def test_every_file_that_the_page_names_is_there():
 
 def test_no_file_of_tensors_is_read_that_could_run_code():
     found = dict(calls("torch.load"))
-    assert set(found) >= {"vidssl/saved/tensors.py", "vidssl/saved/published/files.py", "cluster/finetune/run.py"}
+    assert set(found) >= {"vidssl/saved/tensors.py", "vidssl/saved/published/files.py", "cluster/finetune/fit.py"}
     assert all(words_of(call)["weights_only"] == "True" for _, call in calls("torch.load"))
     assert all(place in PAGE for place in found)
 
@@ -54,7 +54,10 @@ def test_arrays_are_read_without_pickles():
 
 
 def test_pickles_are_read_where_ray_brings_them_and_nowhere_else():
-    assert {place for place, _ in calls("pickle.load", "pickle.loads", "load_pickle")} == {"cluster/training/entry.py"}
+    assert {place for place, _ in calls("pickle.load", "pickle.loads", "load_pickle")} == {
+        "cluster/training/entry.py",
+        "cluster/finetune/workers.py",
+    }
 
 
 def test_nothing_is_run_that_stands_in_a_text():

@@ -59,7 +59,7 @@ class Kept:
         """A part that was kept, or None; a file that cannot be read is as good as none."""
         # numpy leaves a file open that is no archive, so it is opened here
         with suppress(OSError, KeyError, ValueError, EOFError, BadZipFile), self._path(number).open("rb") as stream:
-            held = np.load(stream)
+            held = np.load(stream, allow_pickle=False)
             names = [str(name) for name in held["names"]]
             rows = {name: held[f"rows{place}"] for place, name in enumerate(names)}
             return Described(rows, held["instance"], held["missing"], int(held["windows"]), held["seen"])

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from cluster.embed import describe
 from cluster.subject import open_subject
-from vidssl.evaluation.encode import encoder_reader
+from vidssl.evaluation.encode import EncoderReader
 from vidssl.evaluation.heldout import hold_out
-from vidssl.evaluation.iic_retrieval import map_reader
+from vidssl.evaluation.iic_retrieval import MapReader
 from vidssl.evaluation.protocol import Protocol
 from vidssl.evaluation.retrieval import Side, retrieve, wilson
 from vidssl.recipe import Evaluation
@@ -84,12 +84,12 @@ def held_out_recall(path: Path, evaluation: Evaluation, asked: str) -> HeldOut:
     Raises:
         VidsslError: as `open_subject` and `held_out_rows`.
     """
-    told = evaluation.model_dump(mode="json")
+    told = evaluation.model_dump(mode="json") | {"workers": 0}  # this is a task already, with a device of its own
     subject = open_subject(path, [f"evaluation.{key}={json.dumps(value)}" for key, value in told.items()])
     chosen, view = subject.recipe.evaluation, subject.trained_view
     asking, searched = held_out_rows(subject.manifest, chosen.held_out)
     maps = chosen.protocol == "p2"
-    reader = (map_reader if maps else encoder_reader)(subject.encoder(view), view)
+    reader = (MapReader if maps else EncoderReader)(subject.encoder(view), view)
     found = describe(subject, [reader], (view,), np.concatenate([asking, searched]))
     rows = found.rows[f"{'map' if maps else 'feature'}/{view}"]
     samples = subject.manifest.samples
