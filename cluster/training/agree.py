@@ -7,13 +7,13 @@ says whether it is well, so that all end together, with the reason of the first 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from cluster.training.failure import Failure, Halt, failure_of
-from vidssl.distributed import world
+from vidssl.distributed import gather_objects, world
 from vidssl.errors import VidsslError
 from vidssl.saved.run_folder import RunFolder
 from vidssl.transfer import Looks, sent
@@ -22,7 +22,6 @@ __all__ = [
     "Poll",
     "barrier",
     "from_first_rank",
-    "gather_over_ranks",
     "max_over_ranks",
     "mean_over_ranks",
     "together",
@@ -92,15 +91,6 @@ def from_first_rank(value: int, device: torch.device) -> int:
     return int(cell)
 
 
-def gather_over_ranks(value: Any) -> list[Any]:
-    """Every rank's value, in the order of the ranks, on all ranks; waits for all of them."""
-    if world() == 1:
-        return [value]
-    found: list[Any] = [None] * world()
-    dist.all_gather_object(found, value)
-    return found
-
-
 def together(work: Callable[[Callable[[], None]], T], folder: RunFolder, device: torch.device) -> T:
     """Do on all ranks what may fail on one of them: writing to a disk.
 
@@ -124,4 +114,4 @@ def together(work: Callable[[Callable[[], None]], T], folder: RunFolder, device:
 def _meet(failure: Failure | None, device: torch.device) -> None:
     """Raises `Halt` on all ranks with the first rank's failure, when there is one."""
     if max_over_ranks(float(failure is not None), device) > 0:
-        raise Halt(next(one for one in gather_over_ranks(failure) if one is not None))
+        raise Halt(next(one for one in gather_objects(failure) if one is not None))

@@ -13,9 +13,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cluster.training.agree import gather_over_ranks
 from cluster.training.failure import Failure, Halt
-from vidssl.distributed import rank, world
+from vidssl.distributed import gather_objects, rank, world
 from vidssl.recipe import Recipe
 from vidssl.saved.checkpoint import checkpoint_path, latest_step
 from vidssl.saved.run_folder import RunFolder
@@ -66,7 +65,7 @@ class FiniteWatch:
         own, anybody = bad_2.tolist()
         if not anybody:
             return
-        told = gather_over_ranks((rank(), bool(own), instance_B.tolist()))
+        told = gather_objects((rank(), bool(own), instance_B.tolist()))
         first, _, videos = next(one for one in told if one[1])
         shown = ", ".join(map(str, videos[:_SHOWN])) + (f", … {len(videos)} in all" if len(videos) > _SHOWN else "")
         raise Halt(

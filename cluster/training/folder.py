@@ -19,14 +19,15 @@ from vidssl.saved.run_folder import RunFolder
 
 __all__ = ["clear", "enter", "ray_files"]
 
+_FINETUNING = ("last.pt", "events.jsonl", "failure.json", "STOP", "ray", ".*.part")
 _INSIDE = {
     "checkpoints": ("step-[0-9]*", ".step-[0-9]*"),
     "bank": ("snap-[0-9]*", ".snap-*", "attempt", "attempt.tmp", ".*.part"),
     "tensorboard": ("events.out.tfevents.*",),
-    "eval": ("*.json", "*.npz", "*.zarr", ".*.part"),
+    "eval": ("*.json", "*.npz", "*.zarr", "looked", ".*.part"),
     "sweep": ("*.csv", "*.json", "*.png", "*.yaml", ".tune", ".*.part"),
-    "finetune": ("last.pt", ".*.part"),
-    "finetune-*": ("last.pt", ".*.part"),
+    "finetune": _FINETUNING,
+    "finetune-*": _FINETUNING,
 }
 """Folder of a run → what we put there; a folder that holds more stays, with what is not ours."""
 _TOP = (

@@ -15,7 +15,7 @@ from torch import nn
 from cluster.bank.alarm import FallbackAlarm
 from cluster.bank.asked import shared_out
 from cluster.bank.spec import BankSpec
-from cluster.training.agree import Poll, from_first_rank, gather_over_ranks, together
+from cluster.training.agree import Poll, from_first_rank, together
 from cluster.training.cached import CachedLoader
 from cluster.training.failure import Halt, failure_of, read_failure, write_failure
 from cluster.training.finite import FiniteWatch
@@ -29,7 +29,7 @@ from pipelines.dataset.manifest import load_manifest
 from pipelines.dataset.patience import Patience
 from pipelines.loader import LoaderSpec, TrainLoader
 from vidssl.batch import ClipBatch, Embeddings, Positives
-from vidssl.distributed import synchronise_norms
+from vidssl.distributed import gather_objects, synchronise_norms
 from vidssl.errors import VidsslError
 from vidssl.methods import Method, StepOutput, build_method
 from vidssl.optimizers import build_optimizer, clip_gradients
@@ -217,7 +217,7 @@ class Worker:
             passed=self.length.passed(done - 1),
         )
         keep, unset = self.recipe.trainer.keep, self.method.unset
-        save_checkpoint(self.folder, meta, self.rank, state, shared, gather_over_ranks, keep, unset)
+        save_checkpoint(self.folder, meta, self.rank, state, shared, gather_objects, keep, unset)
         if self.bank is not None:  # after the model: where the disk is full now, the weights are safe
             meet()
             if self.rank == 0:

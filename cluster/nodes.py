@@ -1,0 +1,145 @@
+"""Does every node see what this one sees? Asked by a small task on each before a run is made: the data, and one shared storage.
+
+A worker that lands on a node without the folder would fail after minutes, and one whose storage is a folder of its own would
+write checkpoints that nobody finds. A node that does not answer in time is left out, and that is said.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vidssl.errors import DataError, StorageError, VidsslError
+
+if TYPE_CHECKING:
+    from pipelines.dataset.place import Address
+
+__all__ = ["refuse_blind_nodes"]
+
+LOOK_S = 30.0
+
+Say = Callable[[str], None]
+
+
+def refuse_blind_nodes(storage: Path, data: Path | Address | None, say: Say = lambda line: None) -> None:
+    """Refuse a cluster of which a node sees other data, or another storage, than the driver.
+
+    Only nodes with cores are asked, all at once, and never longer than half a minute; a single node that is the driver's own is
+    not asked at all.
+
+    Args:
+        storage: The folder that the run is to lie in; what is there of it by now counts.
+        data: The packed data; None: not asked for.
+        say: Told of nodes that did not answer in time.
+
+    Raises:
+        DataError: naming the nodes that do not see the data, or see other data.
+        StorageError: naming those that do not see the storage, or cannot write to it.
+    """
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if _works(node)}
+    if not set(nodes) - {here}:
+        return
+    place = _there(storage)
+    with _token(place) as token:
+        found = _asked(nodes, token, data, say)
+    blind = {nodes[node]: told[1] for node, told in found.items() if told[1]}
+    if blind:
+        raise DataError(
+            f"the data {data} is not the same on every node ({_listed(blind)}); pack into a folder that all nodes share, or "
+            "into a store (s3://, gs://)"
+        )
+    apart = {nodes[node]: told[0] for node, told in found.items() if told[0]}
+    if apart:
+        raise StorageError(
+            f"{place} is not one storage for all nodes ({_listed(apart)}); type trainer.storage=FOLDER, one that all nodes "
+            "share and can write"
+        )
+
+
+def _works(node: Mapping[str, object]) -> bool:
+    resources = node["Resources"]
+    return bool(node["Alive"]) and isinstance(resources, Mapping) and resources.get("CPU", 0) > 0
+
+
+def _there(storage: Path) -> Path:
+    """The folder, or what there is of the way to it."""
+    return next(path for path in (storage, *storage.parents) if path.is_dir())
+
+
+@contextmanager
+def _token(place: Path) -> Iterator[Path | None]:
+    """A file that only this driver wrote; None where it cannot write, which whoever makes the run says."""
+    token = place / f".vidssl-{uuid.uuid4().hex}.part"
+    try:
+        token.write_text(token.name)
+    except OSError:
+        yield None
+        return
+    try:
+        yield token
+    finally:
+        for left in place.glob(f"{token.name}*"):
+            with suppress(OSError):
+                left.unlink()
+
+
+def _asked(
+    nodes: Mapping[str, str], token: Path | None, data: Path | Address | None, say: Say
+) -> dict[str, tuple[str, str]]:
+    """Node → what is wrong with the storage, and with the data; empty where nothing is."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task, known = ray.remote(num_cpus=0, max_retries=0)(_look), _hash(data)
+    asked = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            token, data, known, node
+        ): node
+        for node in nodes
+    }
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_S)
+    for one in late:
+        ray.cancel(one, force=True)
+    if late:
+        silent = ", ".join(sorted(nodes[asked[one]] for one in late))
+        say(f"not every node was asked whether it sees data and storage: no answer in {LOOK_S:.0f} s from {silent}")
+    found = {}
+    for one in ready:
+        with suppress(ray.exceptions.RayError):  # it left the cluster just now
+            storage, wrong = ray.get(one)
+            mine = token is None or storage or (token.parent / f"{token.name}-{asked[one]}").is_file()
+            found[asked[one]] = (storage if isinstance(mine, str) else "" if mine else "what it writes is not seen here", wrong)
+    return found
+
+
+def _look(token: Path | None, data: Path | Address | None, known: str, node: str) -> tuple[str, str]:
+    """On a node: what is wrong with the storage and with the data there."""
+    storage = ""
+    if token is not None:
+        try:
+            if token.read_text() != token.name:
+                storage = "another file is there"
+            (token.parent / f"{token.name}-{node}").touch()
+        except OSError as error:
+            storage = error.strerror or type(error).__name__
+    try:
+        wrong = "" if (there := _hash(data)) == known else f"other data, hash {there}"
+    except (OSError, VidsslError) as error:
+        wrong = str(error)
+    return storage, wrong
+
+
+def _hash(data: Path | Address | None) -> str:
+    from pipelines.dataset.manifest import load_manifest
+
+    return "" if data is None else load_manifest(data, "nothing").hash
+
+
+def _listed(told: Mapping[str, str]) -> str:
+    return "; ".join(f"{address}: {why}" for address, why in sorted(told.items()))
