@@ -87,7 +87,7 @@ def moments(name: str, steps: Sequence[str]) -> Iterator[tuple[str, str]]:
         if step == "run":
             phases = [phase.name for phase in load_recipe(REPRODUCTIONS[name].recipe).phases] or ["run"]
             yield from ((step, rf"^{phase}: .* → .*\n(.*\n)*?step +20/") for phase in phases)
-        elif step.startswith("finetune"):
+        elif step.startswith("finetune") and "-both-" not in step:  # which is arithmetic
             yield step, begun + r".*\n(.*\n)*?epoch +1/"
         elif step.startswith("pack") and "fold" not in step:
             yield step, begun + r".*\n(.*\n)*?packing [1-9]"
