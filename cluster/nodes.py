@@ -24,15 +24,15 @@ LOOK_S = 30.0
 Say = Callable[[str], None]
 
 
-def refuse_blind_nodes(storage: Path, data: Path | Address | None, say: Say = lambda line: None) -> None:
+def refuse_blind_nodes(storage: Path | None, data: Path | Address, say: Say = lambda line: None) -> None:
     """Refuse a cluster of which a node sees other data, or another storage, than the driver.
 
     Only nodes with cores are asked, all at once, and never longer than half a minute; a single node that is the driver's own is
     not asked at all.
 
     Args:
-        storage: The folder that the run is to lie in; what is there of it by now counts.
-        data: The packed data; None: not asked for.
+        storage: The folder that the run is to lie in, of which what is there by now counts; None: nothing is written.
+        data: The packed data.
         say: Told of nodes that did not answer in time.
 
     Raises:
@@ -45,8 +45,7 @@ def refuse_blind_nodes(storage: Path, data: Path | Address | None, say: Say = la
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if _works(node)}
     if not set(nodes) - {here}:
         return
-    place = _there(storage)
-    with _token(place) as token:
+    with _token(storage) as token:
         found = _asked(nodes, token, data, say)
     blind = {nodes[node]: told[1] for node, told in found.items() if told[1]}
     if blind:
@@ -57,7 +56,7 @@ def refuse_blind_nodes(storage: Path, data: Path | Address | None, say: Say = la
     apart = {nodes[node]: told[0] for node, told in found.items() if told[0]}
     if apart:
         raise StorageError(
-            f"{place} is not one storage for all nodes ({_listed(apart)}); type trainer.storage=FOLDER, one that all nodes "
+            f"{storage} is not one storage for all nodes ({_listed(apart)}); type trainer.storage=FOLDER, one that all nodes "
             "share and can write"
         )
 
@@ -67,14 +66,13 @@ def _works(node: Mapping[str, object]) -> bool:
     return bool(node["Alive"]) and isinstance(resources, Mapping) and resources.get("CPU", 0) > 0
 
 
-def _there(storage: Path) -> Path:
-    """The folder, or what there is of the way to it."""
-    return next(path for path in (storage, *storage.parents) if path.is_dir())
-
-
 @contextmanager
-def _token(place: Path) -> Iterator[Path | None]:
-    """A file that only this driver wrote; None where it cannot write, which whoever makes the run says."""
+def _token(storage: Path | None) -> Iterator[Path | None]:
+    """A file that only this driver wrote, where the storage is, or will be; None where it cannot write, which `enter` says."""
+    if storage is None:
+        yield None
+        return
+    place = next(path for path in (storage, *storage.parents) if path.is_dir())
     token = place / f".vidssl-{uuid.uuid4().hex}.part"
     try:
         token.write_text(token.name)
@@ -89,20 +87,17 @@ def _token(place: Path) -> Iterator[Path | None]:
                 left.unlink()
 
 
-def _asked(
-    nodes: Mapping[str, str], token: Path | None, data: Path | Address | None, say: Say
-) -> dict[str, tuple[str, str]]:
+def _asked(nodes: Mapping[str, str], token: Path | None, data: Path | Address, say: Say) -> dict[str, tuple[str, str]]:
     """Node → what is wrong with the storage, and with the data; empty where nothing is."""
     import ray
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task, known = ray.remote(num_cpus=0, max_retries=0)(_look), _hash(data)
-    asked = {
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            token, data, known, node
-        ): node
-        for node in nodes
-    }
+    look, known = ray.remote(num_cpus=0, max_retries=0)(_look), _hash(data)
+    asked = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        asked[look.options(scheduling_strategy=there).remote(token, data, known, node)] = node
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_S)
     for one in late:
         ray.cancel(one, force=True)
@@ -111,34 +106,39 @@ def _asked(
         say(f"not every node was asked whether it sees data and storage: no answer in {LOOK_S:.0f} s from {silent}")
     found = {}
     for one in ready:
-        with suppress(ray.exceptions.RayError):  # it left the cluster just now
+        with suppress(RayError):  # it left the cluster just now
             storage, wrong = ray.get(one)
-            mine = token is None or storage or (token.parent / f"{token.name}-{asked[one]}").is_file()
-            found[asked[one]] = (storage if isinstance(mine, str) else "" if mine else "what it writes is not seen here", wrong)
+            if token is not None and not storage and not _of_node(token, asked[one]).is_file():
+                storage = "what it writes is not seen here"
+            found[asked[one]] = (storage, wrong)
     return found
 
 
-def _look(token: Path | None, data: Path | Address | None, known: str, node: str) -> tuple[str, str]:
+def _look(token: Path | None, data: Path | Address, known: str, node: str) -> tuple[str, str]:
     """On a node: what is wrong with the storage and with the data there."""
-    storage = ""
+    storage = wrong = ""
     if token is not None:
         try:
-            if token.read_text() != token.name:
-                storage = "another file is there"
-            (token.parent / f"{token.name}-{node}").touch()
+            token.read_text()
+            _of_node(token, node).touch()
         except OSError as error:
             storage = error.strerror or type(error).__name__
     try:
-        wrong = "" if (there := _hash(data)) == known else f"other data, hash {there}"
+        there = _hash(data)
+        wrong = "" if there == known else f"other data, hash {there}"
     except (OSError, VidsslError) as error:
         wrong = str(error)
     return storage, wrong
 
 
-def _hash(data: Path | Address | None) -> str:
+def _of_node(token: Path, node: str) -> Path:
+    return token.with_name(f"{token.name}-{node}")
+
+
+def _hash(data: Path | Address) -> str:
     from pipelines.dataset.manifest import load_manifest
 
-    return "" if data is None else load_manifest(data, "nothing").hash
+    return load_manifest(data, "nothing").hash
 
 
 def _listed(told: Mapping[str, str]) -> str:

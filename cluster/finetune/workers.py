@@ -13,6 +13,7 @@ from cluster.finetune.fit import Fit, state_path
 from cluster.finetune.task import Answers, FineTuning
 from cluster.launch import ray_session, refuse_gpus_without_cuda
 from cluster.looking.who import Lookers
+from cluster.nodes import refuse_blind_nodes
 from cluster.training.failure import after_all_retries, failure_of, read_failure, write_failure
 from cluster.training.runlog import note_event
 from cluster.training.watch import watch
@@ -44,6 +45,7 @@ def fit_on_workers(task: FineTuning, say: Say) -> tuple[Answers | None, Lookers]
     with ray_session(max(os.cpu_count() or 1, cpus * (asked or 1))):
         workers, use_gpu = _workers_of(recipe)
         refuse_gpus_without_cuda(use_gpu)
+        refuse_blind_nodes(task.subject.home, task.subject.manifest.root, say)
         folder = RunFolder(state_path(task).parent)
         folder.path.mkdir(parents=True, exist_ok=True)
         where = "GPU" if use_gpu else f"{cpus} core(s)"

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from cluster.launch import ray_session, refuse_gpus_without_cuda
 from cluster.looking.look import Look
 from cluster.looking.parts import Kept, joined, parts_of
+from cluster.nodes import refuse_blind_nodes
+from pipelines.dataset.place import place_of
 from vidssl.errors import DeviceError, VidsslError
 from vidssl.evaluation.encode import Described
 
@@ -137,6 +139,8 @@ def tasks_of(recipe: Recipe, say: Say) -> Iterator[Lookers]:
                 f"type evaluation.workers={most}, or 0 for this process"
             )
         refuse_gpus_without_cuda(use_gpu)
+        if recipe.data is not None:
+            refuse_blind_nodes(None, place_of(recipe.data), say)
         yield Lookers(torch.device("cuda" if use_gpu else "cpu"), wanted, cpus, say)
 
 

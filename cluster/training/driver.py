@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from cluster.bank.spec import BankSpec
 from cluster.launch import check_resources, ray_session, refuse_gpus_without_cuda, resolve_device
+from cluster.nodes import refuse_blind_nodes
 from cluster.training.checks import Checked
 from cluster.training.entry import job_words, worker_loop
 from cluster.training.failure import after_all_retries, read_failure
@@ -64,6 +65,7 @@ def train(plan: Plan, say: Say = lambda line: None, argv: Sequence[str] = ()) ->
         open_things.enter_context(ray_session(max(os.cpu_count() or 1, 1)))
         use_gpu = resolve_device(plan.recipe.trainer, say)
         refuse_gpus_without_cuda(use_gpu)
+        refuse_blind_nodes(folder.path, plan.checked.manifest.root, say)
         check_resources(plan.recipe.trainer, use_gpu, plan.recipe.mining if plan.recipe.mines else None)
         open_things.enter_context(held(folder.path, "train", say))
         for note in enter(plan, argv, "cuda" if use_gpu else "cpu"):

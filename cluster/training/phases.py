@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.launch import check_resources, ray_session, refuse_gpus_without_cuda, resolve_device
+from cluster.nodes import refuse_blind_nodes
 from cluster.training.driver import Outcome, train
 from cluster.training.folder import enter
 from cluster.training.plan import Plan, plan_resume, plan_run
@@ -65,6 +66,7 @@ def train_phases(
         own = [phase_recipe(plan.recipe, phase) for phase in wanted]
         devices = [resolve_device(recipe.trainer) for recipe in own]
         refuse_gpus_without_cuda(any(devices))
+        refuse_blind_nodes(root, plan.checked.manifest.root, say)
         for recipe, use_gpu in zip(own, devices, strict=True):
             check_resources(recipe.trainer, use_gpu, recipe.mining if recipe.mines else None)
         open_things.enter_context(held(root, "train", say))
