@@ -199,7 +199,7 @@ class Recipe(Section):
                 "evaluation": True,
                 "finetune": True,
                 "loader": {"read", "reads", "cache", "cache_gb"},
-                "trainer": {"storage", "log_every_steps", "keep", "keep_epochs", "max_failures"},
+                "trainer": {"storage", "log_every_steps", "keep", "keep_epochs", "max_failures", "hang_s"},
             },
         )
 

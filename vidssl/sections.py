@@ -211,6 +211,12 @@ class Trainer(Section):
     max_failures: int = Field(
         default=2, ge=0, le=1_000_000, description="restarts of the worker group from the last checkpoint"
     )
+    hang_s: float = Field(
+        default=150.0,
+        ge=1,
+        le=86_400,
+        description="seconds without an end of a step until every rank writes where it stands",
+    )
     storage: Place = Field(default="runs", description="folder (shared by all nodes) that holds the run")
 
     @model_validator(mode="after")

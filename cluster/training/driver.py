@@ -82,7 +82,7 @@ def _fitted(plan: Plan, use_gpu: bool, say: Say) -> Summary:
     try:
         folder.stop_flag.unlink(missing_ok=True)
         folder.failure.unlink(missing_ok=True)
-        summary = watch(lambda: _fit(plan, use_gpu), folder, plan.checked.total_steps, say)
+        summary = watch(lambda: _fit(plan, use_gpu), folder, plan.checked.total_steps, say, plan.recipe.trainer.workers)
     except Exception as error:
         failure = read_failure(folder)
         if failure is not None:

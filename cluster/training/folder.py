@@ -25,6 +25,7 @@ _INSIDE = {
     "bank": ("snap-[0-9]*", ".snap-*", "attempt", "attempt.tmp", ".*.part"),
     "tensorboard": ("events.out.tfevents.*",),
     "eval": ("*.json", "*.npz", "*.zarr", "looked", ".*.part"),
+    "hang": ("rank-*.txt",),
     "sweep": ("*.csv", "*.json", "*.png", "*.yaml", ".tune", ".*.part"),
     "finetune": _FINETUNING,
     "finetune-*": _FINETUNING,

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Generic, TypeVar
 
+from cluster.training.hang import HangReport
 from cluster.training.runlog import live_line
 from vidssl.saved.checkpoint import latest_step
 from vidssl.saved.run_folder import RunFolder
@@ -27,8 +28,15 @@ Say = Callable[[str], None]
 T = TypeVar("T")
 
 
-def watch(fit: Callable[[], T], folder: RunFolder, total: int, say: Say) -> T:
-    """Run `fit` on a thread; meanwhile say the new log rows and pass on stop requests.
+def watch(fit: Callable[[], T], folder: RunFolder, total: int, say: Say, world: int = 0) -> T:
+    """Run `fit` on a thread; meanwhile say the new log rows, what hangs, and pass on stop requests.
+
+    Args:
+        fit: What is run.
+        folder: Of the run.
+        total: Its steps.
+        say: Prints a line.
+        world: How many ranks write where they hang; 0: none do.
 
     Raises:
         Exception: what `fit` raised, or `say` (the run is stopped with a checkpoint first).
@@ -36,12 +44,12 @@ def watch(fit: Callable[[], T], folder: RunFolder, total: int, say: Say) -> T:
     voice, work = _Voice(say, folder), _Work(fit)
     thread = threading.Thread(target=work, name="ray-train", daemon=True)
     with _stop_on_signal(folder, voice):
-        tail = _Tail(folder, total)
+        tail, hang = _Tail(folder, total), HangReport(folder, world)
         thread.start()
         alive = True
         while alive:
             alive = thread.is_alive()
-            for line in tail.lines():
+            for line in (*tail.lines(), *hang.lines()):
                 voice(line)
             thread.join(0.3)
     if work.error is None and voice.error is not None:

@@ -19,6 +19,7 @@ from cluster.training.agree import Poll, from_first_rank, together
 from cluster.training.cached import CachedLoader
 from cluster.training.failure import Halt, failure_of, read_failure, write_failure
 from cluster.training.finite import FiniteWatch
+from cluster.training.hang import HangWatch
 from cluster.training.job import Job, Summary
 from cluster.training.length import Length, batch_of, length_from
 from cluster.training.meter import StepMeter
@@ -123,6 +124,7 @@ class Worker:
         self.alarm = FallbackAlarm(self.recipe.mining.shards)
         self.finite = FiniteWatch(self.recipe, self.folder, self.length.total)
         self.stop_poll = Poll(self.device)
+        self.hang = self.open.enter_context(HangWatch(self.folder, self.rank, self.recipe.trainer.hang_s))
         self.log = self.open.enter_context(RunLog(self.folder, self.start)) if self.rank == 0 else None
 
     def __enter__(self) -> Worker:
@@ -141,6 +143,7 @@ class Worker:
         ends = max(min(total, self.job.until or total), self.start)
         self.method.train()
         for step in range(self.start, ends):
+            self.hang.step()
             batch = self.meter.timed_next()
             positives = self._positives(step, batch)
             self._set_rate(step)
