@@ -284,18 +284,6 @@ class Finetune(Section):
 
     epochs: int = Field(default=500, ge=1, le=1_000_000, description="passes over the training split")
     batch: int = Field(default=32, ge=1, le=1_000_000, description="videos in one step, of all workers together")
-    workers: int | None = Field(
-        default=None,
-        ge=0,
-        le=100_000,
-        description="Ray Train workers that share each batch, one device each; 0: this process; null: this process, and on "
-        "a cluster as many as it has GPUs (or trainer.cpus_per_worker cores) and the batch can be shared among",
-    )
-    sync_bn: bool = Field(
-        default=True,
-        description="several workers: batch norms take the statistics of all of them, so that their number changes nothing; "
-        "false: each its own, as published",
-    )
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="adam | sgd (momentum 0.9)")
     lr: float = Field(default=1e-3, gt=0, le=1e6, description="peak learning rate of the classifier")
     backbone_lr: float = Field(default=0.1, ge=0, le=1e6, description="the backbone's rate as a share of lr; 0: frozen")
@@ -318,6 +306,18 @@ class Finetune(Section):
     choose: Literal["held_out", "last"] = Field(
         default="held_out",
         description="held_out: the best epoch on evaluation.held_out of the training groups | last: train on all of the split and take the last epoch",
+    )
+    workers: int | None = Field(
+        default=None,
+        ge=0,
+        le=100_000,
+        description="Ray Train workers that share each batch, one device each; 0: this process; null: this process, and on "
+        "a cluster as many as it has GPUs (or trainer.cpus_per_worker cores) and the batch can be shared among",
+    )
+    sync_bn: bool = Field(
+        default=True,
+        description="several workers: batch norms take the statistics of all of them, so that their number changes nothing; "
+        "false: each its own, as published",
     )
 
     @model_validator(mode="after")

@@ -250,5 +250,5 @@ def again(recipe: Recipe, facts: Facts, run: str) -> Section:
 
 def _plain(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items() if one is not None)
     return "–" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -403,11 +403,11 @@ def test_features_are_those_of_the_square_that_was_asked_for(run, packed):
     from cluster.embed import describe
     from cluster.subject import open_subject
     from pipelines.loader import EvalLoader, LoaderSpec
-    from vidssl.evaluation.encode import encoder_reader
+    from vidssl.evaluation.encode import EncoderReader
 
     subject = open_subject(run.path, ["evaluation.protocol=p1_ref", "evaluation.crop=0.5", "evaluation.windows=1"])
     encoder, recipe = subject.encoder("rgb"), subject.recipe
-    found = describe(subject, [encoder_reader(encoder, "rgb")], ("rgb",), np.array([5]))
+    found = describe(subject, [EncoderReader(encoder, "rgb")], ("rgb",), np.array([5]))
     spec = LoaderSpec(recipe.clips, recipe.augment, recipe.loader, ("rgb",), 4, 0)
     ways = {"windows": 1, "device": torch.device("cpu"), "instances": np.array([5]), "rule": "p1", "crops": "inner"}
     by_hand = {}
