@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
 from pipelines.dataset.flow import FlowForm
@@ -125,7 +126,7 @@ class ClipGraph:
         self._source: Callable[[], Fed] | None = None
         device_id = None if device.type == "cpu" else device.index or 0
         self._pool = ThreadPoolExecutor(threads, "decode") if decode == "py" and threads > 1 else None
-        self._pipeline = build_pipeline(
+        self._pipeline: Pipeline | None = build_pipeline(
             self._inputs,
             {name: partial(self._decoded, _PICTURE[name]) for name in streams} if decode == "py" else None,
             clips,
@@ -155,6 +156,8 @@ class ClipGraph:
         Raises:
             RuntimeError: DALI's decoder failed; the graph is not to be used again.
         """
+        if self._pipeline is None:
+            raise RuntimeError("a graph that was closed is run")
         out = self._pipeline.run()
         texts = [[bytes(np.asarray(of[row])).decode() for row in range(len(of))] for of in out[1::2]]
         # The tensor keeps DALI's buffer alive, and DALI does not write to a buffer that is still held.
@@ -162,9 +165,14 @@ class ClipGraph:
         return Ran(clips, [next(filter(None, row), "") for row in zip(*texts, strict=True)])
 
     def close(self) -> None:
-        """End the decode threads."""
+        """End the decode threads and DALI's; nothing can be run after that.
+
+        DALI holds what decodes, which holds this graph: nobody would ever collect a pipeline that is not let go of here, and
+        each has a dozen threads.
+        """
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+        self._source = self._pipeline = None
 
     def _inputs(self) -> list[Any]:
         if self._source is None:

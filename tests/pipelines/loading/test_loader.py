@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import json
+import os
 import threading
 
 import numpy as np
@@ -162,6 +164,27 @@ def test_delivered_clips_are_never_written_to_again(packs, opened):
         for _ in range(6):
             loader.next()
         assert all(torch.equal(batch.clips["rgb"], copy) for batch, copy in zip(batches, copies, strict=True))
+
+
+@pytest.mark.parametrize("codec", ["h264", "vp9"])
+def test_loaders_that_are_closed_leave_no_thread_of_dali_and_their_clips_stay(packs, opened, codec):
+    """DALI has a dozen threads for each graph: an evaluation after each of 500 epochs would have thousands."""
+
+    def threads():
+        return len(os.listdir("/proc/self/task"))
+
+    before, kept = threads(), []
+    for _ in range(3):
+        loader = opened(packs[codec])
+        batch = loader.next()
+        loader.close()
+        kept.append((batch, {view: clips.clone() for view, clips in batch.clips.items()}))
+        shown = EvalLoader(packs[codec], spec(batch=4), windows=1, device=CPU)
+        assert sum(len(one.instance) for one in shown) == len(packs[codec])
+        shown.close()
+    gc.collect()
+    assert threads() <= before + 2
+    assert all(torch.equal(batch.clips[view], copy) for batch, copies in kept for view, copy in copies.items())
 
 
 def test_views_show_the_same_frames_crop_and_flip(pack, opened):
