@@ -20,14 +20,22 @@ from tests.pipelines.stores import s3, s3_server  # noqa: F401
 
 torch.set_num_threads(1)
 
-LONGEST = "tests/cluster/training/test_driver.py"
+LONGEST = (
+    "tests/cluster/training/test_driver.py",
+    "tests/cluster/finetune/test_workers.py",
+    "tests/cluster/bank/test_actor.py",
+    "tests/cluster/test_pack.py",
+    "tests/cluster/training/test_finite.py",
+    "tests/cluster/sweep/test_trials.py",
+    "tests/cluster/test_launch.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes four minutes first, else one process would be alone with it at the end; then those of many tests."""
+    """Files of few tests that take long first, else one process would be alone with them at the end; then those of many tests."""
     files = [item.nodeid.partition("::")[0] for item in items]
     tests = Counter(files)
-    order = sorted(range(len(items)), key=lambda at: (files[at] != LONGEST, -tests[files[at]]))
+    order = sorted(range(len(items)), key=lambda at: (files[at] not in LONGEST, -tests[files[at]]))
     items[:] = [items[at] for at in order]
 
 

@@ -99,6 +99,7 @@ def until_mined(client, step, ready):
     raise AssertionError("the miner never came back")
 
 
+@pytest.mark.slow
 def test_a_miner_of_its_own_is_killed_and_its_rows_are_mined_all_the_same(ray_cluster):
     import ray
 

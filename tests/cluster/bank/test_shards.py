@@ -72,6 +72,7 @@ def pushed_into(*banks):
         assert all(one == taken[0] for one in taken)
 
 
+@pytest.mark.slow
 def test_three_shards_in_processes_of_their_own_are_one_bank(sharded):
     one, many = EmbeddingBank(N, DIM, VIEWS, GROUP), sharded().empty()
     ids = np.arange(N)

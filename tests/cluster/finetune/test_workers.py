@@ -107,6 +107,7 @@ def test_one_process_goes_on_where_two_ranks_were_stopped(both, packed, tmp_path
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data's own settings, read inside Ray Train
 @pytest.mark.usefixtures("ray")
 def test_ray_train_workers_find_what_one_process_finds_and_the_driver_says_their_lines(packed, tmp_path):

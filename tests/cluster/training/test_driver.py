@@ -164,6 +164,7 @@ def test_control_c_leaves_a_run_that_can_be_resumed(live):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @RAY_DATA
 def test_a_closed_terminal_stops_a_run_with_a_checkpoint_and_the_recipe_is_checked_once(
     packed, tmp_path, ray_cluster, monkeypatch

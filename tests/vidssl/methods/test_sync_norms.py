@@ -86,7 +86,7 @@ def on_one_rank(me):
     return found | {"again": train("infonce", checkpointing=True), "shuffle": sent_by_a_shuffle()}
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def ranks(request, tmp_path_factory):
     return found_by_ranks(__file__, tmp_path_factory.mktemp("gloo"), request.param)
 
