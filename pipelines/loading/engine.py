@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
 from pipelines.dataset.flow import FlowForm
@@ -126,7 +125,7 @@ class ClipGraph:
         self._source: Callable[[], Fed] | None = None
         device_id = None if device.type == "cpu" else device.index or 0
         self._pool = ThreadPoolExecutor(threads, "decode") if decode == "py" and threads > 1 else None
-        self._pipeline: Pipeline | None = build_pipeline(
+        self._pipeline: Any = build_pipeline(
             self._inputs,
             {name: partial(self._decoded, _PICTURE[name]) for name in streams} if decode == "py" else None,
             clips,
