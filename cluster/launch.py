@@ -15,7 +15,14 @@ from typing import Any
 from vidssl.errors import DeviceError
 from vidssl.recipe import Mining, Trainer
 
-__all__ = ["check_resources", "in_ray_job", "ray_session", "refuse_gpus_without_cuda", "resolve_device"]
+__all__ = [
+    "check_resources",
+    "cores_and_gpus",
+    "in_ray_job",
+    "ray_session",
+    "refuse_gpus_without_cuda",
+    "resolve_device",
+]
 
 LOOK_S = 60.0
 
@@ -152,17 +159,28 @@ def resolve_device(trainer: Trainer, say: Callable[[str], None] = lambda line: N
     Raises:
         DeviceError: cuda was asked for and there is none.
     """
-    import ray
-
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if trainer.device == "cuda" and gpus == 0:
-        raise DeviceError("trainer.device=cuda was asked for and this cluster has no GPU; type trainer.device=cpu")
+    _, gpus = cores_and_gpus(trainer.device)
     if trainer.device == "auto" and 0 < gpus < trainer.workers:
         say(
             f"training on the CPU: trainer.workers={trainer.workers} and this cluster has {gpus} GPU(s), each worker takes one; "
             f"type trainer.workers={gpus} to train on the GPU, or trainer.device=cpu to mean this"
         )
     return trainer.device == "cuda" or (trainer.device == "auto" and gpus >= trainer.workers)
+
+
+def cores_and_gpus(device: str) -> tuple[int, int]:
+    """What this cluster has for work on `device` (auto, cpu or cuda); no GPUs where they are not to be used.
+
+    Raises:
+        DeviceError: cuda was asked for and there is no GPU.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    cores, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
+    if device == "cuda" and gpus == 0:
+        raise DeviceError("trainer.device=cuda was asked for and this cluster has no GPU; type trainer.device=cpu")
+    return cores, 0 if device == "cpu" else gpus
 
 
 def refuse_gpus_without_cuda(use_gpu: bool) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from cluster.finetune.fit import Fit, state_path
 from cluster.finetune.task import Answers, FineTuning
-from cluster.launch import ray_session, refuse_gpus_without_cuda
+from cluster.launch import cores_and_gpus, ray_session, refuse_gpus_without_cuda
 from cluster.looking.who import Lookers
 from cluster.nodes import refuse_blind_nodes
 from cluster.training.failure import after_all_retries, failure_of, read_failure, write_failure
@@ -57,14 +57,9 @@ def fit_on_workers(task: FineTuning, say: Say) -> tuple[Answers | None, Lookers]
 
 def _workers_of(recipe: Recipe) -> tuple[int, bool]:
     """How many, and whether each has a GPU."""
-    import ray
-
-    have, cpus = ray.cluster_resources(), recipe.trainer.cpus_per_worker
-    cores, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
+    (cores, gpus), cpus = cores_and_gpus(recipe.trainer.device), recipe.trainer.cpus_per_worker
     asked, batch = recipe.finetune.workers, recipe.finetune.batch
-    if recipe.trainer.device == "cuda" and not gpus:
-        raise DeviceError("trainer.device=cuda was asked for and this cluster has no GPU; type trainer.device=cpu")
-    use_gpu = gpus > 0 and recipe.trainer.device != "cpu"
+    use_gpu = gpus > 0
     most = min(gpus, cores // cpus) if use_gpu else cores // cpus
     fits = [number for number in range(1, most + 1) if batch % number == 0 and (batch // number > 1 or number == 1)]
     if asked is not None and asked not in fits:

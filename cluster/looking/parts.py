@@ -5,7 +5,6 @@ So a number does not depend on how many tasks looked, and an evaluation that was
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -77,10 +76,6 @@ class Kept:
             if not self._silent:
                 self._say(f"parts of this evaluation cannot be kept ({error}); if it is stopped it begins anew")
             self._silent = True
-
-    def forget(self) -> None:
-        """Remove what was kept."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:06d}.npz"

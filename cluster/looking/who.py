@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cluster.launch import ray_session, refuse_gpus_without_cuda
+from cluster.launch import cores_and_gpus, ray_session, refuse_gpus_without_cuda
 from cluster.looking.look import Look
 from cluster.looking.parts import Kept, joined, parts_of
 from cluster.nodes import refuse_blind_nodes
@@ -123,13 +123,8 @@ def tasks_of(recipe: Recipe, say: Say) -> Iterator[Lookers]:
     """
     cpus, asked = recipe.trainer.cpus_per_worker, recipe.evaluation.workers
     with ray_session(max(os.cpu_count() or 1, cpus * (asked or 1))):
-        import ray
-
-        have = ray.cluster_resources()
-        cores, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
-        if recipe.trainer.device == "cuda" and not gpus:
-            raise DeviceError("trainer.device=cuda was asked for and this cluster has no GPU; type trainer.device=cpu")
-        use_gpu = gpus > 0 and recipe.trainer.device != "cpu"
+        cores, gpus = cores_and_gpus(recipe.trainer.device)
+        use_gpu = gpus > 0
         most = min(gpus, cores // cpus) if use_gpu else cores // cpus
         wanted = asked or max(most, 1)
         if wanted > most:

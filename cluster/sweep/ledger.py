@@ -6,7 +6,8 @@ import csv
 import dataclasses
 import hashlib
 import io
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -16,12 +17,13 @@ import numpy as np
 from cluster.mine.measure import Row
 from cluster.mine.study import Study
 from cluster.mine.words import Point
-from vidssl.errors import DataError
+from vidssl.errors import DataError, StorageError
 from vidssl.files import disk_words, remove_parts, storage_error, write_whole
+from vidssl.lock import held
 from vidssl.marks import mark, mark_of, refuse_foreign
 from vidssl.records import read_record, write_record
 
-__all__ = ["Ledger", "MeasuredOn", "RowFile", "check_ours"]
+__all__ = ["Ledger", "MeasuredOn", "RowFile", "held_results"]
 
 _KIND = "sweep"
 
@@ -93,7 +95,7 @@ class RowFile(Generic[R]):
 
     def __init__(self, folder: Path, kind: type[R], about: _About) -> None:
         self.folder, self.path, self.set_aside, self.kind, self.about = folder, folder / "sweep.csv", "", kind, about
-        check_ours(folder)
+        _check_ours(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             mark(folder, _KIND)
@@ -151,12 +153,29 @@ class Ledger(RowFile[Row]):
         return [point for point in points if point not in done]
 
 
-def check_ours(folder: Path) -> None:
-    """Refuse a folder that holds other things than a sweep; one that was made before folders were marked is ours too.
+@contextmanager
+def held_results(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """A sweep's folder, for this sweep alone; one that was made before folders were marked is ours too.
+
+    Args:
+        folder: May be new.
+        say: Told when a lock is taken over.
 
     Raises:
-        DataError: it does.
+        DataError: it holds other things than a sweep.
+        BusyError: another sweep writes there.
+        StorageError: it cannot be written.
     """
+    _check_ours(folder)
+    with ExitStack() as opened:
+        try:
+            opened.enter_context(held(folder, "sweep", say))
+        except StorageError as error:
+            raise type(error)(f"{error}; type --out FOLDER") from error
+        yield
+
+
+def _check_ours(folder: Path) -> None:
     older = mark_of(folder) is None and (folder / "sweep.json").is_file() and (folder / "sweep.csv").is_file()
     if not older:
         refuse_foreign(folder, _KIND, "type --out FOLDER with a folder that is new or empty")

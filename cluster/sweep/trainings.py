@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ import numpy as np
 
 from cluster.launch import ray_session
 from cluster.sweep.held_out import HeldOut, held_out_recall, held_out_rows
-from cluster.sweep.ledger import RowFile, check_ours
+from cluster.sweep.ledger import RowFile, held_results
 from cluster.sweep.room import Room, room_for
 from cluster.sweep.search import Sweep, open_sweep
 from cluster.sweep.space import Training, trainings_of
@@ -30,7 +29,6 @@ from cluster.sweep.written import write_outcome
 from cluster.training.plan import plan_run, run_folder_of
 from vidssl.errors import OurFault, RecipeError, StorageError
 from vidssl.files import storage_error
-from vidssl.lock import held
 
 if TYPE_CHECKING:
     from pipelines.dataset.manifest import Manifest
@@ -85,12 +83,7 @@ def run_trainings(name: str, words: Sequence[str], out: str | None = None, say: 
     found, left_out = trainings_of(sweep, manifest, str(results / "trials"))
     trainings = [dataclasses.replace(one, recipe=plan_run(one.recipe).recipe) for one in found]
     about = _swept_on(sweep, manifest)
-    check_ours(results)
-    with ExitStack() as opened:
-        try:
-            opened.enter_context(held(results, "sweep", say))
-        except StorageError as error:
-            raise type(error)(f"{error}; type --out FOLDER") from error
+    with held_results(results, say):
         for line in left_out:
             say(line)
         return _swept(sweep, trainings, RowFile(results, TrainedRow, about), say)

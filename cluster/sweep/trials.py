@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,10 @@ from cluster.mine.measure import Row, measure
 from cluster.mine.study import Study, carried, study_of_bank
 from cluster.mine.table import live_line
 from cluster.mine.words import Point, SweepWords, read_search, reference_points, search_points
-from cluster.sweep.ledger import Ledger, check_ours
+from cluster.sweep.ledger import Ledger, held_results
 from cluster.sweep.result import write_results
-from vidssl.errors import BankError, RecipeError, StorageError
+from vidssl.errors import BankError, RecipeError
 from vidssl.files import storage_error
-from vidssl.lock import held
 from vidssl.recipe import Recipe, load_recipe, recipe_from_file
 from vidssl.saved.run_folder import RunFolder, open_run
 
@@ -59,12 +58,7 @@ def run_sweep(recipe_or_run: str, words: Sequence[str], out: str | None = None, 
     points = search_points(search, study.n_filled, recipe.mining)
     points += reference_points(search, study.n_filled, recipe.mining, 2, study.labelled)
     results = (Path(out).expanduser() if out else folder.path / "sweep").resolve()
-    check_ours(results)
-    with ExitStack() as opened:
-        try:
-            opened.enter_context(held(results, "sweep", say))
-        except StorageError as error:
-            raise type(error)(f"{error}; type --out FOLDER") from error
+    with held_results(results, say):
         for line in left_out:
             say(line)
         return _searched(points, study, Ledger(results, study), search, recipe, say)

@@ -1,6 +1,6 @@
 """What do all ranks agree on between steps? Means for the log, one stop for all, a barrier; nothing is sent alone.
 
-A rank that fails while others wait for it would leave them waiting until a timeout: `Meeting` is a barrier at which each
+A rank that fails while others wait for it would leave them waiting until a timeout: `together` ends in a barrier at which each
 says whether it is well, so that all end together, with the reason of the first that is not.
 """
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from vidssl.encoder import Encoder
+from vidssl.evaluation.encode import EncoderReader
 
 __all__ = ["MapReader", "joint", "pooled_map"]
 
@@ -31,18 +31,8 @@ def pooled_map(map_BFthw: Tensor) -> Tensor:
     return F.max_pool3d(map_BFthw, window).flatten(1)
 
 
-class MapReader(nn.Module):
-    """Reads `PREFIXmap/VIEW` (P2), `PREFIXfeature/VIEW` (pooled) and `PREFIXembedding/VIEW` (head) in one pass.
-
-    Args:
-        encoder: In evaluation mode; taken, not copied.
-        view: Whose clips it looks at.
-        prefix: Of the names.
-    """
-
-    def __init__(self, encoder: Encoder, view: str, prefix: str = "") -> None:
-        super().__init__()
-        self.encoder, self.view, self.prefix = encoder, view, prefix
+class MapReader(EncoderReader):
+    """Reads `PREFIXmap/VIEW` (P2) too, in the same pass."""
 
     def forward(self, clips: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """View → clips [B, C, T, H, W]; name → rows [B, F]."""
