@@ -10,7 +10,9 @@ import dataclasses
 import logging
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,16 +130,24 @@ def _run_points(points: Sequence[Point], study: Study, ledger: Ledger, say: Say)
 
 @contextmanager
 def quiet_tune() -> Iterator[None]:
-    """Our line per point is the progress; Tune's own tables, per-trial logs and the complaint about their absence are not."""
+    """Our line per point is the progress; Tune's own tables, per-trial logs and the complaint about their absence are not.
+
+    Nor does Ctrl-C stay Tune's when it has ended: it leaves its handlers behind, and the next Ctrl-C would do nothing.
+    """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logger = logging.getLogger("ray.tune")
     before = logger.level
     logger.setLevel(logging.ERROR)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
     try:
         yield
     finally:
         logger.setLevel(before)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not None:  # one that was not set from Python cannot be set again from here
+                    signal.signal(number, handler)
 
 
 def _trial(config: dict[str, Any], study: Study) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -312,7 +313,10 @@ def test_the_picture_serves_one_and_many_k(run, tmp_path):
 def test_ray_tune_gives_the_rows_that_a_plain_loop_gives(run, tmp_path, ray_cluster):
     words = ["stages=[1,3,5]", "pools=[6,12,30,70]", "topk=[5]", "spaces=[raw,white]"]
     lines: list[str] = []
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)
     text = trials.run_sweep(str(run), words, str(tmp_path), say=lines.append)
+    # Tune leaves its own behind, and the next Ctrl-C would do nothing
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)) == handlers
     study = study_of(run)
     rows = {one.point: one for one in Ledger(tmp_path, study).rows}
     search, mining = (
