@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from cluster.capacity import Demand, demand_of, most_workers, sizes_of, whole_by_node
+from cluster.quiet import quiet_ray
 from vidssl.errors import DeviceError
 from vidssl.recipe import Mining, Trainer
 
@@ -44,7 +46,7 @@ def ray_session(cores: int, namespace: str = "vidssl") -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Train reads these in the driver and hands them to its actors.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if "RAY_ADDRESS" not in os.environ:
         # Read when ray is imported: without it the local address is turned into the machine's outer one.
@@ -65,6 +67,7 @@ def ray_session(cores: int, namespace: str = "vidssl") -> Iterator[None]:
             "object_store_memory": _OBJECT_STORE_BYTES,
             "_node_ip_address": "127.0.0.1",
         }
+    quiet_ray()
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says that tokens are on, at every start
     ray.init(**options, runtime_env=_environment(address))
     try:
@@ -82,7 +85,7 @@ def _environment(address: str | None) -> dict[str, Any]:
 
 
 def check_resources(trainer: Trainer, use_gpu: bool, mining: Mining | None = None) -> None:
-    """Refuse what this cluster can never give.
+    """Refuse what this cluster can never give; one that is to get nodes yet (`trainer.wait_for_nodes`) is waited for instead.
 
     Args:
         trainer: The recipe's section.
@@ -90,26 +93,43 @@ def check_resources(trainer: Trainer, use_gpu: bool, mining: Mining | None = Non
         mining: The recipe's section, where it mines.
 
     Raises:
-        DeviceError: more workers, cores or GPUs than there are.
+        DeviceError: more workers, cores or GPUs than there are, on all nodes together or on any of them.
     """
     import ray
 
+    if trainer.wait_for_nodes is not None:
+        return
     have = ray.cluster_resources()
     cores, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
-    need = trainer.workers * trainer.cpus_per_worker
+    workers, each = sizes_of(trainer)[-1], trainer.cpus_per_worker
+    asked, need = f"trainer.{'workers' if trainer.min_workers is None else 'min_workers'}={workers}", workers * each
     if need > cores:
-        fit = max(1, cores // trainer.cpus_per_worker)
         raise DeviceError(
-            f"trainer.workers={trainer.workers} with {trainer.cpus_per_worker} core(s) each needs {need} cores and there are {cores}; type trainer.workers={fit}"
+            f"{asked} with {each} core(s) each needs {need} cores and there are {cores}; type trainer.workers={max(1, cores // each)}"
         )
-    if use_gpu and trainer.workers > gpus:
+    if use_gpu and workers > gpus:
         raise DeviceError(
-            f"trainer.workers={trainer.workers} on cuda needs {trainer.workers} GPUs and there are {gpus}; type trainer.workers={max(gpus, 1)} or trainer.device=cpu"
+            f"{asked} on cuda needs {workers} GPUs and there are {gpus}; type trainer.workers={max(gpus, 1)} or trainer.device=cpu"
         )
+    if mining is not None:
+        _check_node("bank_node", mining.bank_node, have)
     if mining is not None and mining.miners:
-        _check_miners(mining, have, cores - need, gpus - (trainer.workers if use_gpu else 0))
+        _check_miners(mining, have, cores - need, gpus - (workers if use_gpu else 0))
     if mining is not None and mining.shards > 1:
         _check_shards(mining, have, cores - need)
+    _check_nodes(asked, workers, demand_of(trainer, use_gpu, mining))
+
+
+def _check_nodes(asked: str, workers: int, demand: Demand) -> None:
+    """A worker's cores and its GPU must be of one node."""
+    fit = most_workers(demand, nodes := whole_by_node())
+    if fit < workers:
+        each = f"{demand.worker['CPU']:g} core(s)" + (" and a GPU" if "GPU" in demand.worker else "")
+        sizes = sorted({int(node.get("CPU", 0)) for node in nodes.values()})
+        raise DeviceError(
+            f"{asked} with {each} on one node each: only {fit} fit on the {len(nodes)} node(s) of this cluster, which have "
+            f"{' or '.join(map(str, sizes))} cores; type trainer.workers={max(fit, 1)}, or a smaller trainer.cpus_per_worker"
+        )
 
 
 def _check_shards(mining: Mining, have: Mapping[str, float], cores: int) -> None:
@@ -159,13 +179,15 @@ def resolve_device(trainer: Trainer, say: Callable[[str], None] = lambda line: N
     Raises:
         DeviceError: cuda was asked for and there is none.
     """
-    _, gpus = cores_and_gpus(trainer.device)
-    if trainer.device == "auto" and 0 < gpus < trainer.workers:
+    if trainer.device == "cuda" and trainer.wait_for_nodes is not None:
+        return True
+    (_, gpus), least = cores_and_gpus(trainer.device), sizes_of(trainer)[-1]
+    if trainer.device == "auto" and 0 < gpus < least:
         say(
             f"training on the CPU: trainer.workers={trainer.workers} and this cluster has {gpus} GPU(s), each worker takes one; "
             f"type trainer.workers={gpus} to train on the GPU, or trainer.device=cpu to mean this"
         )
-    return trainer.device == "cuda" or (trainer.device == "auto" and gpus >= trainer.workers)
+    return trainer.device == "cuda" or (trainer.device == "auto" and gpus >= least)
 
 
 def cores_and_gpus(device: str) -> tuple[int, int]:
@@ -202,6 +224,8 @@ def refuse_gpus_without_cuda(use_gpu: bool) -> None:
         if node["Alive"] and node["Resources"].get("GPU"):
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             asked[look.options(scheduling_strategy=here).remote()] = node["NodeManagerAddress"]
+    if not asked:
+        return
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_S)
     for task in late:
         ray.cancel(task, force=True)

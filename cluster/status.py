@@ -1,6 +1,6 @@
 """`vidssl status [RUN]`: what a run is doing, or how it ended, from its folder alone: live, stopped, finished, failed or lost.
 
-Nothing is asked of Ray and nothing is written, so that it works from any machine that sees the folder, and on runs whose
+Nothing is asked of Ray and nothing is written (but with --clean), so that it works from any machine that sees the folder, and on runs whose
 cluster is long gone.
 """
 
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from cluster.clean import clean
 from cluster.training.plan import KIND
 from vidssl.errors import CheckpointError, RecipeError
 from vidssl.lock import owner_of
@@ -54,12 +55,13 @@ class Status:
     words: str = ""
 
 
-def run_status(place: str | None, say: Callable[[str], None]) -> int:
+def run_status(place: str | None, say: Callable[[str], None], clean_up: bool = False) -> int:
     """Print a line for each run.
 
     Args:
         place: A run's folder, or one that holds runs; None: `runs`.
         say: Prints a line.
+        clean_up: Remove what commands left that were killed, see `cluster.clean`.
 
     Returns:
         0.
@@ -69,6 +71,8 @@ def run_status(place: str | None, say: Callable[[str], None]) -> int:
     """
     home = Path(place or "runs").expanduser()
     folders = [home] if _is_run(home) else sorted(path for path in _inside(home) if _is_run(path))
+    if clean_up:
+        return clean([*folders, *_inner(folders)], say)
     if not folders:
         raise CheckpointError(
             f"{home} is no run folder and holds none; type vidssl status RUN, or the folder given as trainer.storage"
@@ -78,6 +82,12 @@ def run_status(place: str | None, say: Callable[[str], None]) -> int:
     for status in found:
         say(_line(status))
     return 0
+
+
+def _inner(folders: Iterable[Path]) -> Iterator[Path]:
+    """Folders of phases, which have locks of their own."""
+    for folder in folders:
+        yield from (path for path in folder.iterdir() if path.is_dir() and _is_run(path))
 
 
 def _is_run(path: Path) -> bool:

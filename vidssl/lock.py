@@ -23,7 +23,7 @@ from vidssl.errors import BusyError
 from vidssl.files import storage_error
 from vidssl.marks import LOCK
 
-__all__ = ["HEARTBEAT_S", "STALE_S", "Owner", "held", "owner_of"]
+__all__ = ["HEARTBEAT_S", "STALE_S", "Owner", "held", "owner_of", "quiet_s", "token_of"]
 
 HEARTBEAT_S = 10.0
 """Seconds from one heartbeat to the next."""
@@ -95,6 +95,16 @@ def owner_of(folder: Path) -> Owner | None:
     path = folder / LOCK
     owner = _read(path)
     return None if owner is None or _gone(path, owner) else owner
+
+
+def token_of(folder: Path) -> str:
+    """What tells the lock of `folder` from any other; "" where there is none, or it cannot be read."""
+    return _token(folder / LOCK)
+
+
+def quiet_s(folder: Path) -> float:
+    """Seconds since the last heartbeat of the lock of `folder`; 0 where there is none."""
+    return _quiet_s(folder / LOCK) if (folder / LOCK).exists() else 0.0
 
 
 @contextmanager

@@ -202,6 +202,12 @@ class Mining(Section):
     shard_node: str | None = Field(
         default=None, max_length=200, description="Ray resource of the nodes that shards run on; null: any node"
     )
+    bank_node: str | None = Field(
+        default=None,
+        max_length=200,
+        description="Ray resource of the nodes that the bank's process may run on; null: the driver's node where its memory is "
+        "enough, else any",
+    )
     snapshot_every_steps: int = Field(
         default=0, ge=0, le=1_000_000_000, description="extra bank snapshots beside those of checkpoints; 0: none"
     )

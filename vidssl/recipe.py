@@ -20,6 +20,7 @@ from yaml import YAMLError
 from vidssl.errors import RecipeError
 from vidssl.refusal import cut, near_key, one_line, refusal, shown
 from vidssl.sections import (
+    SAME_NUMBERS,
     Augment,
     Clips,
     Evaluation,
@@ -192,16 +193,7 @@ class Recipe(Section):
         return flat
 
     def _numbers(self) -> dict[str, Any]:
-        return self.model_dump(
-            mode="json",
-            exclude={
-                "name": True,
-                "evaluation": True,
-                "finetune": True,
-                "loader": {"read", "reads", "cache", "cache_gb"},
-                "trainer": {"storage", "log_every_steps", "keep", "keep_epochs", "max_failures", "hang_s"},
-            },
-        )
+        return self.model_dump(mode="json", exclude=SAME_NUMBERS)
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML."""

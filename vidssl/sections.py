@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
+from vidssl.downstream import Evaluation, Finetune
 from vidssl.fields import (
     BackboneName,
     Count,
-    Decay,
     Place,
-    Rate,
     Ratio,
     Section,
     Share,
@@ -23,6 +23,7 @@ from vidssl.pretext import Iic, Mining, Pretext, Vicc
 from vidssl.tables.backbones import BACKBONES
 
 __all__ = [
+    "SAME_NUMBERS",
     "Augment",
     "Clips",
     "Evaluation",
@@ -41,6 +42,25 @@ __all__ = [
     "Vicc",
     "View",
 ]
+
+
+SAME_NUMBERS: dict[str, Any] = {
+    "name": True,
+    "evaluation": True,
+    "finetune": True,
+    "loader": {"read", "reads", "cache", "cache_gb"},
+    "trainer": {
+        "storage",
+        "log_every_steps",
+        "keep",
+        "keep_epochs",
+        "max_failures",
+        "hang_s",
+        "min_workers",
+        "wait_for_nodes",
+    },
+}
+"""What changes no number of a training: keys that a run may go on with other values of."""
 
 
 class Clips(Section):
@@ -173,7 +193,26 @@ class Optim(Section):
 class Trainer(Section):
     """Workers, length, checkpoints."""
 
-    workers: int = Field(default=1, ge=1, le=100_000, description="Ray Train workers, one device each")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=100_000,
+        description="Ray Train workers, one device each; [MIN,MAX]: as many of them as there is room for, see `min_workers`",
+    )
+    min_workers: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="fewest workers that go on when nodes leave: the videos of a step stay, each of the fewer takes more of "
+        "them; null: all of `workers`",
+    )
+    wait_for_nodes: float | None = Field(
+        default=None,
+        ge=0,
+        le=31_536_000,
+        description="seconds to wait for nodes that are not there (yet) or are taken; null: half an hour for what was lost, and what "
+        "the cluster never had is refused at once",
+    )
     batch: int = Field(default=16, ge=1, le=1_000_000, description="B, videos of one worker in one step")
     accumulate: int = Field(
         default=1,
@@ -219,113 +258,34 @@ class Trainer(Section):
     )
     storage: Place = Field(default="runs", description="folder (shared by all nodes) that holds the run")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fewest_and_most(cls, given: object) -> object:
+        """`workers=[4,16]`: 16 of them, and no fewer than 4."""
+        if not isinstance(given, Mapping) or not isinstance(given.get("workers"), list | tuple):
+            return given
+        pair = given["workers"]
+        if len(pair) != 2:
+            raise ValueError(
+                f"trainer.workers={list(pair)} has {len(pair)} numbers; type trainer.workers=[MIN,MAX], e.g. [4,16]"
+            )
+        return {**given, "min_workers": pair[0], "workers": pair[1]}
+
+    @model_validator(mode="after")
+    def _not_more_than_all(self) -> Trainer:
+        if (self.min_workers or 1) > self.workers:
+            raise ValueError(
+                f"trainer.min_workers={self.min_workers} is more than trainer.workers={self.workers}; "
+                "type trainer.workers=[MIN,MAX]"
+            )
+        return self
+
     @model_validator(mode="after")
     def _parts_of_equal_size(self) -> Trainer:
         if self.batch % self.accumulate:
             raise ValueError(
                 f"trainer.accumulate={self.accumulate} does not divide trainer.batch={self.batch}; parts have equally many "
                 "videos: type a trainer.batch that is a multiple of it"
-            )
-        return self
-
-
-class Evaluation(Section):
-    """Retrieval, nearest neighbours and linear probe."""
-
-    protocol: Literal["p1_strict", "p1_ref", "p2", "centre"] = Field(
-        default="p1_strict",
-        description="p1_strict, p1_ref (CoCLR's retrieval; strict: centred by the train mean) | p2 (IIC's: 10 clips, last map) | centre",
-    )
-    windows: int = Field(
-        default=5, ge=0, le=100_000, description="most windows of one video, evenly spread; 0: no limit"
-    )
-    crops: Literal["centre", "ten"] = Field(
-        default="centre",
-        description="of the linear probe's and fine-tuning's test: centre | ten (corners, centre, flips)",
-    )
-    crop: Ratio = Field(
-        default=0.875,
-        description="side of the test's squares in short sides of the frame, under p1_ref and p2 and with ten crops; the other protocols show the whole short side. 0.875: 112 of 128, 224 of 256 | 0.93333: 224 of 240",
-    )
-    batch: int = Field(default=16, ge=1, le=1_000_000, description="clips encoded at once")
-    workers: int | None = Field(
-        default=None,
-        ge=0,
-        le=100_000,
-        description="Ray tasks that look at videos at once, one device each; 0: this process; null: this process, and on a "
-        "cluster a task for each GPU, or for every trainer.cpus_per_worker cores",
-    )
-    ks: tuple[Count, ...] = Field(
-        default=(1, 5, 10, 20, 50), min_length=1, max_length=1000, description="k of the recall at k (R@k)"
-    )
-    neighbours: int = Field(default=20, ge=1, le=1_000_000, description="k of the k-NN classifier")
-    shots: tuple[Count, ...] = Field(
-        min_length=1, max_length=1000, default=(1, 5), description="labelled videos per class of the few-shot probe"
-    )
-    held_out: float = Field(
-        default=0.2,
-        gt=0,
-        lt=1,
-        description="share of the training groups on which probe settings are chosen; never the test split",
-    )
-    probe_epochs: int = Field(
-        default=100, ge=1, le=1_000_000, description="passes of the linear probe over the training split"
-    )
-    probe_lr: tuple[Rate, ...] = Field(
-        min_length=1, max_length=1000, default=(0.1, 0.3, 1.0), description="rates tried on the held-out groups"
-    )
-    probe_weight_decay: tuple[Decay, ...] = Field(
-        min_length=1, max_length=1000, default=(1e-3, 1e-4), description="decays tried on the held-out groups"
-    )
-
-
-class Finetune(Section):
-    """Supervised training of the whole network from a pre-trained encoder."""
-
-    epochs: int = Field(default=500, ge=1, le=1_000_000, description="passes over the training split")
-    batch: int = Field(default=32, ge=1, le=1_000_000, description="videos in one step, of all workers together")
-    optimizer: Literal["adam", "sgd"] = Field(default="adam", description="adam | sgd (momentum 0.9)")
-    lr: float = Field(default=1e-3, gt=0, le=1e6, description="peak learning rate of the classifier")
-    backbone_lr: float = Field(default=0.1, ge=0, le=1e6, description="the backbone's rate as a share of lr; 0: frozen")
-    weight_decay: float = Field(default=1e-3, ge=0, le=1e6, description="L2 penalty of every weight")
-    dropout: float = Field(
-        default=0.9, ge=0, lt=1, description="share of the features that is dropped before the classifier"
-    )
-    milestones: tuple[Share, ...] = Field(
-        max_length=1000, default=(0.8, 0.9), description="shares of the run at which lr is divided by ten"
-    )
-    schedule: Literal["milestones", "plateau"] = Field(
-        default="milestones",
-        description="lr is divided by ten at the milestones | plateau: when the held-out loss has not fallen for patience epochs",
-    )
-    patience: int = Field(default=50, ge=0, le=1_000_000, description="epochs without a lower held-out loss (plateau)")
-    augment: Literal["as_trained", "supervised"] = Field(
-        default="as_trained",
-        description="how its clips are changed: as_trained (by augment.preset) | supervised (as CoCLR, CPR and ViCC fine-tune, see augment.preset)",
-    )
-    choose: Literal["held_out", "last"] = Field(
-        default="held_out",
-        description="held_out: the best epoch on evaluation.held_out of the training groups | last: train on all of the split and take the last epoch",
-    )
-    workers: int | None = Field(
-        default=None,
-        ge=0,
-        le=100_000,
-        description="Ray Train workers that share each batch, one device each; 0: this process; null: this process, and on "
-        "a cluster as many as it has GPUs (or trainer.cpus_per_worker cores) and the batch can be shared among",
-    )
-    sync_bn: bool = Field(
-        default=True,
-        description="several workers: batch norms take the statistics of all of them, so that their number changes nothing; "
-        "false: each its own, as published",
-    )
-
-    @model_validator(mode="after")
-    def _plateau_of_held_out_videos(self) -> Finetune:
-        if self.schedule == "plateau" and self.choose == "last":
-            raise ValueError(
-                "finetune.schedule=plateau looks at held-out videos and finetune.choose=last holds none out; type "
-                "finetune.choose=held_out, or finetune.schedule=milestones"
             )
         return self
 

@@ -16,6 +16,7 @@ import ray
 from numpy.typing import NDArray
 
 from cluster.bank.miner import settle_threads, start_miners, thread_variables
+from cluster.bank.placed import placed
 from cluster.bank.server import BankServer
 from cluster.bank.shard_actor import start_actors
 from cluster.bank.shard_place import ShardPlace
@@ -104,5 +105,6 @@ def start_bank(
             "ctl": 2,
         },  # with shards it waits for rows to hand out
         "runtime_env": {"env_vars": thread_variables(spec.threads)},
+        **placed(spec),
     }
     return ray.remote(**options)(BankActor).remote(spec, group, label)

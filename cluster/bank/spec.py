@@ -58,6 +58,7 @@ class BankSpec:
         shards: Processes that hold the rows; 1: the bank's own does.
         cpus_per_shard: Cores booked for each, and its threads; 0: none, and one thread.
         shard_node: Ray resource of the nodes that they run on; "": any.
+        node: Ray resource of the nodes that the bank's process may run on; "": the driver's, as long as it has the memory.
         pool_slots: As `mining.pool_slots`.
         pool_of: As `mining.pool_of`.
         seed: Of the fits of the space, and of what is drawn.
@@ -91,6 +92,7 @@ class BankSpec:
     shards: int = 1
     cpus_per_shard: int = 1
     shard_node: str = ""
+    node: str = ""
     pool_slots: int | None = None
     pool_of: PoolKind = "random"
     seed: int = 0
@@ -106,6 +108,12 @@ class BankSpec:
         if self.pool_slots is None:
             return None
         return SlotPool(self.pool_slots, self.pool_of, self.seed, 1 if self.deterministic else EVERY_ROWS)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the bank's process needs for rows and what is mined from them; with shards it holds slots alone."""
+        width = 0 if self.shards > 1 else len(self.views) * self.dim * (4 if self.dtype == "float32" else 2)
+        return self.n_slots * (2 * width + 64)  # twice: a snapshot is of one moment, and rows of the space lie beside
 
     @property
     def horizon(self) -> int:

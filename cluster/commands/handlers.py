@@ -226,7 +226,7 @@ def status(words: Words) -> int:
     """What runs are doing, or how they ended."""
     from cluster.status import run_status
 
-    return run_status(words.place("RUN"), say)
+    return run_status(words.place("RUN"), say, clean_up=words.on("--clean"))
 
 
 def recipes(words: Words) -> int:

@@ -170,6 +170,12 @@ VERBS: dict[str, Verb] = {
         handlers.status,
         "what runs are doing, or how they ended: state, step, rate, time left, last message",
         places=(Place("RUN", "a run folder, or a folder that holds runs; without it: runs", needed=False),),
+        options=(
+            Option(
+                "--clean",
+                "remove what commands left that were killed: in those folders, and on the cluster of RAY_ADDRESS",
+            ),
+        ),
     ),
     "mine": Verb(
         handlers.mine,

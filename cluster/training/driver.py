@@ -7,11 +7,15 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
+from cluster.bank.placed import refuse_without_memory
 from cluster.bank.spec import BankSpec
+from cluster.capacity import demand_of, sizes_of
 from cluster.launch import check_resources, ray_session, refuse_gpus_without_cuda, resolve_device
 from cluster.nodes import refuse_blind_nodes
+from cluster.training.attempts import Crew, train_through
 from cluster.training.checks import Checked
 from cluster.training.entry import job_words, worker_loop
 from cluster.training.failure import after_all_retries, read_failure
@@ -20,9 +24,10 @@ from cluster.training.job import Job, Summary
 from cluster.training.limit import limit_of_run
 from cluster.training.plan import Plan
 from cluster.training.watch import Say, watch
-from vidssl.lock import held
+from vidssl.lock import held, token_of
 from vidssl.methods import bank_views_of, mining_of
 from vidssl.mining.plan import plan_from
+from vidssl.recipe import Recipe
 from vidssl.saved.checkpoint import latest_step
 from vidssl.saved.run_folder import RunFolder
 
@@ -67,6 +72,8 @@ def train(plan: Plan, say: Say = lambda line: None, argv: Sequence[str] = ()) ->
         refuse_gpus_without_cuda(use_gpu)
         refuse_blind_nodes(folder.path, plan.checked.manifest.root, say)
         check_resources(plan.recipe.trainer, use_gpu, plan.recipe.mining if plan.recipe.mines else None)
+        if (spec := _bank_spec(plan.checked, folder)) is not None and plan.recipe.trainer.wait_for_nodes is None:
+            refuse_without_memory(spec)
         open_things.enter_context(held(folder.path, "train", say))
         for note in enter(plan, argv, "cuda" if use_gpu else "cpu"):
             say(note)
@@ -82,7 +89,10 @@ def _fitted(plan: Plan, use_gpu: bool, say: Say) -> Summary:
     try:
         folder.stop_flag.unlink(missing_ok=True)
         folder.failure.unlink(missing_ok=True)
-        summary = watch(lambda: _fit(plan, use_gpu), folder, plan.checked.total_steps, say, plan.recipe.trainer.workers)
+        mining = plan.recipe.mining if plan.recipe.mines else None
+        crew = Crew(plan.recipe, demand_of(plan.recipe.trainer, use_gpu, mining))
+        attempts = partial(train_through, crew, folder, lambda recipe: _fit(plan, recipe, use_gpu))
+        summary = watch(attempts, folder, plan.checked.total_steps, say, lambda: crew.workers)
     except Exception as error:
         failure = read_failure(folder)
         if failure is not None:
@@ -94,6 +104,7 @@ def _fitted(plan: Plan, use_gpu: bool, say: Say) -> Summary:
     finally:
         with suppress(OSError):  # a disk that cannot be written has its sentence already
             folder.stop_flag.unlink(missing_ok=True)
+            folder.resize_flag.unlink(missing_ok=True)
         shutil.rmtree(ray_files(folder), ignore_errors=True)
     failure = summary.failure or read_failure(folder)
     if failure is not None:
@@ -101,12 +112,13 @@ def _fitted(plan: Plan, use_gpu: bool, say: Say) -> Summary:
     return summary
 
 
-def _fit(plan: Plan, use_gpu: bool) -> Summary:
+def _fit(plan: Plan, recipe: Recipe, use_gpu: bool) -> Summary:
+    """One attempt of Ray Train, with the workers of `recipe`."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    recipe, trainer = plan.recipe, plan.recipe.trainer
-    job = _job(plan)  # the bank lives as long as its handle here
+    trainer = recipe.trainer
+    job = _job(plan, recipe)  # the bank lives as long as its handle here
     result = TorchTrainer(
         worker_loop,
         train_loop_config=job_words(job),
@@ -120,24 +132,34 @@ def _fit(plan: Plan, use_gpu: bool) -> Summary:
         run_config=RunConfig(
             name=recipe.name,
             storage_path=str(ray_files(plan.folder)),
-            failure_config=FailureConfig(max_failures=trainer.max_failures, controller_failure_limit=3),
+            failure_config=FailureConfig(max_failures=trainer.max_failures, controller_failure_limit=0),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     ).fit()
     return result.return_value or Summary(0)
 
 
-def _job(plan: Plan) -> Job:
+def _job(plan: Plan, recipe: Recipe) -> Job:
     """What the workers are handed, with the bank started where the run mines in one."""
     checked, folder = plan.checked, plan.folder
-    spec, bank = _bank_spec(checked, folder), None
+    spec, bank = _bank_spec(replace(checked, recipe=recipe), folder), None
     if spec is not None:
         from cluster.bank.actor import start_bank
 
         samples = checked.manifest.samples
         label = samples.label.astype("int64") if spec.labelled else None
         bank = start_bank(spec, samples.group.astype("int64"), label)
-    return Job(checked.recipe, folder.path, checked.manifest.root, bank, spec, plan.bank, plan.kept, plan.until)
+    return Job(
+        plan.recipe,
+        folder.path,
+        checked.manifest.root,
+        bank,
+        spec,
+        plan.bank,
+        plan.kept,
+        plan.until,
+        token_of(folder.path),
+    )
 
 
 def _bank_spec(checked: Checked, folder: RunFolder) -> BankSpec | None:
@@ -169,6 +191,7 @@ def _bank_spec(checked: Checked, folder: RunFolder) -> BankSpec | None:
         shards=mining.shards,
         cpus_per_shard=mining.cpus_per_shard,
         shard_node=mining.shard_node or "",
+        node=mining.bank_node or "",
         dtype=mining.bank_dtype,
         snapshot_every_steps=mining.snapshot_every_steps,
         keep=trainer.keep,
@@ -185,4 +208,5 @@ def _opening(plan: Plan, use_gpu: bool) -> str:
     recipe, trainer = plan.recipe, plan.recipe.trainer
     where = "GPU" if use_gpu else f"{trainer.cpus_per_worker} core(s)"
     again = f", resumed at step {plan.start}" if plan.start else ""
-    return f"{recipe.name}: {recipe.method.name} on {recipe.model.backbone}, {trainer.workers} worker(s) with {where} each, {plan.checked.total_steps} steps of {trainer.batch * trainer.workers} videos{again} → {plan.folder.path}"
+    fewer = "".join(f" or {number}" for number in sizes_of(trainer)[1:])
+    return f"{recipe.name}: {recipe.method.name} on {recipe.model.backbone}, {trainer.workers}{fewer} worker(s) with {where} each, {plan.checked.total_steps} steps of {trainer.batch * trainer.workers} videos{again} → {plan.folder.path}"

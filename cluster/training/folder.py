@@ -43,6 +43,8 @@ _TOP = (
     "report.html",
     "embeddings.zarr",
     "STOP",
+    "RESIZE",
+    "ranks.json",
     ".ray",
     ".*.part",
 )

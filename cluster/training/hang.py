@@ -10,7 +10,7 @@ from __future__ import annotations
 import faulthandler
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -65,10 +65,10 @@ class HangReport:
 
     Args:
         folder: The run.
-        world: How many ranks there are.
+        world: Says how many ranks there are now.
     """
 
-    def __init__(self, folder: RunFolder, world: int) -> None:
+    def __init__(self, folder: RunFolder, world: Callable[[], int]) -> None:
         self._folder, self._world = stacks_of(folder), world
         self._sizes = self._found()  # of a former command: said then
         self._first: float | None = None
@@ -83,7 +83,7 @@ class HangReport:
             return
         written = [name for name, size in found.items() if size > self._sizes.get(name, 0)]
         self._sizes, self._first = found, None
-        told = [f"rank {rank} {self._of(f'rank-{rank}.txt', written)}" for rank in range(self._world)]
+        told = [f"rank {rank} {self._of(f'rank-{rank}.txt', written)}" for rank in range(self._world())]
         yield f"no step ends: {'; '.join(told)}; the stacks of all threads are in {self._folder}"
 
     def _of(self, name: str, written: Sequence[str]) -> str:

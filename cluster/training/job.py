@@ -32,6 +32,7 @@ class Job:
         bank_from: What its rows begin with, where that was typed.
         kept: Batches that are served again and again instead of the loader's; 0: none.
         until: Steps after which it stops with a checkpoint, to go on later; None: at the end.
+        lock: Of the driver, see `cluster.training.overseer`; "": none.
     """
 
     recipe: Recipe
@@ -42,6 +43,7 @@ class Job:
     bank_from: BankFrom | None = None
     kept: int = 0
     until: int | None = None
+    lock: str = ""
 
 
 @dataclass(frozen=True)

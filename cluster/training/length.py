@@ -87,7 +87,9 @@ def notes_on(recipe: Recipe, length: Length, meta: Meta) -> list[str]:
             f"the checkpoint of step {meta.step} is of an older version of vidssl, which left {left} of {length.videos} "
             "videos out of every epoch; from here on every one comes"
         )
-    if (meta.world, batch_of(meta, recipe.trainer)) != (recipe.trainer.workers, recipe.trainer.batch):
+    now = recipe.trainer
+    fewer = now.min_workers is not None and before == length.together  # of the same run, when nodes had left
+    if (meta.world, batch_of(meta, now)) != (now.workers, now.batch) and not fewer:
         notes.append(_other_workers(recipe, length, meta))
     return notes
 

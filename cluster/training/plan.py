@@ -46,6 +46,8 @@ _SPLIT = (
     "trainer.workers",
     "trainer.batch",
     "trainer.accumulate",
+    "trainer.min_workers",
+    "trainer.wait_for_nodes",
 )  # who takes how much of a step: a run may go on with others
 _ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Generic, TypeVar
 
 from cluster.training.hang import HangReport
+from cluster.training.lost import LostWorkers
 from cluster.training.runlog import live_line
 from vidssl.saved.checkpoint import latest_step
 from vidssl.saved.run_folder import RunFolder
@@ -28,7 +29,7 @@ Say = Callable[[str], None]
 T = TypeVar("T")
 
 
-def watch(fit: Callable[[], T], folder: RunFolder, total: int, say: Say, world: int = 0) -> T:
+def watch(fit: Callable[[], T], folder: RunFolder, total: int, say: Say, world: Callable[[], int] = lambda: 0) -> T:
     """Run `fit` on a thread; meanwhile say the new log rows, what hangs, and pass on stop requests.
 
     Args:
@@ -36,7 +37,7 @@ def watch(fit: Callable[[], T], folder: RunFolder, total: int, say: Say, world: 
         folder: Of the run.
         total: Its steps.
         say: Prints a line.
-        world: How many ranks write where they hang; 0: none do.
+        world: Says how many ranks there are that write where they hang; 0: none do.
 
     Raises:
         Exception: what `fit` raised, or `say` (the run is stopped with a checkpoint first).
@@ -104,6 +105,7 @@ class _Tail:
         self._attempts = 0
         self._told = _size(folder.events)
         self._why = False
+        self._lost = LostWorkers(folder)
 
     def lines(self) -> Iterator[str]:
         yield from self._events()
@@ -115,12 +117,13 @@ class _Tail:
             self._attempts += 1
             if self._attempts > 1:
                 yield from self._again()
+            self._lost.look()
         if self._attempts:  # before that it is the log of a former run, which the workers are about to cut
             yield from self._rows()
 
     def _again(self) -> Iterator[str]:
         yield from self._events()
-        lost = "" if self._why else "a worker was lost; "
+        lost = "" if self._why else f"{self._lost.words()}; "
         self._why = False
         yield f"{lost}all go on from step {latest_step(self._folder) or 0}"
 

@@ -17,12 +17,15 @@ from cluster.bank.asked import shared_out
 from cluster.bank.spec import BankSpec
 from cluster.training.agree import Poll, from_first_rank, together
 from cluster.training.cached import CachedLoader
+from cluster.training.crew import crew_of
 from cluster.training.failure import Halt, failure_of, read_failure, write_failure
 from cluster.training.finite import FiniteWatch
 from cluster.training.hang import HangWatch
 from cluster.training.job import Job, Summary
 from cluster.training.length import Length, batch_of, length_from
+from cluster.training.lost import write_ranks
 from cluster.training.meter import StepMeter
+from cluster.training.overseer import Overseer
 from cluster.training.passes import passes
 from cluster.training.runlog import RunLog, note_event
 from cluster.training.skipped import SkippedVideos
@@ -92,11 +95,13 @@ class Worker:
         import ray.train.torch
 
         context = ray.train.get_context()
-        self.job, self.recipe, self.folder = job, job.recipe, RunFolder(job.folder)
+        self.job, self.folder = job, RunFolder(job.folder)
+        self.recipe = crew_of(job.recipe, context.get_world_size())
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self.open = contextlib.ExitStack()
         self._settle_numerics()
+        write_ranks(self.folder, self.rank)
         # The driver saw manifest and shards: what has left since is waited for.
         self.manifest = load_manifest(job.data, "nothing", Patience(self.recipe.loader.patience, self._say))
         self.start = self._start()
@@ -123,7 +128,7 @@ class Worker:
         )
         self.alarm = FallbackAlarm(self.recipe.mining.shards)
         self.finite = FiniteWatch(self.recipe, self.folder, self.length.total)
-        self.stop_poll = Poll(self.device)
+        self.stop_poll, self.overseer = Poll(self.device), Overseer(self.folder, job.lock)
         self.hang = self.open.enter_context(HangWatch(self.folder, self.rank, self.recipe.trainer.hang_s))
         self.log = self.open.enter_context(RunLog(self.folder, self.start)) if self.rank == 0 else None
 
@@ -194,13 +199,17 @@ class Worker:
         # One number per few steps is shared, so that all ranks leave after the same step.
         if step % 4:
             return False
-        return self.stop_poll.heard(self.rank == 0 and self.folder.stop_flag.exists())
+        flags = (self.folder.stop_flag, self.folder.resize_flag)
+        return self.stop_poll.heard(self.rank == 0 and (any(flag.exists() for flag in flags) or self.overseer.gone()))
 
     def _save(self, done: int, epoch: int, last: bool) -> None:
         self.finite.settle()
         together(lambda meet: self._checkpoint(done, epoch, meet, last), self.folder, self.device)
 
     def _checkpoint(self, done: int, epoch: int, meet: Callable[[], None], last: bool) -> None:
+        if self.rank == 0:
+            self.overseer.refuse_another()
+        meet()
         state: dict[str, Any] = {"loader": self.loader.state_dict(), "random": random_state()}
         if self.bank is not None:
             self.bank.drain()
@@ -210,7 +219,7 @@ class Worker:
         )
         meta = Meta(
             done,
-            self.recipe.fingerprint(),
+            self.job.recipe.fingerprint(),
             self.manifest.hash,
             self.world,
             epoch,

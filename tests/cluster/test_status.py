@@ -15,7 +15,7 @@ from cluster.cli import main
 from cluster.status import status_of
 from vidssl.files import write_json
 from vidssl.lock import held
-from vidssl.marks import mark
+from vidssl.marks import LOCK, mark
 from vidssl.recipe import recipe_from_tree
 from vidssl.saved.checkpoint import Meta, save_checkpoint
 from vidssl.saved.phases import finish_phase
@@ -149,3 +149,75 @@ def test_all_runs_of_a_folder_and_all_phases_of_a_run_have_a_line(run, tmp_path,
 def test_a_folder_without_runs_is_refused(tmp_path, capsys):
     assert main(["status", str(tmp_path)]) == 2
     assert "is no run folder and holds none; type vidssl status RUN" in capsys.readouterr().err
+
+
+def test_what_a_killed_command_left_in_a_run_s_folder_is_removed_and_nothing_else(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    folder, live = run("dead", saved=8), run("live")
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom vidssl.lock import held\n"
+        "with held(Path(sys.argv[1]), 'train'):\n    os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(folder.path)], check=False)
+    for flag in (folder.stop_flag, folder.resize_flag, folder.path / ".recipe.yaml.1.part"):
+        flag.touch()
+    (folder.path / ".ray" / "small").mkdir(parents=True)
+    (folder.path / "mine.part").touch()  # no name of ours
+    foreign = tmp_path / "runs" / "foreign"
+    foreign.mkdir()
+    for name in ("recipe.yaml", "STOP", LOCK):
+        (foreign / name).touch()
+    kept = {path for path in folder.path.rglob("*") if not path.name.startswith((".ray", "small", "STOP", "RESIZE"))}
+    with held(live.path, "train"):
+        live.stop_flag.touch()
+        assert main(["status", str(tmp_path / "runs"), "--clean"]) == 0
+        assert live.stop_flag.exists()
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{folder.path}: removed {LOCK}, of a process that is gone"
+    assert {line.split()[2].rstrip(",") for line in said[:5]} >= {LOCK, "STOP", "RESIZE", ".ray"}
+    assert said[-2:] == [
+        "RAY_ADDRESS is not set: on a machine by itself, Ray ends with the command that started it",
+        f"{len(said) - 2} thing(s) removed",
+    ]
+    assert {path.name for path in foreign.iterdir()} == {"recipe.yaml", "STOP", LOCK}
+    assert (folder.path / "mine.part").exists()
+    left = set(folder.path.rglob("*"))
+    assert {path.name for path in kept - left} == {LOCK, ".recipe.yaml.1.part"} & {path.name for path in kept - left}
+    assert not {LOCK, "STOP", "RESIZE", ".ray"} & {path.name for path in left}
+    assert main(["status", str(folder.path), "--clean"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "nothing was left"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_placement_group_of_a_killed_command_is_found_and_removed_and_another_s_is_not(tmp_path):
+    """A head of its own; both groups outlive their processes, and one of these was ours."""
+    group = (
+        "import os, ray\nfrom ray.util import placement_group\nray.init(logging_level='ERROR')\n"
+        "ray.get(placement_group([{'CPU': 1}], lifetime='detached').ready())\nos._exit(9)\n"
+    )
+    for name in ("vidssl", "other"):
+        (tmp_path / name).write_text(group)
+    script = (
+        "import os, subprocess, sys\nfrom ray.cluster_utils import Cluster\n"
+        "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 2, 'object_store_memory': 10**8})\n"
+        "env = os.environ | {'RAY_ADDRESS': cluster.address}\n"
+        "for name in ('vidssl', 'other'):\n"
+        "    subprocess.run([sys.executable, '-W', 'ignore', name], env=env, cwd=sys.argv[1], check=False)\n"
+        "for again in range(2):\n"
+        "    subprocess.run([sys.executable, '-W', 'ignore', '-m', 'cluster', 'status', '--clean'], env=env, check=True)\n"
+        "cluster.shutdown()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path)],
+        env=os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    said = [line for line in done.stdout.splitlines() if "removed" in line or "left" in line]
+    assert len(said) == 3, done.stdout
+    assert "removed a placement group (1 CPU) of `" in said[0]
+    assert "vidssl`, process" in said[0]
+    assert said[1:] == ["1 thing(s) removed", "nothing was left"]

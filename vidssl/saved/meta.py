@@ -39,9 +39,9 @@ __all__ = [
 MODEL = "model.pt"
 META = "meta.json"
 _NAME = re.compile(r"step-(\d+)$")
-ANYWHERE = ("data", "mining.shards", "mining.cpus_per_shard", "mining.shard_node")
+ANYWHERE = ("data", "mining.shards", "mining.cpus_per_shard", "mining.shard_node", "mining.bank_node")
 """Settings that change no result: data may be moved (what it holds is compared by its hash), and so may the bank's rows."""
-FREE = (*ANYWHERE, "trainer.workers", "trainer.batch")
+FREE = (*ANYWHERE, "trainer.workers", "trainer.batch", "trainer.accumulate")
 """Settings that may differ on resume: those, and who takes how much of a step, because workers may come and go."""
 
 

@@ -92,6 +92,16 @@ class RunFolder:
         return self.path / "STOP"
 
     @property
+    def resize_flag(self) -> Path:
+        """Exists while the run is asked to begin again with more workers: workers end with a checkpoint, as for `stop_flag`."""
+        return self.path / "RESIZE"
+
+    @property
+    def ranks(self) -> Path:
+        """Process and node of every rank of the last attempt."""
+        return self.path / "ranks.json"
+
+    @property
     def failure(self) -> Path:
         """A user's mistake that a worker met: restarting would meet it again."""
         return self.path / "failure.json"

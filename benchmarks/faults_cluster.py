@@ -1,0 +1,214 @@
+"""A real Ray cluster of several nodes on this machine, one process tree each, whose nodes can be killed as a machine dies.
+
+Every node is a `ray start --block` of its own on a loopback address of its own (127.0.0.2 is the head). A trace in the workers
+(a `sitecustomize` that the nodes' Python finds) writes which videos each step really trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Left", "LocalCluster", "kill_tree", "traced"]
+
+_ROOT = Path(__file__).parents[1]
+_RAY = str(Path(sys.executable).with_name("ray"))
+_TRACE = """
+import sys
+
+class _Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "cluster.training.worker":
+            return None
+        sys.meta_path.remove(self)
+        import importlib.util
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+        def exec_module(module):
+            load(module)
+            _patch(module.Worker)
+        spec.loader.exec_module = exec_module
+        return spec
+
+def _patch(worker):
+    import json, os, time
+    inner = worker._positives
+    def traced(self, step, batch):
+        told = {"t": time.time(), "step": step, "rank": self.rank, "world": self.world, "epoch": int(batch.epoch),
+                "videos": batch.on_host("instance").tolist()}
+        with open(os.path.join(os.environ["FAULTS_TRACE"], self.folder.path.name + f"-{os.getpid()}.jsonl"), "a") as file:
+            file.write(json.dumps(told) + "\\n")
+        return inner(self, step, batch)
+    worker._positives = traced
+
+sys.meta_path.insert(0, _Finder())
+"""
+_LEFT = """
+import json, logging, ray
+ray.init(log_to_driver=False, logging_level=logging.ERROR)
+from ray._private.state import actors
+from ray.util import placement_group_table
+alive = [one["ActorClassName"] for one in actors().values() if one["State"] not in ("DEAD",)]
+groups = [one["placement_group_id"] for one in placement_group_table().values() if one["state"] not in ("REMOVED",)]
+print(json.dumps([alive, groups, {node["NodeID"]: node["Alive"] for node in ray.nodes()}]))
+"""
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is on a cluster when a run has ended.
+
+    Attributes:
+        actors: Class names of those that live.
+        groups: Placement groups that are held.
+    """
+
+    actors: tuple[str, ...]
+    groups: tuple[str, ...]
+
+
+class LocalCluster:
+    """A head without cores, and nodes with one each.
+
+    Args:
+        home: Folder for the trace.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.trace = home / "trace"
+        site = home / "site"
+        for folder in (self.trace, site):
+            folder.mkdir(parents=True, exist_ok=True)
+        (site / "sitecustomize.py").write_text(_TRACE)
+        self.address = f"127.0.0.2:{_free_port()}"
+        self.env = os.environ | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(16),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "FAULTS_TRACE": str(self.trace),
+            "PYTHONPATH": os.pathsep.join([str(site), str(_ROOT)]),
+            "OMP_NUM_THREADS": "1",
+        }
+        self.head: subprocess.Popen[bytes] | None = None
+        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
+        self._numbers = 2
+
+    def begin(self, nodes: int, resources: Mapping[int, Mapping[str, float]] | None = None) -> None:
+        """Start the head and some nodes; `resources` of single ones, by their place."""
+        port = self.address.rpartition(":")[2]
+        self.head = self._ray("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", at="127.0.0.2")
+        self._wait_for(1)
+        for place in range(nodes):
+            self.add((resources or {}).get(place))
+
+    def add(self, resources: Mapping[str, float] | None = None) -> str:
+        """Start one node more, and wait until the cluster has it; returns its address."""
+        self._numbers += 1
+        at, before = f"127.0.0.{self._numbers}", self.living()
+        more = [f"--resources={json.dumps(resources)}"] if resources else []
+        self.nodes[at] = self._ray(f"--address={self.address}", "--num-cpus=1", *more, at=at)
+        self._wait_for(before + 1)
+        return at
+
+    def kill(self, address: str) -> None:
+        """As a machine dies: every process of that node at once."""
+        kill_tree(self.nodes.pop(address).pid)
+
+    def kill_head(self) -> None:
+        """The head's machine dies; nodes that lose it end by themselves after a while, so they are ended here."""
+        assert self.head is not None
+        kill_tree(self.head.pid)
+        self.head = None
+
+    def close(self) -> None:
+        """End every node."""
+        for process in [*self.nodes.values(), *([self.head] if self.head else [])]:
+            kill_tree(process.pid)
+        self.nodes, self.head = {}, None
+
+    def living(self) -> int:
+        """How many nodes the head knows to live, itself included."""
+        said = self._ask()
+        return 0 if said is None else sum(said[2].values())
+
+    def left(self) -> Left:
+        """Actors and placement groups there are now, but for those of the asking itself."""
+        said = self._ask()
+        assert said is not None
+        return Left(tuple(said[0]), tuple(said[1]))
+
+    def _ask(self) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _LEFT],
+            env=self.env | {"RAY_ADDRESS": self.address},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 and done.stdout else None
+
+    def _wait_for(self, count: int) -> None:
+        until = time.monotonic() + 90
+        while self.living() < count:
+            if time.monotonic() > until:
+                raise TimeoutError(f"the cluster did not get its node number {count}")
+
+    def _ray(self, *words: str, at: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [_RAY, "start", "--block", f"--node-ip-address={at}", "--object-store-memory=100000000", *words],
+            env=self.env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL for a process and all that it started, whatever sessions they made for themselves."""
+    for one in (*_below(pid), pid):
+        with suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def _below(pid: int) -> list[int]:
+    parents: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents.setdefault(int(path.read_text().rpartition(")")[2].split()[1]), []).append(int(path.parent.name))
+    found, left = [], [pid]
+    while left:
+        inner = parents.get(left.pop(), [])
+        found += inner
+        left += inner
+    return found
+
+
+def traced(trace: Path, run: str) -> list[dict[str, Any]]:
+    """What every rank of every attempt of a run was given, in the order of time."""
+    rows = [
+        json.loads(line)
+        for path in trace.glob(f"{run}-*.jsonl")
+        for line in path.read_text().splitlines()
+        if line.endswith("}")
+    ]
+    return sorted(rows, key=lambda row: row["t"])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.2", 0))
+        return int(probe.getsockname()[1])
