@@ -57,6 +57,7 @@ SAME_NUMBERS: dict[str, Any] = {
         "max_failures",
         "hang_s",
         "min_workers",
+        "in_process",
         "wait_for_nodes",
     },
 }
@@ -197,7 +198,12 @@ class Trainer(Section):
         default=1,
         ge=1,
         le=100_000,
-        description="Ray Train workers, one device each; [MIN,MAX]: as many of them as there is room for, see `min_workers`",
+        description="Ray Train workers, one device each; [MIN,MAX]: as many of them as there is room for, see `min_workers`; "
+        "0: one, see `in_process`",
+    )
+    in_process: bool = Field(
+        default=False,
+        description="one worker in the process that was started, bank included, without Ray: no cluster, no restarts, ready at once",
     )
     min_workers: int | None = Field(
         default=None,
@@ -261,10 +267,14 @@ class Trainer(Section):
     @model_validator(mode="before")
     @classmethod
     def _fewest_and_most(cls, given: object) -> object:
-        """`workers=[4,16]`: 16 of them, and no fewer than 4."""
-        if not isinstance(given, Mapping) or not isinstance(given.get("workers"), list | tuple):
+        """`workers=[4,16]`: 16 of them, and no fewer than 4; `workers=0`: one, in the process that was started."""
+        if not isinstance(given, Mapping):
             return given
-        pair = given["workers"]
+        pair = given.get("workers")
+        if pair == 0 and not isinstance(pair, bool):
+            return {**given, "workers": 1, "in_process": True}
+        if not isinstance(pair, list | tuple):
+            return given
         if len(pair) != 2:
             raise ValueError(
                 f"trainer.workers={list(pair)} has {len(pair)} numbers; type trainer.workers=[MIN,MAX], e.g. [4,16]"
@@ -273,6 +283,11 @@ class Trainer(Section):
 
     @model_validator(mode="after")
     def _not_more_than_all(self) -> Trainer:
+        if self.in_process and self.workers > 1:
+            raise ValueError(
+                f"trainer.in_process=true is one worker, and trainer.workers={self.workers}; type trainer.workers=0, or "
+                "trainer.in_process=false"
+            )
         if (self.min_workers or 1) > self.workers:
             raise ValueError(
                 f"trainer.min_workers={self.min_workers} is more than trainer.workers={self.workers}; "

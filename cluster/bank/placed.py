@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.bank.spec import BankSpec
 from vidssl.errors import DeviceError
+from vidssl.recipe import Trainer
 
 __all__ = ["placed", "refuse_without_memory"]
 
@@ -28,16 +29,20 @@ def placed(spec: BankSpec) -> dict[str, Any]:
     return booked | {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
 
 
-def refuse_without_memory(spec: BankSpec) -> None:
+def refuse_without_memory(spec: BankSpec, trainer: Trainer) -> None:
     """Refuse a bank for which no node has the memory: Ray would look for one for ever.
+
+    Args:
+        spec: The run's bank.
+        trainer: Of its recipe: nodes that are still to come are not known, and a process by itself books nothing.
 
     Raises:
         DeviceError: naming what it needs and what there is.
     """
+    if spec.memory < _BOOKED or trainer.in_process or trainer.wait_for_nodes is not None:
+        return
     import ray
 
-    if spec.memory < _BOOKED:
-        return
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     most = max((node.get("memory", 0.0) for node in nodes if not spec.node or spec.node in node), default=0.0)
     if most < spec.memory:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ __all__ = ["Crew", "train_through"]
 LOST_S = 1800.0
 """Seconds to wait for what a run lost, where the recipe does not say."""
 SAY_S = 30.0
+ANSWER_S = 15.0
 LOOK_S = 15.0
 _SETTLED = 3  # readings a second apart: what a killed process held comes back one piece after the other
 
@@ -85,6 +87,7 @@ def train_through(crew: Crew, folder: RunFolder, fit: Callable[[Recipe], Summary
         except Exception as error:
             progressed = (latest_step(folder) or 0) > before
             lost_at = 0 if progressed else lost_at + 1
+            _refuse_without_cluster(error, folder)
             if read_failure(folder) is not None or not _again(error, progressed, lost_at, crew.recipe):
                 raise
             note_event(folder, _loss(alive), restart=True)
@@ -96,13 +99,34 @@ def train_through(crew: Crew, folder: RunFolder, fit: Callable[[Recipe], Summary
 
 def _again(error: Exception, progressed: bool, tries: int, recipe: Recipe) -> bool:
     """Whether another attempt may do better: Ray Train did `max_failures` of its own within this one."""
+    from ray.exceptions import RayActorError
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
     if recipe.trainer.max_failures == 0:
         return False
-    if isinstance(error, ControllerError):  # it had no room for its workers
+    if isinstance(error, ControllerError | RayActorError):  # no room for its workers, or Ray Train's own process died
         return tries <= recipe.trainer.max_failures
     return isinstance(error, WorkerGroupError) and progressed
+
+
+def _refuse_without_cluster(error: Exception, folder: RunFolder) -> None:
+    """A head that is gone answers nobody, and what Ray raises then says nothing of it."""
+    from ray.exceptions import RayError
+
+    if not isinstance(error, RayError | OSError):
+        return
+    answers: list[object] = []
+    asking = threading.Thread(target=lambda: answers.append(_alive()), name="cluster-there", daemon=True)
+    asking.start()
+    asking.join(ANSWER_S)
+    if not answers:
+        at = latest_step(folder)
+        stands = f"the run stands at step {at} and" if at else "there is no checkpoint yet;"
+        address = os.environ.get("RAY_ADDRESS", "on this machine")
+        raise DeviceError(
+            f"the Ray cluster {address} does not answer any more, its head is gone; {stands} workers that are left end by themselves; "
+            f"start the cluster again and type: vidssl train --resume {folder.path}"
+        ) from error
 
 
 def _room(crew: Crew, folder: RunFolder, patience: float) -> int | None:

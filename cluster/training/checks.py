@@ -78,6 +78,7 @@ def check_recipe(
     _check_labels(recipe, manifest)
     _check_flow(recipe, manifest)
     if recipe.mines:
+        _check_alone(recipe)
         in_queue = recipe.mining.where == "inline" and recipe.method.traits.mines_in == "queue"
         plan_from(mining_of(recipe), recipe.method.queue if in_queue else len(manifest.training_rows()))
         if recipe.mining.shards > len(manifest):
@@ -86,6 +87,17 @@ def check_recipe(
                 f"type mining.shards={max(1, len(manifest) // 10_000)}"
             )
     return manifest
+
+
+def _check_alone(recipe: Recipe) -> None:
+    mining = recipe.mining
+    asked = {"miners": mining.miners > 0, "shards": mining.shards > 1}
+    if recipe.trainer.in_process and mining.where == "actor" and any(asked.values()):
+        key = next(name for name, given in asked.items() if given)
+        raise RecipeError(
+            f"mining.{key}={getattr(mining, key)} are processes of Ray, and trainer.workers=0 trains without it; type "
+            f"trainer.workers=1, or leave mining.{key} out"
+        )
 
 
 def _opened(recipe: Recipe, manifest: Manifest | None) -> Manifest:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from cluster.bank.placed import refuse_without_memory
 from cluster.bank.spec import BankSpec
 from cluster.capacity import demand_of, sizes_of
-from cluster.launch import check_resources, ray_session, refuse_gpus_without_cuda, resolve_device
-from cluster.nodes import refuse_blind_nodes
 from cluster.training.attempts import Crew, train_through
 from cluster.training.checks import Checked
 from cluster.training.entry import job_words, worker_loop
 from cluster.training.failure import after_all_retries, read_failure
 from cluster.training.folder import enter, ray_files
+from cluster.training.ground import stand_on
 from cluster.training.job import Job, Summary
 from cluster.training.limit import limit_of_run
 from cluster.training.plan import Plan
@@ -30,6 +29,13 @@ from vidssl.mining.plan import plan_from
 from vidssl.recipe import Recipe
 from vidssl.saved.checkpoint import latest_step
 from vidssl.saved.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cluster.bank.link import Link
+    from pipelines.dataset.manifest import Manifest
 
 __all__ = ["Outcome", "train"]
 
@@ -67,13 +73,9 @@ def train(plan: Plan, say: Say = lambda line: None, argv: Sequence[str] = ()) ->
             say(note)
         if plan.finished:
             return Outcome(folder, total, total, 0.0, False)
-        open_things.enter_context(ray_session(max(os.cpu_count() or 1, 1)))
-        use_gpu = resolve_device(plan.recipe.trainer, say)
-        refuse_gpus_without_cuda(use_gpu)
-        refuse_blind_nodes(folder.path, plan.checked.manifest.root, say)
-        check_resources(plan.recipe.trainer, use_gpu, plan.recipe.mining if plan.recipe.mines else None)
-        if (spec := _bank_spec(plan.checked, folder)) is not None and plan.recipe.trainer.wait_for_nodes is None:
-            refuse_without_memory(spec)
+        [use_gpu] = stand_on([plan.recipe], folder.path, plan.checked.manifest.root, open_things, say)
+        if (spec := _bank_spec(plan.checked, folder)) is not None:
+            refuse_without_memory(spec, plan.recipe.trainer)
         open_things.enter_context(held(folder.path, "train", say))
         for note in enter(plan, argv, "cuda" if use_gpu else "cpu"):
             say(note)
@@ -92,6 +94,8 @@ def _fitted(plan: Plan, use_gpu: bool, say: Say) -> Summary:
         mining = plan.recipe.mining if plan.recipe.mines else None
         crew = Crew(plan.recipe, demand_of(plan.recipe.trainer, use_gpu, mining))
         attempts = partial(train_through, crew, folder, lambda recipe: _fit(plan, recipe, use_gpu))
+        if plan.recipe.trainer.in_process:
+            attempts = partial(_fit_here, plan, use_gpu)
         summary = watch(attempts, folder, plan.checked.total_steps, say, lambda: crew.workers)
     except Exception as error:
         failure = read_failure(folder)
@@ -118,7 +122,7 @@ def _fit(plan: Plan, recipe: Recipe, use_gpu: bool) -> Summary:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     trainer = recipe.trainer
-    job = _job(plan, recipe)  # the bank lives as long as its handle here
+    job = _job(plan, recipe, _bank_actor)  # the bank lives as long as its handle here
     result = TorchTrainer(
         worker_loop,
         train_loop_config=job_words(job),
@@ -139,27 +143,43 @@ def _fit(plan: Plan, recipe: Recipe, use_gpu: bool) -> Summary:
     return result.return_value or Summary(0)
 
 
-def _job(plan: Plan, recipe: Recipe) -> Job:
+def _fit_here(plan: Plan, use_gpu: bool) -> Summary:
+    """The one attempt of a run without Ray: one worker in this process, and the bank too."""
+    from cluster.training.seat import alone
+    from cluster.training.worker import run
+
+    with ExitStack() as open_things:
+        return run(_job(plan, plan.recipe, partial(_bank_here, open_things)), alone(use_gpu))
+
+
+def _job(plan: Plan, recipe: Recipe, start: Callable[[BankSpec, Manifest], Link]) -> Job:
     """What the workers are handed, with the bank started where the run mines in one."""
     checked, folder = plan.checked, plan.folder
-    spec, bank = _bank_spec(replace(checked, recipe=recipe), folder), None
-    if spec is not None:
-        from cluster.bank.actor import start_bank
+    spec = _bank_spec(replace(checked, recipe=recipe), folder)
+    bank = None if spec is None else start(spec, checked.manifest)
+    root, lock = checked.manifest.root, token_of(folder.path)
+    return Job(plan.recipe, folder.path, root, bank, spec, plan.bank, plan.kept, plan.until, lock)
 
-        samples = checked.manifest.samples
-        label = samples.label.astype("int64") if spec.labelled else None
-        bank = start_bank(spec, samples.group.astype("int64"), label)
-    return Job(
-        plan.recipe,
-        folder.path,
-        checked.manifest.root,
-        bank,
-        spec,
-        plan.bank,
-        plan.kept,
-        plan.until,
-        token_of(folder.path),
-    )
+
+def _bank_actor(spec: BankSpec, manifest: Manifest) -> Link:
+    from cluster.bank.actor import start_bank
+    from cluster.bank.link import RayLink
+
+    return RayLink(start_bank(spec, *_groups_and_labels(spec, manifest)))
+
+
+def _bank_here(open_things: ExitStack, spec: BankSpec, manifest: Manifest) -> Link:
+    from cluster.bank.link import LocalLink
+    from cluster.bank.server import BankServer
+
+    server = BankServer(spec, *_groups_and_labels(spec, manifest))
+    open_things.callback(server.close)
+    return LocalLink(server)
+
+
+def _groups_and_labels(spec: BankSpec, manifest: Manifest) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    samples = manifest.samples
+    return samples.group.astype("int64"), samples.label.astype("int64") if spec.labelled else None
 
 
 def _bank_spec(checked: Checked, folder: RunFolder) -> BankSpec | None:
@@ -207,6 +227,7 @@ def _bank_spec(checked: Checked, folder: RunFolder) -> BankSpec | None:
 def _opening(plan: Plan, use_gpu: bool) -> str:
     recipe, trainer = plan.recipe, plan.recipe.trainer
     where = "GPU" if use_gpu else f"{trainer.cpus_per_worker} core(s)"
+    here = " in this process" if trainer.in_process else ""
     again = f", resumed at step {plan.start}" if plan.start else ""
     fewer = "".join(f" or {number}" for number in sizes_of(trainer)[1:])
-    return f"{recipe.name}: {recipe.method.name} on {recipe.model.backbone}, {trainer.workers}{fewer} worker(s) with {where} each, {plan.checked.total_steps} steps of {trainer.batch * trainer.workers} videos{again} → {plan.folder.path}"
+    return f"{recipe.name}: {recipe.method.name} on {recipe.model.backbone}, {trainer.workers}{fewer} worker(s){here} with {where} each, {plan.checked.total_steps} steps of {trainer.batch * trainer.workers} videos{again} → {plan.folder.path}"

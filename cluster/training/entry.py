@@ -16,6 +16,7 @@ def job_words(job: Job) -> dict[str, bytes]:
 
 def worker_loop(config: dict[str, bytes]) -> Summary:
     """Entry of one Ray Train worker, see `job_words`. What it raises is tried again, what it returns is final."""
+    from cluster.training.seat import ray_seat
     from cluster.training.worker import run
 
-    return run(pickle.loads(config["job"]))
+    return run(pickle.loads(config["job"]), ray_seat())

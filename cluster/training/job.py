@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cluster.bank.link import Link
     from cluster.bank.spec import BankSpec
     from cluster.training.failure import Failure
     from cluster.training.plan import BankFrom
@@ -27,7 +28,7 @@ class Job:
         recipe: The run's recipe.
         folder: The run's folder, absolute and shared by all nodes.
         data: The packed data: an absolute folder that all nodes share, or an address.
-        bank: Handle of the bank actor, or None.
+        bank: Link to the bank, or None.
         bank_spec: What the bank was started with, or None.
         bank_from: What its rows begin with, where that was typed.
         kept: Batches that are served again and again instead of the loader's; 0: none.
@@ -38,7 +39,7 @@ class Job:
     recipe: Recipe
     folder: Path
     data: Path | Address
-    bank: Any = None
+    bank: Link | None = None
     bank_spec: BankSpec | None = None
     bank_from: BankFrom | None = None
     kept: int = 0

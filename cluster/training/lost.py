@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cluster.training.seat import Seat
 from vidssl.distributed import gather_objects
 from vidssl.files import write_json
 from vidssl.saved.run_folder import RunFolder
@@ -31,12 +33,10 @@ class Rank:
     node: str
 
 
-def write_ranks(folder: RunFolder, rank: int) -> None:
+def write_ranks(folder: RunFolder, seat: Seat) -> None:
     """Every rank says where it is; rank 0 writes it. A collective."""
-    import ray.util
-
-    ranks: list[Rank] = gather_objects(Rank(os.getpid(), ray.util.get_node_ip_address()))
-    if rank == 0:
+    ranks: list[Rank] = gather_objects(Rank(os.getpid(), seat.node))
+    if seat.rank == 0:
         with suppress(OSError):  # a full disk is said where it costs something
             write_json(folder.ranks, [asdict(one) for one in ranks])
 
@@ -85,6 +85,8 @@ def _named(actor: dict[str, Any], ranks: list[Rank]) -> str:
 
 def _dead() -> dict[str, dict[str, Any]]:
     """Train workers of this driver that died of themselves; those that Ray Train ended after them are none."""
+    if "ray" not in sys.modules:
+        return {}
     import ray
     from ray._private.state import state
 

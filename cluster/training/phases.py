@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cluster.launch import check_resources, ray_session, refuse_gpus_without_cuda, resolve_device
-from cluster.nodes import refuse_blind_nodes
 from cluster.training.driver import Outcome, train
 from cluster.training.folder import enter
+from cluster.training.ground import stand_on
 from cluster.training.plan import Plan, plan_resume, plan_run
 from cluster.training.watch import Say
 from vidssl.errors import CheckpointError, RecipeError
@@ -62,13 +60,8 @@ def train_phases(
             open_things.enter_context(held(root, "train", say))
         for note in plan.notes:
             say(note)
-        open_things.enter_context(ray_session(max(os.cpu_count() or 1, 1)))
         own = [phase_recipe(plan.recipe, phase) for phase in wanted]
-        devices = [resolve_device(recipe.trainer) for recipe in own]
-        refuse_gpus_without_cuda(any(devices))
-        refuse_blind_nodes(root, plan.checked.manifest.root, say)
-        for recipe, use_gpu in zip(own, devices, strict=True):
-            check_resources(recipe.trainer, use_gpu, recipe.mining if recipe.mines else None)
+        devices = stand_on(own, root, plan.checked.manifest.root, open_things, lambda line: None)
         open_things.enter_context(held(root, "train", say))
         for note in enter(plan, argv, "cuda" if all(devices) else "cpu"):
             say(note)

@@ -149,6 +149,8 @@ def plan_resume(path: str | Path, words: Sequence[str] = ()) -> Plan:
             f"for other workers with {_SPLIT[0]}=N {_SPLIT[1]}=B"
         )
     recipe, start = folder.read_recipe(), latest_step(folder)
+    if any(word.partition("=")[0] == "trainer.workers" for word in words):  # a number that is typed is meant as such
+        words = ["trainer.in_process=false", "trainer.min_workers=null", *words]
     recipe = recipe_from_tree(recipe.model_dump(mode="json"), words) if words else recipe
     checked = check(recipe, sources=start is None)
     _refuse_other_data(folder, checked)

@@ -28,6 +28,7 @@ from cluster.training.meter import StepMeter
 from cluster.training.overseer import Overseer
 from cluster.training.passes import passes
 from cluster.training.runlog import RunLog, note_event
+from cluster.training.seat import Seat
 from cluster.training.skipped import SkippedVideos
 from pipelines.dataset.manifest import load_manifest
 from pipelines.dataset.patience import Patience
@@ -58,31 +59,29 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
-def run(job: Job) -> Summary:
+def run(job: Job, seat: Seat) -> Summary:
     """One attempt of one rank. What it raises is tried again, what it returns is final."""
-    import ray.train
-
-    folder, context = RunFolder(job.folder), ray.train.get_context()
+    folder = RunFolder(job.folder)
     if read_failure(folder) is not None:  # an attempt before met a user's mistake: meeting it again helps nobody
         return Summary(0)
     try:
-        with Worker(job) as worker:
+        with Worker(job, seat) as worker:
             return worker.train()
     except Halt as halt:
         failure = halt.failure
         if not failure.again:
             return Summary(0, failure=failure)
-        if context.get_world_rank() == 0:
+        if seat.rank == 0:
             note_event(folder, f"{failure.sentence}; the workers begin again", restart=True)
         raise failure.error() from halt
     except (OSError, VidsslError) as error:
         failure = failure_of(error, folder)
-        if not failure.again and context.get_world_size() == 1:
+        if not failure.again and seat.world == 1:
             return Summary(0, failure=failure)
         if not failure.again:  # the others wait for this rank: only Ray can end them
             write_failure(folder, failure)
         else:
-            what = f"rank {context.get_world_rank()}: {failure.sentence}; the workers begin again"
+            what = f"rank {seat.rank}: {failure.sentence}; the workers begin again"
             note_event(folder, what, restart=True)
         raise
 
@@ -90,18 +89,13 @@ def run(job: Job) -> Summary:
 class Worker:
     """One rank of one attempt: everything that is opened is closed, whatever happens."""
 
-    def __init__(self, job: Job) -> None:
-        import ray.train
-        import ray.train.torch
-
-        context = ray.train.get_context()
+    def __init__(self, job: Job, seat: Seat) -> None:
         self.job, self.folder = job, RunFolder(job.folder)
-        self.recipe = crew_of(job.recipe, context.get_world_size())
-        self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.device = ray.train.torch.get_device()
+        self.recipe = crew_of(job.recipe, seat.world)
+        self.rank, self.world, self.device = seat.rank, seat.world, seat.device
         self.open = contextlib.ExitStack()
         self._settle_numerics()
-        write_ranks(self.folder, self.rank)
+        write_ranks(self.folder, seat)
         # The driver saw manifest and shards: what has left since is waited for.
         self.manifest = load_manifest(job.data, "nothing", Patience(self.recipe.loader.patience, self._say))
         self.start = self._start()
@@ -292,11 +286,10 @@ class Worker:
         if self.job.bank is None or self.job.bank_spec is None:
             return None
         from cluster.bank.client import BankClient
-        from cluster.bank.link import RayLink
 
         # One rank tells the user; what others meet is in the log's numbers, which are of the worst rank.
         say = self._say if self.rank == 0 else None
-        client = BankClient(RayLink(self.job.bank), self.job.bank_spec, self.rank, say=say)
+        client = BankClient(self.job.bank, self.job.bank_spec, self.rank, say=say)
         self.open.callback(client.close)
         attempt = client.reset(self._bank_source(), self.world, self.start) if self.rank == 0 else 0
         client.join(from_first_rank(attempt, self.device))

@@ -79,6 +79,15 @@ def test_other_workers_go_on_with_a_sentence_and_are_the_run_s_from_then_on(pack
     assert plan_resume(folder.path, ["trainer.workers=1"]).notes == plan.notes[1:]
 
 
+def test_a_number_of_workers_that_is_typed_is_meant_whatever_the_run_had_before(packed, tmp_path):
+    folder = stands_at(packed, tmp_path, 8, 32)
+    for word, told in (("0", (1, None, True)), ("[1,2]", (2, 1, False)), ("3", (3, None, False)), ("1", (1, None, False))):
+        plan = plan_resume(folder.path, [f"trainer.workers={word}"])
+        enter(plan, [], "cpu")
+        now = plan_resume(folder.path).recipe.trainer
+        assert (now.workers, now.min_workers, now.in_process) == told
+
+
 def test_epochs_are_counted_in_samples_when_workers_change(packed, tmp_path):
     videos = len(load_manifest(packed).training_rows())
     folder = stands_at(packed, tmp_path, 8, 32, "trainer.steps=null", "trainer.epochs=9")
@@ -91,7 +100,7 @@ def test_what_other_workers_cannot_do_is_refused_and_the_disk_stays_as_it_was(pa
     folder = stands_at(packed, tmp_path, 8, 32, "trainer.steps=null", "trainer.epochs=9", "optim.warmup_steps=25")
     before = tree(tmp_path)
     for words, kind, sentence in (
-        (["trainer.workers=0"], RecipeError, r"trainer\.workers=0"),
+        (["trainer.workers=-1"], RecipeError, r"trainer\.workers=-1"),
         (["trainer.workers=many"], RecipeError, r"trainer\.workers"),
         (["trainer.workers=30"], DataError, r"one step takes 120 \(trainer.batch=4 x trainer.workers=30\)"),
         (["trainer.workers=6"], RecipeError, r"optim\.warmup_steps=25 fills the run of \d+ steps"),

@@ -55,7 +55,7 @@ def said_by(report, seconds=3.0):
 
 def test_a_step_that_does_not_end_is_said_once_with_the_place_where_it_stands(tmp_path):
     folder = RunFolder(tmp_path)
-    report = HangReport(folder, 2)
+    report = HangReport(folder, lambda: 2)
     with HangWatch(folder, 0, 0.3) as watch:
         train(tmp_path, 1.0)(watch)
         (said,) = said_by(report)
@@ -70,12 +70,12 @@ def test_a_step_that_does_not_end_is_said_once_with_the_place_where_it_stands(tm
 
 def test_every_hang_of_a_run_is_said_and_those_of_a_former_command_are_not(tmp_path):
     folder = RunFolder(tmp_path)
-    report = HangReport(folder, 1)
+    report = HangReport(folder, lambda: 1)
     with HangWatch(folder, 0, 0.2) as watch:
         for _ in range(2):
             train(tmp_path, 0.6)(watch)
             assert "wait_for_a_disk" in said_by(report)[0]
-    later = HangReport(folder, 1)
+    later = HangReport(folder, lambda: 1)
     assert not said_by(later, 0.6)
     with HangWatch(folder, 0, 0.2) as watch:
         assert not said_by(later, 0.6)  # emptied by the new attempt
