@@ -62,7 +62,7 @@ class Trial:
         lost: Samples that an epoch did not bring.
         twice: Samples that an epoch brought twice.
         left: What was left of the run on the cluster afterwards.
-        read: What the user read between the fault and that step.
+        read: What the user read from the fault on, beside the steps.
     """
 
     fault: str
@@ -320,8 +320,7 @@ def _through(run: Run, fault: Fault, trial: Trial) -> None:
     if run.process.poll() is None:
         kill_tree(run.process.pid)
     trial.replayed, trial.lost, trial.twice = _samples(traced(run.cluster.trace, run.name), fault.steps)
-    until = float("inf") if after is not None or not over else first
-    trial.read = [line for at, line in run.said if struck - 0.5 < at < until and not line.startswith("step ")]
+    trial.read = [line for at, line in run.said if struck - 0.5 < at and not line.startswith("step ")]
 
 
 def _samples(rows: Sequence[dict[str, Any]], steps: int) -> tuple[int, int, int]:

@@ -6,13 +6,16 @@ import statistics
 import time
 import zlib
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from cluster.bank.tally import WORST
 from cluster.training.agree import mean_over_ranks, worst_over_ranks
+from cluster.training.laggard import ForwardTime, OwnTime
 from vidssl.batch import ClipBatch
 from vidssl.distributed import world
 from vidssl.health import examine
@@ -33,7 +36,11 @@ SUMS = ("data/skipped", "data/retries", "data/disk_wait_s")
 
 
 class StepMeter:
-    """Measures one rank's steps; `read` is a collective and must be called by all ranks at the same step."""
+    """Measures one rank's steps; `read` is a collective and must be called by all ranks at the same step.
+
+    Attributes:
+        own: This rank's own time in the steps of the last row.
+    """
 
     def __init__(
         self,
@@ -42,9 +49,11 @@ class StepMeter:
         view: str,
         clips_per_step: int,
         device: torch.device,
+        model: nn.Module,
     ) -> None:
         self._loader, self._bank, self._device = loader, bank, device
         self._view, self._clips, self._stages = view, clips_per_step, loader.meter.stages.copy()
+        self._forward, self.own = ForwardTime(model), OwnTime(0.0, 0.0)
         self._clear()
 
     def timed_next(self) -> ClipBatch:
@@ -81,7 +90,8 @@ class StepMeter:
         }
         own |= {name: _mean(values) for name, values in sorted(self._metrics.items()) if name != "loss/total"}
         own["data/seen"] = float(self._seen & 0xFFFFFF)  # two runs that saw the same windows show the same number
-        own |= self._of_data()
+        own |= (data := self._of_data())
+        self.own = self._own_time(data)
         own |= self._health()
         own |= {} if self._bank is None else self._bank.read()
         means = dict(zip(own, mean_over_ranks(list(own.values()), self._device), strict=True))
@@ -92,6 +102,11 @@ class StepMeter:
         row |= {name: row[name] * world() for name in SUMS}
         self._clear()
         return {"step": step, "epoch": epoch, "lr": rate} | row
+
+    def _own_time(self, data: Mapping[str, float | None]) -> OwnTime:
+        each = 1e3 / max(len(self._steps_s), 1)
+        read, decode, augment = (data.get(f"data/{stage}_ms") or 0.0 for stage in ("read", "decode", "augment"))
+        return OwnTime(each * self._wait_s, each * self._forward.taken(), (read, decode, augment))
 
     def _of_data(self) -> dict[str, float | None]:
         """On this rank: sums since this attempt began, and what a batch took to make since the last row."""

@@ -22,6 +22,7 @@ from cluster.training.failure import Halt, failure_of, read_failure, write_failu
 from cluster.training.finite import FiniteWatch
 from cluster.training.hang import HangWatch
 from cluster.training.job import Job, Summary
+from cluster.training.laggard import Laggard
 from cluster.training.length import Length, batch_of, length_from
 from cluster.training.lost import write_ranks
 from cluster.training.meter import StepMeter
@@ -119,8 +120,9 @@ class Worker:
             self.method.trained_view,
             self.recipe.trainer.batch * self.recipe.clips.per_video,
             self.device,
+            self.ddp,
         )
-        self.alarm = FallbackAlarm(self.recipe.mining.shards)
+        self.alarm, self.laggard = FallbackAlarm(self.recipe.mining.shards), Laggard(self.folder)
         self.finite = FiniteWatch(self.recipe, self.folder, self.length.total)
         self.stop_poll, self.overseer = Poll(self.device), Overseer(self.folder, job.lock)
         self.hang = self.open.enter_context(HangWatch(self.folder, self.rank, self.recipe.trainer.hang_s))
@@ -183,8 +185,9 @@ class Worker:
         self.finite.settle()
         row, log = self.meter.read(step, epoch, self.optimizer.param_groups[0]["lr"]), self.log
         together(lambda meet: None if log is None else log.write(row), self.folder, self.device)
-        if self.rank == 0 and (alarm := self.alarm.note(row)):
-            note_event(self.folder, alarm)
+        for said in (self.alarm.note(row), self.laggard.note(self.meter.own, row["step_ms"], self.device)):
+            if self.rank == 0 and said:
+                note_event(self.folder, said)
         for line in self.method.news():
             if self.rank == 0:
                 note_event(self.folder, line)

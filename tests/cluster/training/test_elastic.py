@@ -81,7 +81,12 @@ def test_other_workers_go_on_with_a_sentence_and_are_the_run_s_from_then_on(pack
 
 def test_a_number_of_workers_that_is_typed_is_meant_whatever_the_run_had_before(packed, tmp_path):
     folder = stands_at(packed, tmp_path, 8, 32)
-    for word, told in (("0", (1, None, True)), ("[1,2]", (2, 1, False)), ("3", (3, None, False)), ("1", (1, None, False))):
+    for word, told in (
+        ("0", (1, None, True)),
+        ("[1,2]", (2, 1, False)),
+        ("3", (3, None, False)),
+        ("1", (1, None, False)),
+    ):
         plan = plan_resume(folder.path, [f"trainer.workers={word}"])
         enter(plan, [], "cpu")
         now = plan_resume(folder.path).recipe.trainer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from cluster.bank.spec import Push, Wanted
 from cluster.training.failure import Halt
@@ -37,7 +38,7 @@ def test_a_loss_on_a_gpu_is_looked_at_two_steps_later_without_a_wait_for_its_own
 def test_the_meter_reads_the_device_in_log_rows_alone():
     with PretendedGpu() as gpu:
         batch = on_the(gpu, a_batch(0, ("rgb",)))
-        meter = StepMeter(_Same(batch, LoaderMeter()), None, "rgb", 16, CUDA)
+        meter = StepMeter(_Same(batch, LoaderMeter()), None, "rgb", 16, CUDA, nn.Identity())
         for _ in range(3):
             assert meter.timed_next() is batch
             rows = gpu.holds(torch.nn.functional.normalize(torch.randn(8, 4), dim=1))
