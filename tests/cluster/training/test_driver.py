@@ -163,18 +163,13 @@ def test_control_c_leaves_a_run_that_can_be_resumed(live):
     assert leftovers(run) == []
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@RAY_DATA
-def test_a_closed_terminal_stops_a_run_with_a_checkpoint_and_the_recipe_is_checked_once(
-    packed, tmp_path, ray_cluster, monkeypatch
-):
+def test_a_closed_terminal_stops_a_run_with_a_checkpoint_and_the_recipe_is_checked_once(packed, tmp_path, monkeypatch):
     looked: list[str] = []
     real = checks.check_recipe
     monkeypatch.setattr(
         checks, "check_recipe", lambda recipe, *a, **k: looked.append(recipe.name) or real(recipe, *a, **k)
     )
-    words = ("trainer.workers=1", "trainer.steps=5000", "trainer.checkpoint_every_steps=5000")
+    words = ("trainer.workers=0", "trainer.steps=5000", "trainer.checkpoint_every_steps=5000")
 
     def hang_up(line: str) -> None:
         if line.startswith("step      6/"):
@@ -188,12 +183,9 @@ def test_a_closed_terminal_stops_a_run_with_a_checkpoint_and_the_recipe_is_check
     assert leftovers(stopped.folder.path) == []
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@RAY_DATA
-def test_a_run_that_need_not_repeat_leaves_the_snapshot_of_every_checkpoint_it_keeps(packed, tmp_path, ray_cluster):
+def test_a_run_that_need_not_repeat_leaves_the_snapshot_of_every_checkpoint_it_keeps(packed, tmp_path):
     """The bank is written while training goes on: none is lost, none is of another moment, and the last is waited for."""
-    words = ("trainer.workers=1", "trainer.steps=12", "trainer.checkpoint_every_steps=3", "trainer.keep=2")
+    words = ("trainer.workers=0", "trainer.steps=12", "trainer.checkpoint_every_steps=3", "trainer.keep=2")
     outcome = train(plan_run(small(packed, tmp_path, *words, "trainer.deterministic=false")), lambda line: None)
     assert outcome.steps == 12
     for step in (9, 12):
@@ -202,10 +194,7 @@ def test_a_run_that_need_not_repeat_leaves_the_snapshot_of_every_checkpoint_it_k
         assert load_snapshot(snapshot).step == step - 1
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@RAY_DATA
-def test_a_resumed_run_may_begin_with_an_empty_bank(packed, tmp_path, ray_cluster):
+def test_a_resumed_run_may_begin_with_an_empty_bank(packed, tmp_path):
     def stop_at(step: int) -> Callable[[str], None]:
         asked: list[int] = []
 
@@ -217,7 +206,7 @@ def test_a_resumed_run_may_begin_with_an_empty_bank(packed, tmp_path, ray_cluste
 
         return listen
 
-    words = ("trainer.workers=1", "trainer.steps=5000", "trainer.checkpoint_every_steps=5000")
+    words = ("trainer.workers=0", "trainer.steps=5000", "trainer.checkpoint_every_steps=5000")
     first = train(plan_run(small(packed, tmp_path, *words, "trainer.batch=2")), stop_at(20))
     second = train(plan_resume(first.folder.path, ["bank=empty"]), stop_at(first.steps + 1))
     snapshot = snapshot_at(second.folder.bank, second.steps)
@@ -231,15 +220,12 @@ def test_a_resumed_run_may_begin_with_an_empty_bank(packed, tmp_path, ray_cluste
     np.testing.assert_array_equal(load_snapshot(snapshot).version, expected)
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@RAY_DATA
-def test_a_run_whose_reader_has_gone_writes_its_checkpoint_too(packed, tmp_path, ray_cluster):
+def test_a_run_whose_reader_has_gone_writes_its_checkpoint_too(packed, tmp_path):
     def closed(line: str) -> None:
         if line.startswith("step      6/"):
             raise BrokenPipeError("closed")
 
-    words = ("trainer.workers=1", "trainer.steps=5000", "trainer.checkpoint_every_steps=5000")
+    words = ("trainer.workers=0", "trainer.steps=5000", "trainer.checkpoint_every_steps=5000")
     with pytest.raises(BrokenPipeError):
         train(plan_run(small(packed, tmp_path, *words)), closed)
     step = latest_step(RunFolder(tmp_path / "small"))
@@ -296,7 +282,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_no_more(h
     os.kill(ours[0], signal.SIGKILL)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert "a worker was lost; all go on from step 8" in said
+    assert re.search(r"rank [01] \(process \d+ on 127\.0\.0\.1\) was lost; all go on from step 8", said)
     assert [row["step"] for row in rows(run)] == list(range(24))
 
 

@@ -18,10 +18,16 @@ from vidssl.saved.checkpoint import latest_step, read_checkpoint
 from vidssl.saved.run_folder import RunFolder
 
 
-@pytest.mark.ray
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=[pytest.mark.ray, pytest.mark.slow])])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data's own settings, read inside Ray Train
-def test_a_rate_of_1e30_stops_at_the_step_and_leaves_a_finite_checkpoint(packed, tmp_path, ray_cluster):
-    words = ["optim.name=sgd", "optim.lr=1e30", "optim.schedule=constant", "trainer.log_every_steps=20"]
+def test_a_rate_of_1e30_stops_at_the_step_and_leaves_a_finite_checkpoint(packed, tmp_path, workers):
+    words = [
+        f"trainer.workers={workers}",
+        "optim.name=sgd",
+        "optim.lr=1e30",
+        "optim.schedule=constant",
+        "trainer.log_every_steps=20",
+    ]
     recipe = small(packed, tmp_path, *words, "trainer.checkpoint_every_steps=1", "trainer.steps=40", "trainer.keep=9")
     said: list[str] = []
     with pytest.raises(VidsslError) as stopped:
