@@ -107,7 +107,9 @@ class LocalCluster:
     def begin(self, nodes: int, resources: Mapping[int, Mapping[str, float]] | None = None) -> None:
         """Start the head and some nodes; `resources` of single ones, by their place."""
         port = self.address.rpartition(":")[2]
-        self.head = self._ray("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", at="127.0.0.2")
+        # With a dashboard, as clusters have it: without, Ray Train's own clearing up waits for ever for its answers.
+        dashboard = ("--dashboard-host=127.0.0.2", f"--dashboard-port={_free_port()}")
+        self.head = self._ray("--head", f"--port={port}", "--num-cpus=0", *dashboard, at="127.0.0.2")
         self._wait_for(1)
         for place in range(nodes):
             self.add((resources or {}).get(place))
