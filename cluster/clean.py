@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -78,7 +79,7 @@ def _inside(folder: Path) -> set[str]:
 
 
 def _of_cluster(address: str) -> Iterator[str]:
-    """Placement groups and named actors of our commands whose driver is dead."""
+    """Placement groups and actors of our commands whose driver is dead."""
     from cluster.launch import ray_session
 
     try:
@@ -91,7 +92,6 @@ def _of_cluster(address: str) -> Iterator[str]:
 
 
 def _removed() -> Iterator[str]:
-    import ray
     from ray._private.state import state
     from ray.util import placement_group_table, remove_placement_group
     from ray.util.placement_group import PlacementGroup, PlacementGroupID
@@ -106,10 +106,31 @@ def _removed() -> Iterator[str]:
             yield f"a placement group ({_size(group['bundles'])}) of `{job['Entrypoint']}`, process {job['DriverPid']} on {job['DriverIPAddress']}"
     for actor in state.actor_table(None).values():
         job = dead.get(actor["JobID"])
-        if job is not None and actor["State"] != "DEAD" and actor["Name"]:
-            with suppress(ValueError):  # it ended just now
-                ray.kill(ray.get_actor(actor["Name"]))
-                yield f"the actor {actor['Name']} of `{job['Entrypoint']}`"
+        if job is not None and actor["State"] == "ALIVE" and _ended(actor):
+            yield f"an actor {actor['ActorClassName']} of `{job['Entrypoint']}`, process {actor['Pid']} on {actor['Address']['IPAddress']}"
+
+
+def _ended(actor: dict[str, Any]) -> bool:
+    """One that outlives its driver has no name to ask Ray for: a task on its node ends its process."""
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(actor["Address"]["NodeID"], soft=False)
+    kill = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_kill_actor_process)
+    with suppress(RayError):  # its node left just now
+        return bool(ray.get(kill.remote(int(actor["Pid"])), timeout=30))
+    return False
+
+
+def _kill_actor_process(pid: int) -> bool:
+    try:
+        if not Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
+            return False  # a number that was used again
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        return False
+    return True
 
 
 def _size(bundles: Any) -> str:

@@ -194,7 +194,9 @@ def test_a_placement_group_of_a_killed_command_is_found_and_removed_and_another_
     """A head of its own; both groups outlive their processes, and one of these was ours."""
     group = (
         "import os, ray\nfrom ray.util import placement_group\nray.init(logging_level='ERROR')\n"
-        "ray.get(placement_group([{'CPU': 1}], lifetime='detached').ready())\nos._exit(9)\n"
+        "ray.get(placement_group([{'CPU': 1}], lifetime='detached').ready())\n"
+        "class Stays:\n    def there(self): return True\n"
+        "ray.get(ray.remote(num_cpus=0)(Stays).options(lifetime='detached').remote().there.remote())\nos._exit(9)\n"
     )
     for name in ("vidssl", "other"):
         (tmp_path / name).write_text(group)
@@ -217,7 +219,8 @@ def test_a_placement_group_of_a_killed_command_is_found_and_removed_and_another_
         check=True,
     )
     said = [line for line in done.stdout.splitlines() if "removed" in line or "left" in line]
-    assert len(said) == 3, done.stdout
+    assert len(said) == 4, done.stdout
     assert "removed a placement group (1 CPU) of `" in said[0]
-    assert "vidssl`, process" in said[0]
-    assert said[1:] == ["1 thing(s) removed", "nothing was left"]
+    assert "removed an actor Stays of `" in said[1]
+    assert all("vidssl`, process" in line for line in said[:2])
+    assert said[2:] == ["2 thing(s) removed", "nothing was left"]
