@@ -319,11 +319,11 @@ def _through(run: Run, fault: Fault, trial: Trial) -> None:
         trial.recovered = over and run.process.wait(LONG_S) == 0 and run.step() == fault.steps - 1
     if run.process.poll() is None:
         kill_tree(run.process.pid)
-    trial.replayed, trial.lost, trial.twice = _samples(traced(run.cluster.trace, run.name), fault.steps)
+    trial.replayed, trial.lost, trial.twice = samples(traced(run.cluster.trace, run.name), fault.steps)
     trial.read = [line for at, line in run.said if struck - 0.5 < at and not line.startswith("step ")]
 
 
-def _samples(rows: Sequence[dict[str, Any]], steps: int) -> tuple[int, int, int]:
+def samples(rows: Sequence[dict[str, Any]], steps: int) -> tuple[int, int, int]:
     """Steps done again; samples that epochs lack, and bring twice, in the steps that count: the last of each number."""
     by_step: dict[int, list[dict[str, Any]]] = {}
     for row in rows:

@@ -1,7 +1,7 @@
 """A real Ray cluster of several nodes on this machine, one process tree each, whose nodes can be killed as a machine dies.
 
 Every node is a `ray start --block` of its own on a loopback address of its own (127.0.0.2 is the head). A trace in the workers
-(a `sitecustomize` that the nodes' Python finds) writes which videos each step really trained on.
+(see `benchmarks.hooked`) writes which videos each step really trained on.
 """
 
 from __future__ import annotations
@@ -20,39 +20,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.hooked import hooked
+
 __all__ = ["Left", "LocalCluster", "kill_tree", "traced"]
 
-_ROOT = Path(__file__).parents[1]
 _RAY = str(Path(sys.executable).with_name("ray"))
 _TRACE = """
-import sys
-
-class _Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name != "cluster.training.worker":
-            return None
-        sys.meta_path.remove(self)
-        import importlib.util
-        spec = importlib.util.find_spec(name)
-        load = spec.loader.exec_module
-        def exec_module(module):
-            load(module)
-            _patch(module.Worker)
-        spec.loader.exec_module = exec_module
-        return spec
-
-def _patch(worker):
+def change(module):
     import json, os, time
-    inner = worker._positives
+    inner = module.Worker._positives
     def traced(self, step, batch):
         told = {"t": time.time(), "step": step, "rank": self.rank, "world": self.world, "epoch": int(batch.epoch),
                 "videos": batch.on_host("instance").tolist()}
         with open(os.path.join(os.environ["FAULTS_TRACE"], self.folder.path.name + f"-{os.getpid()}.jsonl"), "a") as file:
             file.write(json.dumps(told) + "\\n")
         return inner(self, step, batch)
-    worker._positives = traced
-
-sys.meta_path.insert(0, _Finder())
+    module.Worker._positives = traced
 """
 _LEFT = """
 import json, logging, ray
@@ -87,19 +70,16 @@ class LocalCluster:
 
     def __init__(self, home: Path) -> None:
         self.trace = home / "trace"
-        site = home / "site"
-        for folder in (self.trace, site):
-            folder.mkdir(parents=True, exist_ok=True)
-        (site / "sitecustomize.py").write_text(_TRACE)
+        self.trace.mkdir(parents=True, exist_ok=True)
         self.address = f"127.0.0.2:{_free_port()}"
-        self.env = os.environ | {
+        told = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_USAGE_STATS_ENABLED": "0",
             "FAULTS_TRACE": str(self.trace),
-            "PYTHONPATH": os.pathsep.join([str(site), str(_ROOT)]),
             "OMP_NUM_THREADS": "1",
         }
+        self.env = hooked(home / "site", _TRACE, told)
         self.head: subprocess.Popen[bytes] | None = None
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
         self._numbers = 2

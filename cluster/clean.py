@@ -92,9 +92,10 @@ def _of_cluster(address: str) -> Iterator[str]:
 
 
 def _removed() -> Iterator[str]:
+    from ray import PlacementGroupID
     from ray._private.state import state
     from ray.util import placement_group_table, remove_placement_group
-    from ray.util.placement_group import PlacementGroup, PlacementGroupID
+    from ray.util.placement_group import PlacementGroup
 
     jobs: list[dict[str, Any]] = state.job_table()
     dead = {one["JobID"]: one for one in jobs if one["IsDead"] and _OURS.search(one["Entrypoint"] or "")}
@@ -117,7 +118,7 @@ def _ended(actor: dict[str, Any]) -> bool:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(actor["Address"]["NodeID"], soft=False)
-    kill = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_kill_actor_process)
+    kill = ray.remote(num_cpus=0, max_retries=0)(_kill_actor_process).options(scheduling_strategy=there)
     with suppress(RayError):  # its node left just now
         return bool(ray.get(kill.remote(int(actor["Pid"])), timeout=30))
     return False
