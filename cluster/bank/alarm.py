@@ -22,7 +22,7 @@ class FallbackAlarm:
 
     def __init__(self, shards: int = 1) -> None:
         self._shards = shards
-        self._rows: deque[tuple[int, float]] = deque()
+        self._rows: deque[tuple[int, float, float]] = deque()  # steps, share, pushes dropped by then
         self._last, self._said = -1, False
 
     def note(self, row: Mapping[str, float]) -> str:
@@ -30,13 +30,14 @@ class FallbackAlarm:
         steps, self._last = int(row["step"]) - self._last, int(row["step"])
         if "bank/fallback_ratio" not in row:
             return ""
-        self._rows.append((max(steps, 1), max(row["bank/fallback_ratio"] - row.get("bank/unseen_ratio", 0.0), 0.0)))
-        while sum(one for one, _ in self._rows) - self._rows[0][0] >= STEPS:
+        missed = max(row["bank/fallback_ratio"] - row.get("bank/unseen_ratio", 0.0), 0.0)
+        self._rows.append((max(steps, 1), missed, row.get("bank/dropped", 0.0)))
+        while sum(one for one, *_ in self._rows) - self._rows[0][0] >= STEPS:
             self._rows.popleft()
-        seen = sum(one for one, _ in self._rows)
+        seen = sum(one for one, *_ in self._rows)
         if seen < STEPS:
             return ""
-        share = sum(one * ratio for one, ratio in self._rows) / seen
+        share = sum(one * ratio for one, ratio, _ in self._rows) / seen
         before, self._said = self._said, share > SHARE
         return "" if before or not self._said else self._sentence(seen, share, row)
 
@@ -45,6 +46,12 @@ class FallbackAlarm:
         mined, needed = row.get("bank/mined_per_s"), row.get("bank/needed_per_s")
         if row.get("bank/away_s", 0.0) and mined is None:
             return f"{said}: the bank is away; look at the run's Ray log"
+        dropped = self._rows[-1][2] - self._rows[0][2]
+        if dropped > SHARE * steps:
+            return (
+                f"{said}: the bank's process is asked more often than it can answer, and {dropped:.0f} pushes of a rank were "
+                "dropped; fewer workers with a larger trainer.batch ask less often (docs/scaling.md)"
+            )
         if mined is not None and needed is not None and mined < 0.95 * needed:
             return (
                 f"{said}: {mined:,.0f} rows/s are mined and {needed:,.0f} are needed; type "

@@ -135,6 +135,7 @@ _ALL: Final = (
     Reproduction("iic-ucf101", "IIC", "iic-ucf101-r3d", "ucf101", _IIC),
     Reproduction("iic-ucf101-c3d", "IIC", "iic-ucf101-c3d", "ucf101", _IIC),
     Reproduction("iic-ucf101-r2plus1d", "IIC", "iic-ucf101-r2plus1d", "ucf101", _IIC),
+    Reproduction("iic-ucf101-r3d18", "IIC", "iic-ucf101-r3d18", "ucf101", _IIC),
     Reproduction("cpr-k400", "CPR", "cpr-k400-s3d", "k400", _CPR),
     Reproduction("coclr-k400", "CoCLR", "coclr-k400-s3d", "k400", _coclr("k400")),
     Reproduction(

@@ -62,6 +62,7 @@ WANTED = {
     "iic-ucf101-r3d": OF_IIC | {"model.backbone": "r3d10"},
     "iic-ucf101-c3d": OF_IIC | {"model.backbone": "c3d"},
     "iic-ucf101-r2plus1d": OF_IIC | {"model.backbone": "r21d10"},
+    "iic-ucf101-r3d18": OF_IIC | {"model.backbone": "r3d18"},
     "iicv2-ucf101-r3d": {
         "seed": 632, "augment.preset": "simclr", "clips.per_video": 2, "clips.residual_scale": "none", "model.dim": 128,
         "model.head": "mlp", "method.iic.intra": "shuffle", "method.iic.normalize": True, "optim.lr": 0.1, "optim.schedule": "cosine",

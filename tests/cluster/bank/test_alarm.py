@@ -39,6 +39,17 @@ def test_answers_that_come_too_late_are_told_from_slow_miners():
     assert line.endswith("1,280 rows/s are mined: answers come too late; type a larger mining.lookahead")
 
 
+def test_a_bank_that_is_asked_too_often_is_told_from_slow_miners():
+    alarm = FallbackAlarm()
+    row = {"bank/fallback_ratio": 0.4, "bank/mined_per_s": 100.0, "bank/needed_per_s": 1280.0}
+    lines = [alarm.note({**row, "step": step, "bank/dropped": step / 3}) for step in range(9, 300, 10)]
+    (line,) = [line for line in lines if line]
+    assert line.endswith(
+        "the bank's process is asked more often than it can answer, and 30 pushes of a rank were dropped; fewer workers with a "
+        "larger trainer.batch ask less often (docs/scaling.md)"
+    )
+
+
 def test_videos_that_were_never_seen_are_no_alarm():
     assert said(0.9, unseen_ratio=0.9) == []
 

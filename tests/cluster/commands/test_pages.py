@@ -63,7 +63,11 @@ def test_the_page_of_pack_names_every_option_with_its_sentence(capsys):
 @pytest.mark.parametrize(
     ("verb", "line"),
     [
-        ("train", "trainer.workers=1 Ray Train workers, one device each [whole number 1 to 100000]"),
+        (
+            "train",
+            "trainer.workers=1 Ray Train workers, one device each; [MIN,MAX]: as many of them as there is room for, see "
+            "`min_workers`; 0: one, see `in_process` [whole number 1 to 100000]",
+        ),
         ("train", "mining.ratio=null share kept by each stage; give this or pool [number > 0 and ≤ 1 or null]"),
         ("train", "mining.backend=auto auto picks by N, k and device [auto | numpy | torch | faiss | oracle]"),
         ("train", "optim.lr=0.001 peak learning rate [number > 0 and ≤ 1e+30]"),
@@ -89,7 +93,8 @@ def test_evaluate_shows_only_the_keys_that_a_trained_run_takes(capsys):
 
 def test_the_page_of_a_recipe_shows_its_own_values_beside_the_defaults(capsys):
     text = said(page(capsys, "train", "cpr-tiny", "--help"))
-    assert "trainer.workers=2 Ray Train workers, one device each [whole number 1 to 100000; default 1]" in text
+    assert "`min_workers`; 0: one, see `in_process` [whole number 1 to 100000; default 1]" in text
+    assert "trainer.workers=2 Ray Train workers, one device each" in text
     assert "optim.lr=0.001 peak learning rate [number > 0 and ≤ 1e+30]" in text  # as the default: nothing beside it
     assert text != said(page(capsys, "train", "--help"))
 
