@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults_cluster import LocalCluster, kill_tree, traced
+from benchmarks.faults_cluster import LocalCluster, free_port, kill_tree, traced
 from benchmarks.hardware import RESULTS, result_path, write_result
 from pipelines.pack import PackOptions, pack
 from pipelines.synthetic import make_motion_set
@@ -79,12 +79,20 @@ class Trial:
 class Run:
     """A `vidssl train` on a cluster, in a process of its own, with all that it says."""
 
-    def __init__(self, cluster: LocalCluster, home: Path, name: str, *words: str) -> None:
+    port: int
+    store: subprocess.Popen[bytes]
+
+    def __init__(self, cluster: LocalCluster, home: Path, name: str, *words: str, stored: bool = False) -> None:
         self.cluster, self.folder, self.name = cluster, home / "runs" / name, name
         self.words = [
             *(sys.executable, "-W", "ignore", "-m", "cluster", "train", str(home / "faults.yaml"), f"name={name}"),
             *(f"data={home / 'packed'}", f"trainer.storage={home / 'runs'}", "--no-evaluation", *words),
         ]
+        if stored:
+            self.port = free_port()
+            self.store = _store(home / "packed", self.port)
+            self.words.append(f"data=http://127.0.0.1:{self.port}")
+            time.sleep(2)
         self.said: list[tuple[float, str]] = []
         self.type()
 
@@ -146,6 +154,7 @@ class Fault:
         resources: Ray resources of single ones.
         again: Whether the user types the same words again afterwards.
         steps: Of the run.
+        stored: Whether its data lies in a store, a web server on loopback.
     """
 
     strike: Callable[[Run], Callable[[], None] | None]
@@ -154,6 +163,7 @@ class Fault:
     resources: dict[int, dict[str, float]] = field(default_factory=dict)
     again: bool = False
     steps: int = STEPS
+    stored: bool = False
 
 
 def _kill(pid: int) -> None:
@@ -218,9 +228,19 @@ def _signal(number: signal.Signals) -> Callable[[Run], None]:
 
 
 def _store_away(run: Run) -> None:
-    shards = next(run.folder.parent.parent.glob("packed"))
-    shards.rename(shards.with_name("away"))
-    threading.Timer(30.0, lambda: shards.with_name("away").rename(shards)).start()
+    """The store's server dies, and is there again half a minute later."""
+    run.store.kill()
+    run.store.wait()
+
+    def back() -> None:
+        run.store = _store(run.folder.parents[1] / "packed", run.port)
+
+    threading.Timer(30.0, back).start()
+
+
+def _store(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-m", "benchmarks.stores", "serve", str(folder), "--port", str(port)]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL)
 
 
 def _full_disk(run: Run) -> None:
@@ -247,7 +267,7 @@ FAULTS = {
     "driver-HUP": Fault(_signal(signal.SIGHUP), again=True),
     "driver-KILL": Fault(_signal(signal.SIGKILL), again=True),
     "disk": Fault(_full_disk, again=True),
-    "store": Fault(_store_away),
+    "store": Fault(_store_away, stored=True),
 }
 
 
@@ -288,7 +308,11 @@ def _tried(name: str, number: int, home: Path) -> Trial:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(small)], check=True)
     try:
         cluster.begin(fault.nodes, fault.resources)
-        _through(Run(cluster, home, small.name, f"trainer.steps={fault.steps}", *fault.words), fault, trial)
+        words = (f"trainer.steps={fault.steps}", *fault.words)
+        run = Run(cluster, home, small.name, *words, stored=fault.stored)
+        _through(run, fault, trial)
+        if fault.stored:
+            run.store.kill()
         trial.left = _left(cluster)
     finally:
         cluster.close()

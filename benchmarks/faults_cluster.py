@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.hooked import hooked
 
-__all__ = ["Left", "LocalCluster", "kill_tree", "traced"]
+__all__ = ["Left", "LocalCluster", "free_port", "kill_tree", "traced"]
 
 _RAY = str(Path(sys.executable).with_name("ray"))
 _TRACE = """
@@ -71,7 +71,7 @@ class LocalCluster:
     def __init__(self, home: Path) -> None:
         self.trace = home / "trace"
         self.trace.mkdir(parents=True, exist_ok=True)
-        self.address = f"127.0.0.2:{_free_port()}"
+        self.address = f"127.0.0.2:{free_port()}"
         told = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
@@ -88,7 +88,7 @@ class LocalCluster:
         """Start the head and some nodes; `resources` of single ones, by their place."""
         port = self.address.rpartition(":")[2]
         # With a dashboard, as clusters have it: without, Ray Train's own clearing up waits for ever for its answers.
-        dashboard = ("--dashboard-host=127.0.0.2", f"--dashboard-port={_free_port()}")
+        dashboard = ("--dashboard-host=127.0.0.2", f"--dashboard-port={free_port()}")
         self.head = self._ray("--head", f"--port={port}", "--num-cpus=0", *dashboard, at="127.0.0.2")
         self._wait_for(1)
         for place in range(nodes):
@@ -190,7 +190,8 @@ def traced(trace: Path, run: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["t"])
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.2", 0))
         return int(probe.getsockname()[1])
