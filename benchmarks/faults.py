@@ -106,12 +106,30 @@ class Run:
             text=True,
             start_new_session=True,
         )
-        threading.Thread(target=self._listen, args=(self.process,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(self.process,), daemon=True)
+        self._listener.start()
 
     def _listen(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self.said.append((time.time(), line.rstrip()))
+        with process.stdout as lines:
+            for line in lines:
+                self.said.append((time.time(), line.rstrip()))
+
+    def ended(self, seconds: float = LONG_S) -> int:
+        """Its exit code, once all that it said was heard.
+
+        Raises:
+            TimeoutExpired: it goes on.
+        """
+        code = self.process.wait(seconds)
+        self._listener.join()
+        return code
+
+    def close(self) -> None:
+        """End it, if it goes on."""
+        if self.process.poll() is None:
+            kill_tree(self.process)
+        self._listener.join()
 
     def step(self) -> int:
         """The last step that was logged; −1: none."""
@@ -325,7 +343,7 @@ def _tried(name: str, number: int, home: Path) -> Trial:
 def _through(run: Run, fault: Fault, trial: Trial) -> None:
     if not run.wait_for(random.randrange(EVERY + 5, STEPS // 2)):
         trial.read = [line for _, line in run.said]
-        kill_tree(run.process.pid)
+        kill_tree(run.process)
         return
     struck = time.time()
     after = fault.strike(run)
@@ -340,9 +358,8 @@ def _through(run: Run, fault: Fault, trial: Trial) -> None:
     if after is not None and over:
         after()
     with suppress(subprocess.TimeoutExpired):
-        trial.recovered = over and run.process.wait(LONG_S) == 0 and run.step() == fault.steps - 1
-    if run.process.poll() is None:
-        kill_tree(run.process.pid)
+        trial.recovered = over and run.ended() == 0 and run.step() == fault.steps - 1
+    run.close()
     trial.replayed, trial.lost, trial.twice = samples(traced(run.cluster.trace, run.name), fault.steps)
     trial.read = [line for at, line in run.said if struck - 0.5 < at and not line.startswith("step ")]
 

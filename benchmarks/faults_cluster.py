@@ -105,18 +105,18 @@ class LocalCluster:
 
     def kill(self, address: str) -> None:
         """As a machine dies: every process of that node at once."""
-        kill_tree(self.nodes.pop(address).pid)
+        kill_tree(self.nodes.pop(address))
 
     def kill_head(self) -> None:
         """The head's machine dies; nodes that lose it end by themselves after a while, so they are ended here."""
         assert self.head is not None
-        kill_tree(self.head.pid)
+        kill_tree(self.head)
         self.head = None
 
     def close(self) -> None:
         """End every node."""
         for process in [*self.nodes.values(), *([self.head] if self.head else [])]:
-            kill_tree(process.pid)
+            kill_tree(process)
         self.nodes, self.head = {}, None
 
     def living(self) -> int:
@@ -157,13 +157,12 @@ class LocalCluster:
         )
 
 
-def kill_tree(pid: int) -> None:
+def kill_tree(process: subprocess.Popen[Any]) -> None:
     """SIGKILL for a process and all that it started, whatever sessions they made for themselves."""
-    for one in (*_below(pid), pid):
+    for one in (*_below(process.pid), process.pid):
         with suppress(ProcessLookupError):
             os.kill(one, signal.SIGKILL)
-    with suppress(ChildProcessError):
-        os.waitpid(pid, 0)
+    process.wait()
 
 
 def _below(pid: int) -> list[int]:

@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.faults import RECIPE, STEPS, TOGETHER, VIDEOS, Run, samples
-from benchmarks.faults_cluster import LocalCluster, traced
+from benchmarks.faults_cluster import LocalCluster, free_port, kill_tree, traced
 from pipelines.pack import PackOptions, pack
 from pipelines.synthetic import make_motion_set
 from vidssl.saved.run_folder import RunFolder
@@ -33,6 +33,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def typed(home: Path, cluster: LocalCluster) -> Iterator[Callable[..., Run]]:
+    """Types a training; ends it with the test."""
+    runs: list[Run] = []
+
+    def type_it(name: str, *words: str) -> Run:
+        runs.append(Run(cluster, home, name, *words))
+        return runs[-1]
+
+    yield type_it
+    for run in runs:
+        run.close()
+
+
+@pytest.fixture
 def cluster(home: Path) -> Iterator[LocalCluster]:
     """A head without cores; nodes are the test's."""
     made = LocalCluster(home)
@@ -42,7 +56,7 @@ def cluster(home: Path) -> Iterator[LocalCluster]:
 
 
 def ended(run: Run, seconds: float = 300) -> list[str]:
-    code = run.process.wait(seconds)
+    code = run.ended(seconds)
     said = [line for _, line in run.said]
     assert code == 0, said
     return said
@@ -52,11 +66,11 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in RunFolder(folder).read_log()]
 
 
-def test_two_workers_become_one_and_then_three_and_every_sample_of_an_epoch_comes_once(cluster, home):
+def test_two_workers_become_one_and_then_three_and_every_sample_of_an_epoch_comes_once(cluster, typed):
     """Loss beside a run that nothing happened to: of the same batches, so it goes the same way."""
     first, second = cluster.add(), cluster.add()
     words = ("trainer.workers=[1,3]", f"trainer.batch={TOGETHER // 3}", f"trainer.steps={4 * STEPS}")
-    run = Run(cluster, home, "grows", *words)
+    run = typed("grows", *words)
     assert run.wait_for(30), run.said
     assert {row["world"] for row in traced(cluster.trace, "grows")} == {2}
     cluster.kill(second)
@@ -75,7 +89,7 @@ def test_two_workers_become_one_and_then_three_and_every_sample_of_an_epoch_come
         "with 1 worker(s) instead of 2, 12 videos in 3 parts each: a step still takes 12" in line for line in said
     )
     assert any(line.startswith("there is room for 3 workers now") or "room for 2 workers now" in line for line in said)
-    undisturbed = Run(cluster, home, "still", *words)
+    undisturbed = typed("still", *words)
     ended(undisturbed)
     one, two = losses(run.folder), losses(undisturbed.folder)
     assert len(one) == len(two) == 4 * STEPS
@@ -84,17 +98,17 @@ def test_two_workers_become_one_and_then_three_and_every_sample_of_an_epoch_come
     del first
 
 
-def test_a_run_waits_for_its_nodes_as_long_as_it_may_and_is_refused_where_it_may_not(cluster, home):
+def test_a_run_waits_for_its_nodes_as_long_as_it_may_and_is_refused_where_it_may_not(cluster, typed):
     began = time.monotonic()
-    refused = Run(cluster, home, "refused")
-    assert refused.process.wait(60) == 2
+    refused = typed("refused")
+    assert refused.ended(60) == 2
     assert time.monotonic() - began < 30
     assert [line for _, line in refused.said] == [
         "vidssl: trainer.workers=2 with 1 core(s) each needs 2 cores and there are 0; type trainer.workers=1"
     ]
     assert not refused.folder.exists()
-    waits = Run(cluster, home, "waits", "trainer.wait_for_nodes=8")
-    assert waits.process.wait(90) == 2
+    waits = typed("waits", "trainer.wait_for_nodes=8")
+    assert waits.ended(90) == 2
     said = [line for _, line in waits.said]
     assert any(
         line.startswith("waiting for nodes since ")
@@ -106,59 +120,77 @@ def test_a_run_waits_for_its_nodes_as_long_as_it_may_and_is_refused_where_it_may
         "type trainer.wait_for_nodes=SECONDS to wait longer, or trainer.workers=[MIN,MAX] to begin with fewer"
         in said[-1]
     )
-    comes = Run(cluster, home, "comes", "trainer.wait_for_nodes=240", "trainer.steps=20")
+    comes = typed("comes", "trainer.wait_for_nodes=240", "trainer.steps=20")
     time.sleep(20)
     cluster.add()
     cluster.add()
     ended(comes)
-    busy = Run(cluster, home, "busy", "trainer.steps=2000")
+    busy = typed("busy", "trainer.steps=2000")
     assert busy.wait_for(5), busy.said
-    other = Run(cluster, home, "other", "trainer.wait_for_nodes=5")  # what is there is taken
-    assert other.process.wait(90) == 2
+    other = typed("other", "trainer.wait_for_nodes=5")  # what is there is taken
+    assert other.ended(90) == 2
     assert "0 of 2 worker(s) with 1 core(s) fit" in other.said[-1][1]
     assert busy.process.poll() is None
     before = busy.step()
     assert busy.wait_for(before + 5), busy.said  # it has not even noticed
     busy.process.terminate()
-    assert busy.process.wait(60) == 130
+    assert busy.ended(60) == 130
 
 
-AUTOSCALED = """
-import json, os, subprocess, sys
-from ray.cluster_utils import AutoscalingCluster
-cluster = AutoscalingCluster(
-    head_resources={"CPU": 0},
-    worker_node_types={"one": {"resources": {"CPU": 1, "object_store_memory": 10**8}, "node_config": {}, "min_workers": 0, "max_workers": 2}},
-    idle_timeout_minutes=1,
-)
-cluster.start()
-try:
-    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "cluster", *sys.argv[1:]],
-                          env=os.environ | {"RAY_ADDRESS": "127.0.0.1:6379"}, capture_output=True, text=True)
-    print(json.dumps([done.returncode, (done.stdout + done.stderr).splitlines()]))
-finally:
-    cluster.shutdown()
-"""
+AUTOSCALED = {
+    "cluster_name": "scaled",
+    "max_workers": 2,
+    "provider": {"type": "fake_multinode"},
+    "auth": {"ssh_user": "nobody"},
+    "upscaling_speed": 10.0,
+    "idle_timeout_minutes": 5,
+    "head_node_type": "head",
+    **{
+        key: [] for key in ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
+    },
+    **{
+        key: []
+        for key in ("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_filter")
+    },
+    "file_mounts": {},
+    "file_mounts_sync_continuously": False,
+    "available_node_types": {
+        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "one": {
+            "resources": {"CPU": 1, "object_store_memory": 100_000_000},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": 2,
+        },
+    },
+}
+"""Ray's own autoscaler, whose machines are processes of this one."""
 
 
-def test_an_autoscaled_cluster_that_starts_without_nodes_gets_them(home):
-    words = [
-        "train",
-        str(home / "faults.yaml"),
-        "name=scaled",
-        f"data={home / 'packed'}",
-        f"trainer.storage={home / 'runs'}",
-    ]
-    words += ["trainer.wait_for_nodes=200", "trainer.steps=20", "--no-evaluation"]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", AUTOSCALED, *words],
-        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
+def test_an_autoscaled_cluster_that_starts_without_nodes_gets_them(home, tmp_path):
+    (tmp_path / "scaled.yaml").write_text(json.dumps(AUTOSCALED))
+    port = free_port()
+    env = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    ray = str(Path(sys.executable).with_name("ray"))
+    words = ["--head", f"--port={port}", "--num-cpus=0", f"--autoscaling-config={tmp_path / 'scaled.yaml'}"]
+    head = subprocess.Popen(
+        [ray, "start", "--block", *words, "--include-dashboard=false"], env=env, start_new_session=True
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    code, said = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("[")))
-    assert code == 0, said
-    assert any(line.startswith("waiting for nodes since ") for line in said)
+    try:
+        train = [sys.executable, "-W", "ignore", "-m", "cluster", "train", str(home / "faults.yaml"), "name=scaled"]
+        train += [f"data={home / 'packed'}", f"trainer.storage={home / 'runs'}", "trainer.wait_for_nodes=200"]
+        train += ["trainer.steps=20", "--no-evaluation"]
+        time.sleep(15)
+        done = subprocess.run(
+            train,
+            env=env | {"RAY_ADDRESS": f"127.0.0.1:{port}"},
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+    finally:
+        kill_tree(head)
+    said = done.stdout.splitlines()
+    assert done.returncode == 0, [*said, done.stderr]
+    assert any(line.startswith("waiting for nodes since ") and "0 core(s) are free" in line for line in said)
