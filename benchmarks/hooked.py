@@ -40,4 +40,7 @@ def hooked(folder: Path, change: str, more: Mapping[str, str]) -> dict[str, str]
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(change + _FINDER)
-    return {**os.environ, **more, "PYTHONPATH": os.pathsep.join([str(folder), str(_ROOT)])}
+    kept = {
+        name: word for name, word in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    }  # it slows every start
+    return {**kept, **more, "PYTHONPATH": os.pathsep.join([str(folder), str(_ROOT)])}

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +30,8 @@ __all__ = [
 ]
 
 LOOK_S = 60.0
+SILENCE_S = 10.0
+"""Seconds in which a head has to answer: one that is just being started refuses connections at first."""
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _OBJECT_STORE_BYTES = 200 * 2**20  # pushes are kilobytes; the default would reserve 30 % of a laptop's memory
@@ -42,6 +47,9 @@ def ray_session(cores: int, namespace: str = "vidssl") -> Iterator[None]:
     """Ray for the length of a block: the cluster of RAY_ADDRESS, else a local one with `cores` cores.
 
     An already connected process keeps its connection and its lifetime.
+
+    Raises:
+        DeviceError: nobody answers at RAY_ADDRESS.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Train reads these in the driver and hands them to its actors.
@@ -58,6 +66,7 @@ def ray_session(cores: int, namespace: str = "vidssl") -> Iterator[None]:
         return
     options: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": logging.WARNING}
     address = os.environ.get("RAY_ADDRESS")
+    _refuse_silence(address)
     if address is None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts a laptop; saves seconds
         options |= {
@@ -74,6 +83,25 @@ def ray_session(cores: int, namespace: str = "vidssl") -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_silence(address: str | None) -> None:
+    """A head that is not there would be asked for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not re.fullmatch(r"[\w.-]+", host) or not port.isdigit():
+        return  # auto, ray://…: Ray knows how long to ask
+    until = time.monotonic() + SILENCE_S
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=SILENCE_S).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > until or not isinstance(error, ConnectionError):
+                raise DeviceError(
+                    f"no Ray cluster answers at RAY_ADDRESS={address} ({getattr(error, 'strerror', None) or error}); start it, "
+                    "correct the address, or unset RAY_ADDRESS for a cluster of this machine alone"
+                ) from error
+        time.sleep(0.5)
 
 
 def _environment(address: str | None) -> dict[str, Any]:
@@ -127,8 +155,8 @@ def _check_nodes(asked: str, workers: int, demand: Demand) -> None:
         each = f"{demand.worker['CPU']:g} core(s)" + (" and a GPU" if "GPU" in demand.worker else "")
         sizes = sorted({int(node.get("CPU", 0)) for node in nodes.values()})
         raise DeviceError(
-            f"{asked} with {each} on one node each: only {fit} fit on the {len(nodes)} node(s) of this cluster, which have "
-            f"{' or '.join(map(str, sizes))} cores; type trainer.workers={max(fit, 1)}, or a smaller trainer.cpus_per_worker"
+            f"{asked} with {each} on one node each: {f'only {fit}' if fit else 'none'} fit{'' if fit else 's'} on the {len(nodes)} node(s) of this cluster, which have "
+            f"{' or '.join(map(str, sizes))} cores; type {f'trainer.workers={fit}, or ' if fit else ''}a smaller trainer.cpus_per_worker"
         )
 
 

@@ -23,7 +23,7 @@ from vidssl.errors import BusyError
 from vidssl.files import storage_error
 from vidssl.marks import LOCK
 
-__all__ = ["HEARTBEAT_S", "STALE_S", "Owner", "held", "owner_of", "quiet_s", "token_of"]
+__all__ = ["HEARTBEAT_S", "STALE_S", "Owner", "heartbeat", "held", "owner_of", "token_of"]
 
 HEARTBEAT_S = 10.0
 """Seconds from one heartbeat to the next."""
@@ -102,9 +102,12 @@ def token_of(folder: Path) -> str:
     return _token(folder / LOCK)
 
 
-def quiet_s(folder: Path) -> float:
-    """Seconds since the last heartbeat of the lock of `folder`; 0 where there is none."""
-    return _quiet_s(folder / LOCK) if (folder / LOCK).exists() else 0.0
+def heartbeat(folder: Path) -> float | None:
+    """When the owner of the lock of `folder` last said that it lives, by the clock of the file system; None where that cannot be read."""
+    try:
+        return (folder / LOCK).stat().st_mtime
+    except OSError:
+        return None
 
 
 @contextmanager

@@ -216,8 +216,8 @@ class Trainer(Section):
         default=None,
         ge=0,
         le=31_536_000,
-        description="seconds to wait for nodes that are not there (yet) or are taken; null: half an hour for what was lost, and what "
-        "the cluster never had is refused at once",
+        description="seconds to wait for nodes that are not there (yet) or are taken; null: half an hour for what was lost, a "
+        "minute for what others hold, and what the cluster never had is refused at once",
     )
     batch: int = Field(default=16, ge=1, le=1_000_000, description="B, videos of one worker in one step")
     accumulate: int = Field(

@@ -30,8 +30,8 @@ from vidssl.saved.run_folder import RunFolder
 
 __all__ = ["Crew", "train_through"]
 
-LOST_S = 1800.0
-"""Seconds to wait for what a run lost, where the recipe does not say."""
+LOST_S, TAKEN_S = 1800.0, 60.0
+"""Seconds to wait for what a run lost, and for what others hold when it begins, where the recipe does not say."""
 SAY_S = 30.0
 ANSWER_S = 15.0
 LOOK_S = 15.0
@@ -70,9 +70,9 @@ def train_through(crew: Crew, folder: RunFolder, fit: Callable[[Recipe], Summary
         DeviceError: no room for as long as was to be waited.
         Exception: what `fit` raised, where beginning again cannot help.
     """
-    asked = crew.recipe.trainer.wait_for_nodes
-    patience, lost_at = asked or 0.0, 0
+    asked, lost_at = crew.recipe.trainer.wait_for_nodes, 0
     while True:
+        patience = asked if asked is not None else LOST_S if crew.workers else TAKEN_S
         workers = _room(crew, folder, patience)
         if workers is None:
             return Summary(latest_step(folder) or 0, stopped=True)
@@ -91,7 +91,6 @@ def train_through(crew: Crew, folder: RunFolder, fit: Callable[[Recipe], Summary
             if read_failure(folder) is not None or not _again(error, progressed, lost_at, crew.recipe):
                 raise
             note_event(folder, _loss(alive), restart=True)
-            patience = LOST_S if asked is None else asked
             continue
         if folder.stop_flag.exists() or not (summary.stopped and folder.resize_flag.exists()):
             return summary

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from vidssl.errors import BusyError
-from vidssl.lock import STALE_S, quiet_s, token_of
+from vidssl.lock import STALE_S, heartbeat, token_of
 from vidssl.saved.run_folder import RunFolder
 
 __all__ = ["Overseer"]
@@ -26,14 +26,19 @@ class Overseer:
     """
 
     def __init__(self, folder: RunFolder, token: str) -> None:
-        self._folder, self._token, self._looked = folder, token, time.monotonic()
+        self._folder, self._token = folder, token
+        self._looked = self._beat_at = time.monotonic()
+        self._beat = 0.0
 
     def gone(self) -> bool:
         """Whether the driver has died, or another has the run now; looked at every few seconds."""
         if not self._token or time.monotonic() - self._looked < LOOK_S:
             return False
         self._looked = time.monotonic()
-        return self._another() or quiet_s(self._folder.path) > STALE_S
+        beat = heartbeat(self._folder.path)
+        if beat is None or beat != self._beat:  # a clock that stands still while a machine sleeps, as this process does
+            self._beat, self._beat_at = beat or self._beat, self._looked
+        return self._another() or self._looked - self._beat_at > STALE_S
 
     def refuse_another(self) -> None:
         """Before anything is written.

@@ -7,7 +7,13 @@ import re
 import subprocess
 import sys
 
+import pytest
 import torch
+
+from cluster import launch
+from cluster.capacity import demand_of
+from vidssl.errors import DeviceError
+from vidssl.recipe import Trainer
 
 ASK = """
 import json, logging, ray
@@ -72,3 +78,30 @@ def test_fewer_gpus_than_workers_is_said_and_enough_are_taken():
     assert enough == [True, []]
     assert meant == [False, []]
     assert asked == [True, []]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:6379", "127.0.0.1:99999"])
+def test_a_cluster_that_does_not_answer_is_refused_in_seconds(address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(launch, "SILENCE_S", 1.0)
+    sentence = rf"no Ray cluster answers at RAY_ADDRESS={address} \(.+\); start it"
+    with pytest.raises(DeviceError, match=sentence), launch.ray_session(1):
+        raise AssertionError("it was opened")
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "sentence"),
+    [
+        (1, 6, "trainer.workers=1 with 6 core(s) on one node each: none fits on the 2 node(s) of this cluster, which have 4 cores; type "
+         "a smaller trainer.cpus_per_worker"),
+        (3, 3, "trainer.workers=3 with 3 core(s) on one node each: only 2 fit on the 2 node(s) of this cluster, which have 4 cores; type "
+         "trainer.workers=2, or a smaller trainer.cpus_per_worker"),
+    ],
+)  # fmt: skip
+def test_more_cores_for_a_worker_than_any_node_has_are_refused(workers, cores, sentence, monkeypatch):
+    monkeypatch.setattr(launch, "whole_by_node", lambda: {"a": {"CPU": 4.0}, "b": {"CPU": 4.0}})
+    demand = demand_of(Trainer(workers=workers, cpus_per_worker=cores), False)
+    launch._check_nodes("trainer.workers=2", 2, demand_of(Trainer(workers=2, cpus_per_worker=3), False))
+    with pytest.raises(DeviceError) as refused:
+        launch._check_nodes(f"trainer.workers={workers}", workers, demand)
+    assert str(refused.value) == sentence
