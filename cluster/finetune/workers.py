@@ -14,6 +14,7 @@ from cluster.finetune.task import Answers, FineTuning
 from cluster.launch import cores_and_gpus, ray_session, refuse_gpus_without_cuda
 from cluster.looking.who import Lookers
 from cluster.nodes import refuse_blind_nodes
+from cluster.quiet import end_at_once
 from cluster.training.failure import after_all_retries, failure_of, read_failure, write_failure
 from cluster.training.runlog import note_event
 from cluster.training.watch import watch
@@ -95,6 +96,7 @@ def _fit(task: FineTuning, folder: RunFolder, workers: int, use_gpu: bool) -> by
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    end_at_once()
     trainer = task.recipe.trainer
     result = TorchTrainer(
         worker_loop,

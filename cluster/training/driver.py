@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cluster.bank.placed import refuse_without_memory
 from cluster.bank.spec import BankSpec
 from cluster.capacity import demand_of, sizes_of
+from cluster.quiet import end_at_once
 from cluster.training.attempts import Crew, train_through
 from cluster.training.checks import Checked
 from cluster.training.entry import job_words, worker_loop
@@ -121,6 +122,7 @@ def _fit(plan: Plan, recipe: Recipe, use_gpu: bool) -> Summary:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    end_at_once()
     trainer = recipe.trainer
     job = _job(plan, recipe, _bank_actor)  # the bank lives as long as its handle here
     result = TorchTrainer(
