@@ -3,7 +3,8 @@
 The lock is a file that is linked into place, which every file system does for one comer alone. It names its owner: host,
 process and the moment that process began. On the owner's own machine one looks whether that process lives; from another
 machine one looks at the heartbeat, the file's time of change, held against the file system's own clock. A lock whose owner
-is gone is taken over, with a word.
+is gone is taken over, with a word. An owner elsewhere that may have died just now is watched until it says that it lives or
+has been silent for too long: a job that is begun again because its machine died goes on by itself.
 """
 
 from __future__ import annotations
@@ -146,7 +147,9 @@ def _take(folder: Path, doing: str, say: Callable[[str], None]) -> Owner:
         if before is None and not path.exists():
             continue  # released just now
         if not _gone(path, before):
-            break
+            if before is None or _here(before) or not _falls_silent(path, before, say):
+                break
+            continue
         if _removed(path, before):
             who = "an owner that left no name" if before is None else f"{_who(before)}, which is gone"
             say(f"{folder}: the lock of {who}, is taken over")
@@ -200,9 +203,36 @@ def _sweep(path: Path) -> None:
                 left.unlink()
 
 
-def _gone(path: Path, owner: Owner | None) -> bool:
+def _falls_silent(path: Path, owner: Owner, say: Callable[[str], None]) -> bool:
+    """Watch an owner on another machine: False as soon as its heartbeat moves, True when it has been silent for too long, or left."""
+    beat, said = _beat_of(path), False
+    while _token(path) == owner.token and _quiet_s(path) <= STALE_S:
+        if _beat_of(path) != beat:
+            return False
+        if not said and _quiet_s(path) > 2 * HEARTBEAT_S:
+            left = STALE_S - _quiet_s(path)
+            say(
+                f"{path.parent}: {_who(owner)} holds it and says nothing; it counts as gone in {left:.0f} s, until then it is waited for"
+            )
+            said = True
+        time.sleep(min(1.0, STALE_S / 10))
+    return True
+
+
+def _beat_of(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _here(owner: Owner) -> bool:
     here = _myself("")
-    if owner is not None and (owner.host, owner.machine) == (here.host, here.machine):
+    return (owner.host, owner.machine) == (here.host, here.machine)
+
+
+def _gone(path: Path, owner: Owner | None) -> bool:
+    if owner is not None and _here(owner):
         return _began(owner.pid) != owner.began
     return _quiet_s(path) > STALE_S
 

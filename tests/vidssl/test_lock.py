@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -73,18 +74,61 @@ def test_a_process_number_that_was_used_again_does_not_keep_the_lock(tmp_path):
         assert len(said) == 1
 
 
+def elsewhere(folder: Path) -> Path:
+    """A lock of an owner on another machine, as of now."""
+    with held(folder, "train"):
+        owner = json.loads((folder / LOCK).read_text())
+    (folder / LOCK).write_text(json.dumps(owner | {"host": "node-7", "machine": "other", "pid": 1}))
+    return folder / LOCK
+
+
 def test_on_another_machine_the_heartbeat_decides(tmp_path):
-    with held(tmp_path, "train"):
-        owner = json.loads((tmp_path / LOCK).read_text())
-    path = tmp_path / LOCK
-    path.write_text(json.dumps(owner | {"host": "node-7", "machine": "other", "pid": 1}))
-    with pytest.raises(BusyError, match="process 1 on node-7"), held(tmp_path, "train"):
-        pass
+    path = elsewhere(tmp_path)
+    beating = threading.Event()
+
+    def beat() -> None:
+        while not beating.wait(0.1):
+            os.utime(path)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        began = time.monotonic()
+        with pytest.raises(BusyError, match="process 1 on node-7"), held(tmp_path, "train"):
+            pass
+        assert time.monotonic() - began < 5  # its next beat is enough
+    finally:
+        beating.set()
+        thread.join()
     then = time.time() - lock.STALE_S - 5
     os.utime(path, (then, then))
     said: list[str] = []
     with held(tmp_path, "train", said.append):
         assert "node-7" in said[0]
+
+
+def test_an_owner_elsewhere_that_died_just_now_is_waited_for_and_taken_over(tmp_path, monkeypatch):
+    """As when a job's machine dies and the job is begun again on another: it must not be refused for a minute and a half."""
+    monkeypatch.setattr(lock, "STALE_S", 1.5)
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.2)
+    elsewhere(tmp_path)
+    said: list[str] = []
+    with held(tmp_path, "train", said.append):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert len(said) == 2
+    assert (
+        "`vidssl train` (process 1 on node-7) holds it and says nothing; it counts as gone in 1 s, until then it is"
+        in said[0]
+    )
+    assert said[1].endswith("which is gone, is taken over")
+
+
+def test_an_owner_elsewhere_that_ends_while_it_is_watched_makes_room_at_once(tmp_path):
+    path = elsewhere(tmp_path)
+    threading.Timer(0.5, path.unlink).start()
+    began = time.monotonic()
+    with held(tmp_path, "train"):
+        assert time.monotonic() - began < 5
 
 
 def test_the_heartbeat_moves_on_while_the_lock_is_held(tmp_path, monkeypatch):
