@@ -276,9 +276,7 @@ class Trainer(Section):
         if not isinstance(pair, list | tuple):
             return given
         if len(pair) != 2:
-            raise ValueError(
-                f"trainer.workers={list(pair)} has {len(pair)} numbers; type trainer.workers=[MIN,MAX], e.g. [4,16]"
-            )
+            raise ValueError(f"trainer.workers is a list of {len(pair)}; type trainer.workers=[MIN,MAX], e.g. [4,16]")
         return {**given, "min_workers": pair[0], "workers": pair[1]}
 
     @model_validator(mode="after")

@@ -82,11 +82,14 @@ def test_fewer_gpus_than_workers_is_said_and_enough_are_taken():
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:6379", "127.0.0.1:99999"])
 def test_a_cluster_that_does_not_answer_is_refused_in_seconds(address, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(launch, "SILENCE_S", 1.0)
-    sentence = rf"no Ray cluster answers at RAY_ADDRESS={address} \(.+\); start it"
-    with pytest.raises(DeviceError, match=sentence), launch.ray_session(1):
-        raise AssertionError("it was opened")
+    with pytest.raises(DeviceError, match=rf"no Ray cluster answers at RAY_ADDRESS={address} \(.+\); start it"):
+        launch._refuse_silence(address)
+
+
+@pytest.mark.parametrize("address", [None, "auto", "ray://head:10001", "http://head:8265"])
+def test_other_addresses_are_left_to_ray(address):
+    launch._refuse_silence(address)
 
 
 @pytest.mark.parametrize(

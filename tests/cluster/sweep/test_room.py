@@ -15,6 +15,7 @@ def cluster(monkeypatch):
     def has(free, **whole):
         monkeypatch.setattr(ray, "cluster_resources", lambda: whole)
         monkeypatch.setattr(ray, "available_resources", lambda: free)
+        monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "one", "Alive": True, "Resources": whole}])
 
     return has
 

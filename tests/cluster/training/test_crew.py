@@ -43,7 +43,7 @@ def test_a_method_that_needs_all_rows_at_once_does_them_at_once():
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("trainer.workers=[4]", r"trainer\.workers=\[4\] has 1 numbers; type trainer\.workers=\[MIN,MAX\]"),
+        ("trainer.workers=[4]", r"trainer\.workers is a list of 1; type trainer\.workers=\[MIN,MAX\]"),
         ("trainer.workers=[5,2]", r"trainer\.min_workers=5 is more than trainer\.workers=2"),
         ("trainer.workers=[0,4]", r"trainer\.min_workers=0"),
         ("trainer.workers=[true,4]", r"trainer\.min_workers=True: input should be a number"),
