@@ -14,6 +14,7 @@ from typing import Any
 __all__ = ["end_at_once", "quiet_ray"]
 
 _WIDTH = 160
+_CLEANER = "PlacementGroupCleanerCallback"
 _HEADS = ("Raylet is terminated", "The node with node id", "A worker died or was killed")
 """Messages about processes and nodes that were lost: the run says itself which, and what is done."""
 
@@ -44,5 +45,5 @@ def end_at_once() -> None:
     from ray.train.v2._internal.execution.callback import ControllerCallback
     from ray.train.v2.api import data_parallel_trainer
 
-    if hasattr(data_parallel_trainer, "PlacementGroupCleanerCallback"):
-        data_parallel_trainer.PlacementGroupCleanerCallback = ControllerCallback
+    if hasattr(data_parallel_trainer, _CLEANER):
+        setattr(data_parallel_trainer, _CLEANER, ControllerCallback)
