@@ -201,7 +201,8 @@ def _loss(before: dict[str, str]) -> str:
 def _growth(crew: Crew, folder: RunFolder) -> Iterator[None]:
     """Meanwhile, look whether more workers would fit; seen twice, the run is asked for a checkpoint and ends this attempt."""
     ended = threading.Event()
-    thread = threading.Thread(target=_look_for_more, args=(crew, folder, ended), name="room", daemon=True)
+    looking = (crew, folder, ended, _stamp(folder))
+    thread = threading.Thread(target=_look_for_more, args=looking, name="room", daemon=True)
     if crew.workers < crew.sizes[0]:
         thread.start()
     try:
@@ -210,9 +211,11 @@ def _growth(crew: Crew, folder: RunFolder) -> Iterator[None]:
         ended.set()
 
 
-def _look_for_more(crew: Crew, folder: RunFolder, ended: threading.Event) -> None:
+def _look_for_more(crew: Crew, folder: RunFolder, ended: threading.Event, before: int) -> None:
     seen = 0
     while not ended.wait(LOOK_S):
+        if _stamp(folder) == before:  # the workers are not there yet: what they are going to take looks free
+            continue
         with suppress(Exception):  # a cluster that does not answer now
             more = crew.workers + most_workers(Demand(crew.demand.worker), free_by_node())
             fit = _largest(crew.sizes, more)
@@ -223,6 +226,14 @@ def _look_for_more(crew: Crew, folder: RunFolder, ended: threading.Event) -> Non
                 folder.resize_flag.touch()
                 return
             seen = fit
+
+
+def _stamp(folder: RunFolder) -> int:
+    """Changes when the ranks of an attempt have begun."""
+    try:
+        return folder.ranks.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _largest(sizes: Sequence[int], most: int) -> int:
