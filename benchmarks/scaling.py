@@ -208,7 +208,7 @@ def measured_rates(batch: int = 32, dim: int = 128, slots: int = 16384, pushes: 
     rng, none = np.random.default_rng(0), np.zeros(0, np.int64)
     with ray_session(2):
         actor, flying, began = start_bank(load.spec()), [], 0.0
-        pid = ray.get(actor.process_id.remote())
+        pid = int(ray.get([actor.process_id.remote()])[0])
         for number in range(pushes + 100):
             if number == 100:
                 ray.get(flying)
