@@ -35,6 +35,7 @@ LOST_S, TAKEN_S = 1800.0, 60.0
 SAY_S = 30.0
 ANSWER_S = 15.0
 LOOK_S = 15.0
+_LOOKS = 3
 _SETTLED = 3  # readings a second apart: what a killed process held comes back one piece after the other
 
 
@@ -199,7 +200,7 @@ def _loss(before: dict[str, str]) -> str:
 
 @contextmanager
 def _growth(crew: Crew, folder: RunFolder) -> Iterator[None]:
-    """Meanwhile, look whether more workers would fit; seen twice, the run is asked for a checkpoint and ends this attempt."""
+    """Meanwhile, look whether more workers would fit; seen three times, the run is asked for a checkpoint and ends this attempt."""
     ended = threading.Event()
     looking = (crew, folder, ended, _stamp(folder))
     thread = threading.Thread(target=_look_for_more, args=looking, name="room", daemon=True)
@@ -212,20 +213,25 @@ def _growth(crew: Crew, folder: RunFolder) -> Iterator[None]:
 
 
 def _look_for_more(crew: Crew, folder: RunFolder, ended: threading.Event, before: int) -> None:
-    seen = 0
+    looks: list[int] = []
+    nodes: set[str] = set()
+    with suppress(Exception):
+        nodes = set(_alive())
     while not ended.wait(LOOK_S):
         if _stamp(folder) == before:  # the workers are not there yet: what they are going to take looks free
             continue
         with suppress(Exception):  # a cluster that does not answer now
+            if nodes - set(_alive()):  # these workers are fewer than they were, and the attempt ends
+                return
             more = crew.workers + most_workers(Demand(crew.demand.worker), free_by_node())
             fit = _largest(crew.sizes, more)
-            if fit > crew.workers and fit == seen:
+            looks = [*looks, fit][-_LOOKS:]  # a group that begins again lets go of everything for some seconds
+            if fit > crew.workers and looks == [fit] * _LOOKS:
                 note_event(
                     folder, f"there is room for {fit} workers now: a checkpoint, then on with them", restart=True
                 )
                 folder.resize_flag.touch()
                 return
-            seen = fit
 
 
 def _stamp(folder: RunFolder) -> int:
