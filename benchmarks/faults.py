@@ -28,10 +28,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults_cluster import LocalCluster, free_port, kill_tree, traced
+from benchmarks.faults_cluster import LocalCluster, actor_process, free_port, kill_tree, traced
 from benchmarks.hardware import RESULTS, result_path, write_result
+from cluster.training.lost import read_ranks_of
 from pipelines.pack import PackOptions, pack
 from pipelines.synthetic import make_motion_set
+from vidssl.saved.run_folder import RunFolder
 
 VIDEOS, TOGETHER = 60, 12
 """Of the training split, and of a step: so an epoch is a whole number of steps."""
@@ -147,18 +149,8 @@ class Run:
         return True
 
     def rank(self, rank: int) -> int:
-        """Process of a rank, as its trace says."""
-        newest = max(self.cluster.trace.glob(f"{self.name}-*.jsonl"), key=lambda path: path.stat().st_mtime)
-        found = {newest} | {
-            path
-            for path in self.cluster.trace.glob(f"{self.name}-*.jsonl")
-            if newest.stat().st_mtime - path.stat().st_mtime < 5
-        }
-        for path in found:
-            with suppress(IndexError, ValueError):
-                if json.loads(path.read_text().splitlines()[-1])["rank"] == rank:
-                    return int(path.stem.rpartition("-")[2])
-        return int(newest.stem.rpartition("-")[2])
+        """Process of a rank of the attempt that goes on."""
+        return read_ranks_of(RunFolder(self.folder))[rank].pid
 
 
 @dataclass(frozen=True)
@@ -188,15 +180,6 @@ def _kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def _actor(title: str) -> int:
-    """Process of the actor that Ray names so."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            if path.read_bytes().startswith(f"ray::{title}".encode()):
-                return int(path.parent.name)
-    raise LookupError(f"no process ray::{title}")
-
-
 def _worker(run: Run) -> None:
     _kill(run.rank(random.randrange(2)))
 
@@ -223,7 +206,7 @@ def _node_later(run: Run) -> None:
 
 
 def _bank_node(run: Run) -> None:
-    at = _node_of(run, _actor("BankActor"))
+    at = _node_of(run, actor_process("BankActor"))
     run.cluster.kill(at)
     run.cluster.add({"bank": 1})
 
@@ -273,8 +256,8 @@ def _full_disk(run: Run) -> None:
 
 FAULTS = {
     "worker": Fault(_worker),
-    "bank": Fault(lambda run: _kill(_actor("BankActor"))),
-    "miner": Fault(lambda run: _kill(_actor("Miner")), ("mining.miners=1",), nodes=3),
+    "bank": Fault(lambda run: _kill(actor_process("BankActor"))),
+    "miner": Fault(lambda run: _kill(actor_process("Miner")), ("mining.miners=1",), nodes=3),
     "node-spare": Fault(_workers_node, nodes=3),
     "node-fewer": Fault(_workers_node, ("trainer.workers=[1,2]",)),
     "node-back": Fault(_node_and_back, ("trainer.workers=[1,2]",), steps=4 * STEPS),

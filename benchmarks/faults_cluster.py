@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.hooked import hooked
 
-__all__ = ["Left", "LocalCluster", "free_port", "kill_tree", "traced"]
+__all__ = ["Left", "LocalCluster", "actor_process", "free_port", "kill_tree", "traced"]
 
 _RAY = str(Path(sys.executable).with_name("ray"))
 _TRACE = """
@@ -176,6 +176,15 @@ def _below(pid: int) -> list[int]:
         found += inner
         left += inner
     return found
+
+
+def actor_process(title: str) -> int:
+    """Process of the actor that Ray names so."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if path.read_bytes().startswith(f"ray::{title}".encode()):
+                return int(path.parent.name)
+    raise LookupError(f"no process ray::{title}")
 
 
 def traced(trace: Path, run: str) -> list[dict[str, Any]]:

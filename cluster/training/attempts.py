@@ -135,10 +135,11 @@ def _room(crew: Crew, folder: RunFolder, patience: float) -> int | None:
     while not folder.stop_flag.exists():
         nodes = free_by_node()
         most = most_workers(crew.demand, nodes)
-        fit = next((size for size in crew.sizes if size <= most), 0)
+        fit = _largest(crew.sizes, most)
         readings = [*readings, fit][-_SETTLED:]
         if fit == crew.sizes[0] or (fit and set(readings) == {fit} and len(readings) == _SETTLED):
-            _ask_autoscaler(crew, 0)
+            if said:  # it was asked, and need not bring more
+                _ask_autoscaler(crew, 0)
             return fit
         waited = time.monotonic() - began
         short = missing_words(crew.demand, crew.sizes[-1], nodes)
