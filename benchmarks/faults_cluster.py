@@ -94,12 +94,17 @@ class LocalCluster:
         for place in range(nodes):
             self.add((resources or {}).get(place))
 
-    def add(self, resources: Mapping[str, float] | None = None) -> str:
-        """Start one node more, and wait until the cluster has it; returns its address."""
+    def add(self, resources: Mapping[str, float] | None = None, without: Path | None = None) -> str:
+        """Start one node more, and wait until the cluster has it; returns its address.
+
+        Args:
+            resources: Ray resources of its own.
+            without: A folder that is empty on that node (in a mount namespace of its own, which takes root).
+        """
         self._numbers += 1
         at, before = f"127.0.0.{self._numbers}", self.living()
         more = [f"--resources={json.dumps(resources)}"] if resources else []
-        self.nodes[at] = self._ray(f"--address={self.address}", "--num-cpus=1", *more, at=at)
+        self.nodes[at] = self._ray(f"--address={self.address}", "--num-cpus=1", *more, at=at, without=without)
         self._wait_for(before + 1)
         return at
 
@@ -147,9 +152,10 @@ class LocalCluster:
             if time.monotonic() > until:
                 raise TimeoutError(f"the cluster did not get its node number {count}")
 
-    def _ray(self, *words: str, at: str) -> subprocess.Popen[bytes]:
+    def _ray(self, *words: str, at: str, without: Path | None = None) -> subprocess.Popen[bytes]:
+        hide = ["unshare", "-m", "bash", "-c", f'mount -t tmpfs none {without}; exec "$@"', "-"] if without else []
         return subprocess.Popen(
-            [_RAY, "start", "--block", f"--node-ip-address={at}", "--object-store-memory=100000000", *words],
+            [*hide, _RAY, "start", "--block", f"--node-ip-address={at}", "--object-store-memory=100000000", *words],
             env=self.env,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 
 from vidssl.recipe import Mining, Trainer
 
-__all__ = ["Demand", "demand_of", "free_by_node", "missing_words", "most_workers", "sizes_of", "whole_by_node"]
+__all__ = [
+    "Demand",
+    "Resources",
+    "demand_of",
+    "free_by_node",
+    "missing_words",
+    "most_workers",
+    "sizes_of",
+    "whole_by_node",
+]
 
 Resources = Mapping[str, float]
 

@@ -1,13 +1,14 @@
 """Does every node see what this one sees? Asked by a small task on each before a run is made: the data, and one shared storage.
 
 A worker that lands on a node without the folder would fail after minutes, and one whose storage is a folder of its own would
-write checkpoints that nobody finds. A node that does not answer in time is left out, and that is said.
+write checkpoints that nobody finds. A node that does not answer in time is left out, and that is said. One that joins while a
+run goes on is asked when it is wanted, and does without workers where it does not see what the others do.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from vidssl.errors import DataError, StorageError, VidsslError
 if TYPE_CHECKING:
     from pipelines.dataset.place import Address
 
-__all__ = ["refuse_blind_nodes"]
+__all__ = ["Newcomers", "refuse_blind_nodes"]
 
 LOOK_S = 30.0
 
@@ -59,6 +60,47 @@ def refuse_blind_nodes(storage: Path | None, data: Path | Address, say: Say = la
             f"{storage} is not one storage for all nodes ({_listed(apart)}); type trainer.storage=FOLDER, one that all nodes "
             "share and can write"
         )
+
+
+class Newcomers:
+    """Nodes that join while a run goes on.
+
+    Args:
+        storage: The run's folder.
+        data: The packed data.
+    """
+
+    def __init__(self, storage: Path, data: Path | Address) -> None:
+        import ray
+
+        self._storage, self._data = storage, data
+        self._asked = {node["NodeID"] for node in ray.nodes() if _works(node)}
+        self.blind: dict[str, str] = {}
+        """Node → why no worker may go there."""
+
+    def look(self, nodes: Iterable[str], say: Say) -> None:
+        """Ask those of `nodes` that were never asked; `say` is told of each that is left out."""
+        new = set(nodes) - self._asked
+        if not new:
+            return
+        import ray
+
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if _works(node)}
+        with _token(self._storage) as token:
+            found = _asked({node: addresses[node] for node in new & addresses.keys()}, token, self._data, say)
+        self._asked |= new
+        for node, (storage, data) in found.items():
+            if not (storage or data):
+                continue
+            self.blind[node] = f"{self._data}: {data}" if data else f"{self._storage}: {storage}"
+            say(
+                f"node {addresses[node]}, which joined, does not see what the others see ({self.blind[node]}): no worker begins there"
+            )
+
+    @property
+    def selector(self) -> dict[str, str] | None:
+        """For Ray Train: every node but those."""
+        return {"ray.io/node-id": f"!in({','.join(sorted(self.blind))})"} if self.blind else None
 
 
 def _works(node: Mapping[str, object]) -> bool:

@@ -11,7 +11,7 @@ from cluster.bank.spec import BankSpec
 from vidssl.errors import DeviceError
 from vidssl.recipe import Trainer
 
-__all__ = ["placed", "refuse_without_memory"]
+__all__ = ["beside_words", "placed", "refuse_without_memory"]
 
 _BOOKED = 2**30
 """Bytes of a bank from which on they are booked: small ones fit anywhere."""
@@ -27,6 +27,22 @@ def placed(spec: BankSpec) -> dict[str, Any]:
         return booked | {"resources": {spec.node: 0.001}}
     here = ray.get_runtime_context().get_node_id()
     return booked | {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
+
+
+def beside_words(spec: BankSpec) -> str:
+    """What a run has beside its workers, what each takes, and where."""
+    where = f"a node with {spec.node}" if spec.node else "the driver's node"
+    booked = " (booked)" if spec.memory >= _BOOKED else ""
+    said = [f"the bank with {spec.memory / 2**20:.0f} MiB{booked} on {where}"]
+    for number, name, cores, gpus, node in (
+        (spec.miners, "miner", spec.cpus_per_miner, spec.gpus_per_miner, spec.miner_node),
+        (spec.shards if spec.shards > 1 else 0, "shard", spec.cpus_per_shard, 0.0, spec.shard_node),
+    ):
+        if number:
+            share = f" and {gpus:g} GPU" if gpus else ""
+            on = f" on nodes with {node}" if node else ""
+            said.append(f"{number} {name}(s) with {cores} core(s){share} each{on}")
+    return f"beside the workers: {', '.join(said)}"
 
 
 def refuse_without_memory(spec: BankSpec, trainer: Trainer) -> None:

@@ -124,11 +124,20 @@ def embed(words: Words) -> int:
 
 
 def report(words: Words) -> int:
-    """One page, of a run or of packed data."""
+    """One page, of a run, of a sweep or of packed data."""
     from cluster.report.packed_page import is_packed, write_data_report
+    from vidssl.marks import mark_of
 
     own, unknown = own_words(ReportWords, words.settings)
-    home = words["RUN|PACKED"]
+    home = words["RUN|SWEEP|PACKED"]
+    made = mark_of(Path(home).expanduser())
+    if made is not None and made.kind == "sweep":
+        if words.settings:
+            raise RecipeError(f"'{words.settings[0]}' is no setting of a sweep's report; type vidssl report {home}")
+        from cluster.report.swept import write_sweep_report
+
+        say(f"report: {write_sweep_report(home)}")
+        return 0
     if is_packed(home):
         if unknown or own.data is not None:
             given = unknown[0] if unknown else f"data={own.data}"

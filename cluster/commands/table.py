@@ -221,8 +221,8 @@ VERBS: dict[str, Verb] = {
     ),
     "report": Verb(
         handlers.report,
-        "one self-contained page: of a run, or of packed data before anything is trained on it",
-        (Place("RUN|PACKED", "a run folder, or a folder that `vidssl pack` wrote"),),
+        "one self-contained page: of a run, of a sweep, or of packed data before anything is trained on it",
+        (Place("RUN|SWEEP|PACKED", "a run folder, a sweep's folder, or a folder that `vidssl pack` wrote"),),
         groups=_of_report,
     ),
     "reproduce": Verb(

@@ -21,6 +21,7 @@ from cluster.report import classifiers, results, training
 from cluster.report.mined import mined_part
 from cluster.report.published import published_part
 from cluster.report.run import Facts, open_reported, read_log
+from cluster.report.swept import swept_parts
 from vidssl.errors import DataError, StorageError
 from vidssl.evaluation.protocol import Protocol
 from vidssl.files import storage_error, write_whole
@@ -83,6 +84,7 @@ def write_report(run_dir: str | Path, data: str | Path | None = None) -> Path:
         sections = _results(kept, about, _store(folder), strips, reason)
     if (mined := mined_part(folder.path, about.run)) is not None:
         sections.append(mined)
+    sections += swept_parts(folder.path)
     sections += [
         training.curves_part(log, health, prototypes),
         training.protocol_part(kept.protocols, recipe, facts),

@@ -8,7 +8,8 @@ Student's t). The wider of both intervals is taken; with one seed the second is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from cluster.sweep.trained import TrainedRow
 from vidssl.evaluation.fewshot import mean_interval
 from vidssl.evaluation.retrieval import wilson
 
-__all__ = ["Arm", "Outcome", "outcome_of", "table_lines"]
+__all__ = ["Arm", "Outcome", "conclusion", "outcome_of", "table_lines"]
 
 Hits = Mapping[str, NDArray[np.float64]]
 """Key of a training → whether each held-out query found its class, in one order for all."""
@@ -35,6 +36,7 @@ class Arm:
         interval95: Of that mean, over videos (Wilson) and over seeds (Student), whichever is wider.
         gap: Mean difference from the best arm, query by query; None: not comparable (other rungs), or it is the best.
         gap95: Of that difference.
+        at: Axis → value, as of `Training`.
     """
 
     label: str
@@ -44,6 +46,7 @@ class Arm:
     interval95: tuple[float, float]
     gap: float | None = None
     gap95: tuple[float, float] | None = None
+    at: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> tuple[TrainedRow, ...]:
@@ -73,32 +76,36 @@ class Outcome:
         return tuple(arm for arm in self.arms[1:] if arm.finished and not arm.apart)
 
 
-def outcome_of(rows: Sequence[TrainedRow], hits: Hits) -> Outcome:
+def outcome_of(
+    rows: Sequence[TrainedRow], hits: Hits, points: Mapping[str, Mapping[str, Any]] | None = None
+) -> Outcome:
     """Compare.
 
     Args:
         rows: Of any rungs; of each training the last counts.
         hits: Of the finished trainings.
+        points: Arm → its value on every axis.
     """
     last: dict[str, TrainedRow] = {}
     for row in sorted(rows, key=lambda row: row.percent):
         last[row.key] = row
     labels = dict.fromkeys(row.arm for row in last.values())
-    arms = [_arm([row for row in last.values() if row.arm == label]) for label in labels]
+    points = points or {}
+    arms = [_arm([row for row in last.values() if row.arm == label], points.get(label, {})) for label in labels]
     ranked = sorted(arms, key=lambda arm: (-len(arm.finished), -arm.rows[0].percent, -arm.r1))
     if not ranked or not ranked[0].finished:
         return Outcome(tuple(ranked))
     return Outcome((ranked[0], *(_beside(arm, ranked[0], hits) for arm in ranked[1:])))
 
 
-def _arm(rows: Sequence[TrainedRow]) -> Arm:
+def _arm(rows: Sequence[TrainedRow], at: Mapping[str, Any]) -> Arm:
     ordered = tuple(sorted(rows, key=lambda row: (row.state != "finished", -row.percent, row.seed)))
     used = [row for row in ordered if row.state == "finished"] or list(ordered)
     scores = [row.r1 for row in used]
     mean = float(np.mean(scores))
     of_videos, of_seeds = wilson(mean, used[0].queries), mean_interval(scores)
     low, high = min(of_videos[0], of_seeds[0]), max(of_videos[1], of_seeds[1])
-    return Arm(ordered[0].arm, ordered[0].pool, ordered, mean, (low, high))
+    return Arm(ordered[0].arm, ordered[0].pool, ordered, mean, (low, high), at=at)
 
 
 def _beside(arm: Arm, best: Arm, hits: Hits) -> Arm:
@@ -112,7 +119,7 @@ def _beside(arm: Arm, best: Arm, hits: Hits) -> Arm:
     if len(pairs) > 1:
         low, high = mean_interval([(one + 1) / 2 for one in by_seed])  # of −1 … 1, in its 0 … 1
         half = max(half, gap - (2 * low - 1), (2 * high - 1) - gap)
-    return Arm(arm.label, arm.pool, arm.rows, arm.r1, arm.interval95, gap, (gap - half, gap + half))
+    return replace(arm, gap=gap, gap95=(gap - half, gap + half))
 
 
 def _error(values: NDArray[np.float64]) -> float:
@@ -129,7 +136,7 @@ def table_lines(found: Outcome, seeds: int) -> list[str]:
     lines.append(
         f"  chance {100 * row.chance:.1f}; {row.queries} videos of held-out training groups asked; no test video"
     )
-    return [*lines, "", *_conclusion(found, seeds)]
+    return [*lines, "", *conclusion(found, seeds)]
 
 
 def _line(arm: Arm, best: bool, wide: int) -> str:
@@ -146,7 +153,8 @@ def _line(arm: Arm, best: bool, wide: int) -> str:
     return f"{start}  {words}" + ("" if arm.apart else "  cannot be told apart")
 
 
-def _conclusion(found: Outcome, seeds: int) -> list[str]:
+def conclusion(found: Outcome, seeds: int) -> list[str]:
+    """What may be said of the best arm, and what may not."""
     best = found.best
     if best is None:
         return ["nothing is finished yet: no point is called best"]

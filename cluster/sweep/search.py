@@ -51,6 +51,14 @@ class TrainSearch(Section):
         default="all",
         description="all (every training to its end) | asha (successive halving: weak ones stop at a rung)",
     )
+    sampler: Literal["grid", "random", "optuna"] = Field(
+        default="grid",
+        description="grid (every point) | random (`points` of them by lot) | optuna (`points` of them, each chosen by what the trainings before it found: Tree-structured Parzen estimator)",
+    )
+    points: Count | None = Field(
+        default=None,
+        description="random and optuna: most points that are trained, beside S=1 and sum; null: all of them",
+    )
     first_rung: Share = Field(default=0.25, description="asha: share of a training at whose end it is first compared")
     reduction: int = Field(default=3, ge=2, le=100, description="asha: one in so many goes on from a rung to the next")
     at_once: Count | None = Field(
@@ -146,6 +154,10 @@ def open_sweep(name: str, words: Sequence[str]) -> Sweep:
     fixed, space = _axes(rest)
     search = search.model_copy(update={"space": {**search.space, **space}})
     typed = (*(_word(key, value) for key, value in search.words.items()), *fixed)
+    if search.points is not None and search.sampler == "grid":
+        raise RecipeError(
+            f"points={search.points}: sampler=grid trains every point; type sampler=random or sampler=optuna"
+        )
     for key in (*search.space, *(key for arm in search.arms.values() for key in arm)):
         _known(key)
     if not (search.space or search.arms):

@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.mine.words import effective
@@ -25,10 +25,12 @@ from vidssl.recipe import Recipe, phase_recipe, recipe_from_tree
 if TYPE_CHECKING:
     from pipelines.dataset.manifest import Manifest
 
-__all__ = ["Training", "trainings_of"]
+__all__ = ["ARM", "Training", "trainings_of"]
 
 _CASCADE: Final = ("mining.stages", "mining.ratio", "mining.pool", "mining.strategy", "mining.last_view")
 """What says how the bank is narrowed: two recipes that differ in nothing else may still mine the same."""
+ARM: Final = "arm"
+"""The axis of named arms, which is no key."""
 _RIVALS: Final = {"single (S=1)": "cascade", "sum": "sum"}
 
 
@@ -42,6 +44,7 @@ class Training:
         recipe: Whole, with its name and storage below the sweep's folder.
         key: Hash of all that changes its numbers.
         pool: p, candidates that reach the last stage; None: nothing is mined.
+        at: Axis → value, `arm` among them where the search names arms; empty: a rival, which is always trained.
     """
 
     arm: str
@@ -49,12 +52,14 @@ class Training:
     recipe: Recipe
     key: str
     pool: int | None
+    at: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Arm:
     label: str
     words: Mapping[str, Any]
+    at: Mapping[str, Any]
 
 
 def trainings_of(sweep: Sweep, manifest: Manifest, storage: str) -> tuple[list[Training], list[str]]:
@@ -85,7 +90,7 @@ def trainings_of(sweep: Sweep, manifest: Manifest, storage: str) -> tuple[list[T
     if not chosen:
         raise RecipeError(f"no point of this sweep can be trained; the first one was {left_out[0]}")
     made = [
-        _training(_recipe_of(sweep, arm, seed), arm.label, seed, manifest, storage)
+        _training(_recipe_of(sweep, arm, seed), arm, seed, manifest, storage)
         for seed in sweep.search.seeds
         for arm, _ in chosen.values()
     ]
@@ -99,9 +104,11 @@ def _arms(sweep: Sweep) -> Iterator[_Arm]:
         free = {key: values for key, values in space.items() if key not in _CASCADE}
         for rival, strategy in _RIVALS.items():
             alone = {"mining.strategy": strategy, "mining.stages": 1, "mining.ratio": None, "mining.pool": None}
-            yield from (_Arm(_joined(rival, _said(free, at)), {**at, **alone}) for at in _product(free))
+            yield from (_Arm(_joined(rival, _said(free, at)), {**at, **alone}, {}) for at in _product(free))
     for name, words in named.items():
-        yield from (_Arm(_joined(name, _said(space, at)) or sweep.base.name, {**words, **at}) for at in _product(space))
+        who = {ARM: name} if len(named) > 1 else {}
+        for at in _product(space):
+            yield _Arm(_joined(name, _said(space, at)) or sweep.base.name, {**words, **at}, {**who, **at})
 
 
 def _cascades(base: Recipe) -> bool:
@@ -172,11 +179,11 @@ def _signature(recipe: Recipe, manifest: Manifest) -> str:
     return json.dumps(settings, sort_keys=True, default=str)
 
 
-def _training(recipe: Recipe, arm: str, seed: int, manifest: Manifest, storage: str) -> Training:
+def _training(recipe: Recipe, arm: _Arm, seed: int, manifest: Manifest, storage: str) -> Training:
     settings = {key: value for key, value in recipe.settings().items() if key != "data"}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    slug = re.sub(r"[^a-z0-9.=-]+", "-", arm.lower()).strip("-")[:60]
+    slug = re.sub(r"[^a-z0-9.=-]+", "-", arm.label.lower()).strip("-")[:60]
     trainer = recipe.trainer.model_copy(update={"storage": storage})
     recipe = recipe.model_copy(update={"name": f"{slug}-seed-{seed}-{key[:6]}", "trainer": trainer})
     pool = plan_from(mining_of(recipe), _slots(recipe, manifest)).last_pool if recipe.mines else None
-    return Training(arm, seed, recipe, key, pool)
+    return Training(arm.label, seed, recipe, key, pool, arm.at)

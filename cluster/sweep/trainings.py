@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.launch import ray_session
+from cluster.sweep.chooser import Choice, refuse_without_optuna
 from cluster.sweep.held_out import HeldOut, held_out_recall, held_out_rows
 from cluster.sweep.ledger import RowFile, held_results
 from cluster.sweep.room import Room, room_for
@@ -78,6 +79,7 @@ def run_trainings(name: str, words: Sequence[str], out: str | None = None, say: 
     """
     say = say or to_stderr
     sweep = open_sweep(name, words)
+    refuse_without_optuna(sweep.search)
     manifest = _data_of(sweep)
     results = _folder(sweep, out)
     found, left_out = trainings_of(sweep, manifest, str(results / "trials"))
@@ -92,12 +94,10 @@ def run_trainings(name: str, words: Sequence[str], out: str | None = None, say: 
 def _swept(sweep: Sweep, trainings: Sequence[Training], rows: RowFile[TrainedRow], say: Say) -> str:
     if rows.set_aside:
         say(f"sweep.csv held rows of other data or another protocol; they are in {rows.set_aside} now")
-    ended = {row.key for row in rows.rows if row.ended}
-    missing = [one for one in trainings if one.key not in ended]
-    say(f"{len(trainings)} trainings, {len(trainings) - len(missing)} are done already → {rows.folder}")
-    failed: list[str] = []
-    if missing:
-        failed = _run(missing, sweep, rows, say)
+    choice = Choice(trainings, sweep.search, rows.rows)
+    say(_announced(choice, len(trainings), rows))
+    missing = choice.missing
+    failed = _run(choice, sweep, rows, say) if missing else []
     wanted = {one.key for one in trainings}
     here = [row for row in rows.rows if row.key in wanted]
     try:
@@ -107,12 +107,17 @@ def _swept(sweep: Sweep, trainings: Sequence[Training], rows: RowFile[TrainedRow
     if failed:
         say(text)
         raise StorageError(
-            f"{len(failed)} of {len(missing)} trainings failed, the others are in {rows.path}; the first: {failed[0]}; "
+            f"{len(failed)} of {missing} trainings failed, the others are in {rows.path}; the first: {failed[0]}; "
             "type the same words again to go on with them"
         )
-    if {one.key for one in missing} - {row.key for row in rows.rows if row.ended}:
+    if choice.missing:
         raise KeyboardInterrupt  # Tune caught the signal; what is trained is kept
     return text
+
+
+def _announced(choice: Choice, possible: int, rows: RowFile[TrainedRow]) -> str:
+    chosen = "" if choice.wanted == possible else f" of {possible}, chosen by {choice.search.sampler}"
+    return f"{choice.wanted} trainings{chosen}, {choice.wanted - choice.missing} are done already → {rows.folder}"
 
 
 def _data_of(sweep: Sweep) -> Manifest:
@@ -140,8 +145,9 @@ def _swept_on(sweep: Sweep, manifest: Manifest) -> SweptOn:
     return SweptOn(sign, manifest.hash, len(asking), len(searched), chosen.protocol)
 
 
-def _run(trainings: Sequence[Training], sweep: Sweep, rows: RowFile[TrainedRow], say: Say) -> list[str]:
+def _run(choice: Choice, sweep: Sweep, rows: RowFile[TrainedRow], say: Say) -> list[str]:
     """Train; returns what became of those that failed, in words."""
+    trainings = choice.trainings
     with quiet_tune(), ray_session(max(os.cpu_count() or 1, 1)):
         from ray import tune
 
@@ -156,9 +162,10 @@ def _run(trainings: Sequence[Training], sweep: Sweep, rows: RowFile[TrainedRow],
         booked = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
         results = tune.Tuner(
             tune.with_resources(trial, booked),
-            param_space={"number": tune.grid_search(list(range(len(trainings))))},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=room.at_once,
+                num_samples=choice.missing,
+                search_alg=_chooser(choice),
                 scheduler=keeper,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -169,6 +176,37 @@ def _run(trainings: Sequence[Training], sweep: Sweep, rows: RowFile[TrainedRow],
     if results.errors:
         raise OurFault(f"a trial of the sweep broke: {str(results.errors[0]).strip().splitlines()[-1]}")
     return keeper.failed
+
+
+def _chooser(choice: Choice) -> Any:
+    from ray.tune.search import Searcher
+
+    class Chooser(Searcher):
+        """Names the training that is next; it remembers nothing that sweep.csv does not say."""
+
+        def __init__(self) -> None:
+            super().__init__(metric="r1", mode="max")
+            self.begun: dict[str, Training] = {}
+            self.numbers = {one.key: number for number, one in enumerate(choice.trainings)}
+
+        def suggest(self, trial_id: str) -> Any:
+            training = choice.next()
+            if training is None:
+                return Searcher.FINISHED
+            self.begun[trial_id] = training
+            return {"number": self.numbers[training.key]}
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            if error or "failed" in (result or {}):
+                choice.failed(self.begun[trial_id])
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing: Tune's own files are never read again."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """Nothing."""
+
+    return Chooser()
 
 
 def _rungs_left(training: Training, sweep: Sweep, rows: RowFile[TrainedRow]) -> tuple[int, ...]:

@@ -1,9 +1,11 @@
-"""What does a sweep of trainings leave? best.yaml, sweep.png and TensorBoard's hparams beside its rows, and the table as text."""
+"""What does a sweep of trainings leave? best.yaml, outcome.json, pictures and TensorBoard's hparams beside its rows, and a table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +13,39 @@ from numpy.typing import NDArray
 from cluster.sweep.chart import draw_arms
 from cluster.sweep.held_out import kept_at
 from cluster.sweep.outcome import Arm, Outcome, outcome_of, table_lines
+from cluster.sweep.parallel import AXES_PICTURE, draw_axes
 from cluster.sweep.search import Sweep
 from cluster.sweep.space import Training
 from cluster.sweep.trained import TrainedRow, answer_folder
 from vidssl.errors import CheckpointError
 from vidssl.files import write_whole
+from vidssl.records import write_record
 
-__all__ = ["write_outcome"]
+__all__ = ["OUTCOME", "PICTURE", "SweptOutcome", "write_outcome"]
+
+OUTCOME: Final = "outcome.json"
+PICTURE: Final = "sweep.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweptOutcome:
+    """What a sweep of trainings found: the content of outcome.json.
+
+    Attributes:
+        name: The recipe or ablation.
+        sampler: grid | random | optuna.
+        schedule: all | asha.
+        seeds: Of every point.
+        possible: Points that could be trained.
+        found: Arms, best first.
+    """
+
+    name: str
+    sampler: str
+    schedule: str
+    seeds: tuple[int, ...]
+    possible: int
+    found: Outcome
 
 
 def write_outcome(
@@ -30,10 +58,16 @@ def write_outcome(
     """
     if not rows:
         return "nothing is trained yet"
-    found = outcome_of(rows, _hits(rows, trainings, asked))
-    picture, files = folder / "sweep.png", [str(folder / "sweep.csv")]
+    points = {one.arm: one.at for one in trainings}
+    found = outcome_of(rows, _hits(rows, trainings, asked), points)
+    picture, files = folder / PICTURE, [str(folder / "sweep.csv")]
     draw_arms(found, rows, picture)
     files.append(str(picture))
+    if draw_axes(found, folder / AXES_PICTURE):
+        files.append(str(folder / AXES_PICTURE))
+    search = sweep.search
+    about = {"sampler": search.sampler, "schedule": search.schedule, "seeds": search.seeds, "possible": len(points)}
+    write_record(folder / OUTCOME, SweptOutcome(name=sweep.name, found=found, **about))
     if found.best is not None:
         best = folder / "best.yaml"
         write_whole(best, _best_yaml(found.best, trainings, sweep, found))

@@ -6,6 +6,7 @@
 | that often, but the run got further since | as often again: only failures without progress count |
 | a node is gone, fewer workers fit | on with those (`trainer.min_workers`), else wait for a node, in words every half minute |
 | nodes came (back), more workers fit | a checkpoint, then on with more |
+| a node that came does not see data or storage | said; no worker begins there |
 | no room for `trainer.wait_for_nodes` seconds | one sentence; the run can be resumed |
 """
 
@@ -18,7 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from cluster.capacity import Demand, free_by_node, missing_words, most_workers, sizes_of
+from cluster.capacity import Demand, Resources, free_by_node, missing_words, most_workers, sizes_of
+from cluster.nodes import Newcomers
 from cluster.training.crew import crew_of
 from cluster.training.failure import read_failure
 from cluster.training.job import Summary
@@ -47,11 +49,13 @@ class Crew:
         recipe: Of the run, with all its workers.
         demand: What each takes.
         workers: How many of them there are now.
+        newcomers: Asks nodes that join.
     """
 
     recipe: Recipe
     demand: Demand
     workers: int = 0
+    newcomers: Newcomers | None = None
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -133,7 +137,7 @@ def _room(crew: Crew, folder: RunFolder, patience: float) -> int | None:
     """How many workers can begin, as soon as some can; None: the run is asked to stop meanwhile."""
     began, said, readings = time.monotonic(), 0.0, [0]
     while not folder.stop_flag.exists():
-        nodes = free_by_node()
+        nodes = _free(crew, folder)
         most = most_workers(crew.demand, nodes)
         fit = _largest(crew.sizes, most)
         readings = [*readings, fit][-_SETTLED:]
@@ -153,6 +157,15 @@ def _room(crew: Crew, folder: RunFolder, patience: float) -> int | None:
             said = waited
         time.sleep(1.0)
     return None
+
+
+def _free(crew: Crew, folder: RunFolder) -> dict[str, Resources]:
+    """What is free now, of nodes that a worker may go to."""
+    nodes = free_by_node()
+    if crew.newcomers is None:
+        return nodes
+    crew.newcomers.look(nodes, lambda line: note_event(folder, line, restart=True))
+    return {node: free for node, free in nodes.items() if node not in crew.newcomers.blind}
 
 
 def _refusal(crew: Crew, folder: RunFolder, short: str, waited: float) -> str:
@@ -224,7 +237,7 @@ def _look_for_more(crew: Crew, folder: RunFolder, ended: threading.Event, before
         with suppress(Exception):  # a cluster that does not answer now
             if nodes - set(_alive()):  # these workers are fewer than they were, and the attempt ends
                 return
-            more = crew.workers + most_workers(Demand(crew.demand.worker), free_by_node())
+            more = crew.workers + most_workers(Demand(crew.demand.worker), _free(crew, folder))
             fit = _largest(crew.sizes, more)
             looks = [*looks, fit][-_LOOKS:]  # a group that begins again lets go of everything for some seconds
             if fit > crew.workers and looks == [fit] * _LOOKS:

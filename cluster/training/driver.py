@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cluster.bank.placed import refuse_without_memory
+from cluster.bank.placed import beside_words, refuse_without_memory
 from cluster.bank.spec import BankSpec
 from cluster.capacity import demand_of, sizes_of
+from cluster.nodes import Newcomers
 from cluster.quiet import end_at_once
 from cluster.training.attempts import Crew, train_through
 from cluster.training.checks import Checked
@@ -81,6 +82,8 @@ def train(plan: Plan, say: Say = lambda line: None, argv: Sequence[str] = ()) ->
         for note in enter(plan, argv, "cuda" if use_gpu else "cpu"):
             say(note)
         say(_opening(plan, use_gpu))
+        if spec is not None and not plan.recipe.trainer.in_process:
+            say(beside_words(spec))
         summary = _fitted(plan, use_gpu, say)
         if told := limit_of_run(folder, plan.recipe):
             say(told)
@@ -94,9 +97,13 @@ def _fitted(plan: Plan, use_gpu: bool, say: Say) -> Summary:
         folder.failure.unlink(missing_ok=True)
         mining = plan.recipe.mining if plan.recipe.mines else None
         crew = Crew(plan.recipe, demand_of(plan.recipe.trainer, use_gpu, mining))
-        attempts = partial(train_through, crew, folder, lambda recipe: _fit(plan, recipe, use_gpu))
         if plan.recipe.trainer.in_process:
             attempts = partial(_fit_here, plan, use_gpu)
+        else:
+            newcomers = crew.newcomers = Newcomers(folder.path, plan.checked.manifest.root)
+            attempts = partial(
+                train_through, crew, folder, lambda recipe: _fit(plan, recipe, use_gpu, newcomers.selector)
+            )
         summary = watch(attempts, folder, plan.checked.total_steps, say, lambda: crew.workers)
     except Exception as error:
         failure = read_failure(folder)
@@ -117,8 +124,8 @@ def _fitted(plan: Plan, use_gpu: bool, say: Say) -> Summary:
     return summary
 
 
-def _fit(plan: Plan, recipe: Recipe, use_gpu: bool) -> Summary:
-    """One attempt of Ray Train, with the workers of `recipe`."""
+def _fit(plan: Plan, recipe: Recipe, use_gpu: bool, where: dict[str, str] | None) -> Summary:
+    """One attempt of Ray Train, with the workers of `recipe`, on nodes whose labels are `where`."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -134,6 +141,7 @@ def _fit(plan: Plan, recipe: Recipe, use_gpu: bool) -> Summary:
             num_workers=trainer.workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": trainer.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            label_selector=where,
         ),
         run_config=RunConfig(
             name=recipe.name,

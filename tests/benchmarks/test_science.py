@@ -187,7 +187,10 @@ def test_every_seed_goes_through_all_experiments_before_the_next_one_begins(toy,
     assert order == ["a0", "b0", "a1", "b1"]
 
 
-@pytest.mark.parametrize("name", list(SMALL))
+LONG = ("a", "c", "e-cycles")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in SMALL])
 def test_every_experiment_ends_with_all_it_compares(name, videos, tmp_path):
     module, setup = MODULES[name], SMALL[name]
     assert importlib.import_module(f"benchmarks.science_{name[0]}") is module

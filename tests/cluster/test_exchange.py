@@ -57,7 +57,11 @@ def file(tmp_path):
 
 @pytest.mark.parametrize(
     ("case", "source"),
-    [("coclr_s3d", "cpr"), ("iic_r3d", "iic"), pytest.param("vicc_r21d", "vicc", marks=pytest.mark.slow)],
+    [
+        ("coclr_s3d", "cpr"),
+        pytest.param("iic_r3d", "iic", marks=pytest.mark.slow),
+        pytest.param("vicc_r21d", "vicc", marks=pytest.mark.slow),
+    ],
 )
 def test_a_published_file_becomes_a_card_that_is_embedded_and_evaluated(case, source, packed, tmp_path, capsys):
     said, theirs = load(f"encoder_{case}")

@@ -45,6 +45,8 @@ print(json.dumps([*answers, refused]))
 """
 
 
+@pytest.mark.slow
+@pytest.mark.ray
 def test_fewer_gpus_than_workers_is_said_and_enough_are_taken():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", ASK], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

@@ -118,6 +118,7 @@ def correlated(step, slots):
     return Embeddings(views, slots, step, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["white", "canonical", "auto"])
 @pytest.mark.parametrize("strategy", ["cascade", "joint"])
 def test_shards_mine_in_the_space_that_one_bank_would_fit(sharded, space, strategy):
@@ -191,7 +192,7 @@ def served(server, steps, attempt=1):
     return found
 
 
-@pytest.mark.parametrize("space", ["raw", "canonical"])
+@pytest.mark.parametrize("space", ["raw", pytest.param("canonical", marks=pytest.mark.slow)])
 def test_a_deterministic_bank_in_shards_hands_out_the_same_and_goes_on_from_its_snapshot(sharded, tmp_path, space):
     here = spec(deterministic=True, root=str(tmp_path), space=space)
     one = BankServer(here, GROUP)

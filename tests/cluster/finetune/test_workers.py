@@ -6,7 +6,6 @@ import os
 import pickle
 import signal
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from cluster.finetune.run import finetune_run
 from cluster.finetune.task import settle
 from cluster.launch import ray_session
 from tests.cluster.finetune.test_run import FAST, make_run, packed_motions, quiet
-from tests.vidssl.methods.two_ranks import as_one_rank, found_by_ranks
+from tests.vidssl.methods.two_ranks import found_by_ranks
 from vidssl.errors import DeviceError
 from vidssl.evaluation.class_scores import load_scores
 
@@ -55,8 +54,7 @@ def as_tensor(answers):
     return torch.frombuffer(bytearray(pickle.dumps(answers)), dtype=torch.uint8)
 
 
-def on_one_rank(me):
-    home = Path(os.environ["VIDSSL_TEST_RUNS"])
+def on_one_rank(me, home):
     fine, _ = fit(home / "fine", WORDS)
     linear, _ = fit(home / "linear", [*WORDS, "finetune.backbone_lr=0"])
     stopped, _ = fit(home / "stopped", [*WORDS, "finetune.epochs=3"], stop_after=1)
@@ -69,11 +67,7 @@ def both(packed, tmp_path_factory):
     home = tmp_path_factory.mktemp("runs")
     for name in ("fine", "linear", "stopped"):
         make_run(home / name, packed)
-    os.environ["VIDSSL_TEST_RUNS"] = str(home)
-    try:
-        return home, found_by_ranks(__file__, tmp_path_factory.mktemp("gloo"))
-    finally:
-        del os.environ["VIDSSL_TEST_RUNS"]
+    return home, found_by_ranks(on_one_rank, home)
 
 
 @pytest.mark.parametrize("kind", ["fine", "linear"])
@@ -124,7 +118,7 @@ def test_ray_train_workers_find_what_one_process_finds_and_the_driver_says_their
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("workers", [3, 4, 99])
 def test_workers_that_cannot_share_the_batch_are_refused_with_those_that_can(packed, tmp_path, workers):
     run = make_run(tmp_path / "run", packed)
@@ -164,7 +158,3 @@ def one_worker():
         below |= {pid for pid, parent, _ in rows if parent in below}
         found = [int(pid) for pid, _, words in rows if pid in below and "ray::RayTrainWorker" in words]
     return found[0]
-
-
-if __name__ == "__main__":
-    as_one_rank(on_one_rank)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import cluster.looking.parts as parts
-from cluster.launch import ray_session
 from cluster.looking.look import Look
 from cluster.looking.who import Lookers, on_tasks, tasks_of
 from pipelines.dataset.manifest import load_manifest
@@ -21,12 +20,6 @@ from vidssl.encoder import build_encoder
 from vidssl.errors import DataError, DeviceError
 from vidssl.evaluation.encode import Described, EncoderReader, HistogramReader
 from vidssl.recipe import Recipe
-
-
-@pytest.fixture(scope="module")
-def ray():
-    with ray_session(2):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +59,7 @@ def assert_same(one: Described, other: Described) -> None:
     assert one.windows == other.windows
 
 
-def test_tasks_find_bit_for_bit_what_one_process_finds(ray, packed, recipe, small_parts, tmp_path):
+def test_tasks_find_bit_for_bit_what_one_process_finds(ray_cluster, packed, recipe, small_parts, tmp_path):
     look = look_at(packed, recipe)
     alone = here(look, tmp_path / "alone")
     assert len(alone.instance) == 40
@@ -84,7 +77,9 @@ def test_parts_change_nothing_but_the_rounding_of_the_encoder(packed, recipe, tm
         np.testing.assert_allclose(rows, cut.rows[name], atol=2e-6, err_msg=name)
 
 
-def test_a_task_that_is_killed_is_begun_again_and_the_numbers_are_the_same(ray, packed, recipe, small_parts, tmp_path):
+def test_a_task_that_is_killed_is_begun_again_and_the_numbers_are_the_same(
+    ray_cluster, packed, recipe, small_parts, tmp_path
+):
     once = tmp_path / "killed"
 
     class Killed(nn.Module):
@@ -170,7 +165,7 @@ def test_parts_of_which_no_video_can_be_read_are_an_error_only_together():
         parts.joined([none, none])
 
 
-def test_more_tasks_than_the_cluster_has_are_refused_in_one_sentence(ray, recipe):
+def test_more_tasks_than_the_cluster_has_are_refused_in_one_sentence(ray_cluster, recipe):
     asked = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"workers": 99})})
     with (
         pytest.raises(DeviceError, match=r"evaluation\.workers=99 .* type evaluation\.workers=2, or 0"),

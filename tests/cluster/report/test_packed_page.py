@@ -102,7 +102,7 @@ def test_nothing_that_is_no_page_of_ours_is_written_over(packed, tmp_path):
 
 def test_words_of_a_run_and_of_packed_data_are_not_mixed_up(packed, tmp_path):
     def typed(home, *settings):
-        return report(Words({"RUN|PACKED": str(home)}, {}, settings, ()))
+        return report(Words({"RUN|SWEEP|PACKED": str(home)}, {}, settings, ()))
 
     assert is_packed(packed.root)
     assert not is_packed(tmp_path)

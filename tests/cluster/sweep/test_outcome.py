@@ -9,6 +9,7 @@ import pytest
 
 from cluster.sweep.chart import draw_arms
 from cluster.sweep.outcome import outcome_of, table_lines
+from cluster.sweep.parallel import draw_axes
 from cluster.sweep.trainings import goes_on
 from tests.cluster.sweep.worlds import row_of
 from vidssl.evaluation.retrieval import wilson
@@ -104,3 +105,22 @@ def test_the_picture_has_a_panel_for_arms_pools_and_rungs(tmp_path):
         with Image.open(tmp_path / "sweep.png") as picture:
             sizes.append(picture.size)
     assert sizes[1][0] > sizes[0][0] > 1000  # the rungs have a panel of their own
+
+
+def test_the_axes_are_drawn_where_there_are_two_and_an_older_picture_goes(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "axes.png"
+    points = {f"a={a} b={b}": {"a": a, "b": b} for a in (1, 10) for b in ("x", "y")}
+    rows, hits = answers({arm: 0.3 + 0.1 * number for number, arm in enumerate(points)}, seeds=1)
+    more, known = answers({"sum": 0.45}, seeds=1)
+    found = outcome_of([*rows, *more], hits | known, points)
+    assert [dict(arm.at) for arm in found.arms if arm.label == "sum"] == [{}]
+    assert {arm.label: dict(arm.at) for arm in found.arms if arm.at} == points
+    assert draw_axes(found, path)
+    with Image.open(path) as picture:
+        shades = np.asarray(picture.convert("RGB"), int)
+    blue = (shades[..., 2] > shades[..., 0] + 60).sum(0)
+    assert len(np.flatnonzero(blue)) > 0.6 * shades.shape[1]  # lines from the first axis to the last
+    assert not draw_axes(outcome_of(rows, hits, {arm: {"a": at["a"]} for arm, at in points.items()}), path)
+    assert not path.exists()

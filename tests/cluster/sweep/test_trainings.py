@@ -35,9 +35,9 @@ class Cluster:
     def __init__(self) -> None:
         self.trained, self.dies_after, self.breaks, self.asked = [], 10**9, "", 0
 
-    def __call__(self, missing, sweep, rows, say):
+    def __call__(self, choice, sweep, rows, say):
         keeper = trainings._keeper(rows, sweep, say)
-        for training in missing:
+        while (training := choice.next()) is not None:
             for percent in trainings._rungs_left(training, sweep, rows):
                 if len(self.trained) >= self.dies_after:
                     raise SystemExit(137)
@@ -48,6 +48,8 @@ class Cluster:
                     row = rung_row(training, percent, lambda done=percent: done, score, rows.about.id)
                     result = dataclasses.asdict(row)
                     self.trained.append((training.arm, training.seed, percent))
+                if "failed" in result:
+                    choice.failed(training)
                 if keeper.on_trial_result(None, None, result) == "STOP" or "failed" in result:
                     break
         return keeper.failed
@@ -147,6 +149,33 @@ def test_a_training_that_fails_is_named_and_the_others_are_kept_and_it_is_tried_
     here.breaks, here.trained = "", []
     assert "is ahead of 3 of 3 others" in swept(data, LR)
     assert [arm for arm, _, _ in here.trained] == ["lr=0.002"]
+
+
+@pytest.mark.parametrize("sampler", ["random", "optuna"])
+def test_some_of_the_points_are_trained_and_a_killed_choice_ends_as_an_undisturbed_one(here, data, sampler):
+    axes = [
+        "optim.lr=[0.001,0.002,0.003,0.004]",
+        "model.dim=[8,16,32]",
+        f"sampler={sampler}",
+        "points=5",
+        "seeds=[0,1]",
+    ]
+    said = []
+    straight = swept(data, *axes, out=data.parent / "whole", said=said)
+    assert f"10 trainings of 24, chosen by {sampler}, 0 are done already" in said[0]
+    whole, here.trained, here.dies_after = here.trained, [], 3
+    assert len(set(whole)) == len(whole) == 10
+    assert len({arm for arm, _, _ in whole}) == 5
+    out = data.parent / "killed"
+    with pytest.raises(SystemExit):
+        swept(data, *axes, out=out)
+    here.dies_after = 10**9
+    assert swept(data, *axes, out=out).replace("killed", "whole") == straight
+    assert here.trained == whole
+    more = [word if word != "points=5" else "points=6" for word in axes]
+    swept(data, *more, out=out)
+    assert here.trained[:10] == whole
+    assert len(here.trained) == 12
 
 
 def test_rows_of_another_protocol_are_set_aside_and_not_mixed_in(here, data):

@@ -69,6 +69,36 @@ def test_as_many_train_as_fit_and_more_are_asked_for_only_once_these_have_begun(
     assert "there is room for 3 workers now" in sentences(folder)
 
 
+class OneBlind:
+    """Of the nodes that join, c does not see the data."""
+
+    def __init__(self):
+        self.blind, self.said = {}, 0
+
+    def look(self, nodes, say):
+        if "c" in nodes and "c" not in self.blind:
+            self.blind["c"] = "no such folder"
+            say("node c is left out")
+
+
+def test_a_node_that_joins_and_does_not_see_what_the_others_see_is_no_room(cluster, tmp_path):
+    folder, sizes = RunFolder(tmp_path), []
+
+    def fit(recipe):
+        sizes.append(recipe.trainer.workers)
+        cluster.update(a={"CPU": 0.0}, b={"CPU": 0.0}, c={"CPU": 1.0})
+        folder.ranks.write_text("[]")
+        time.sleep(0.5)
+        assert not folder.resize_flag.exists()
+        return Summary(24)
+
+    blind = crew()
+    blind.newcomers = OneBlind()
+    assert train_through(blind, folder, fit) == Summary(24)
+    assert sizes == [2]
+    assert sentences(folder).count("node c is left out") == 1
+
+
 def test_failures_count_only_while_a_run_gets_no_further(cluster, tmp_path):
     folder, steps = RunFolder(tmp_path), iter([10, 20, None])
 

@@ -91,26 +91,38 @@ def test_a_run_says_its_steps_and_leaves_nothing_of_ray_behind(straight):
     assert leftovers(run) == []
 
 
-@pytest.mark.ray
+@pytest.fixture
+def undisturbed(request: pytest.FixtureRequest, here: Path, packed: Path) -> tuple[list[str], Path]:
+    """Words and folder of a run without a break: in this process (0), or of two workers of Ray."""
+    if request.param:
+        return [f"trainer.workers={request.param}"], request.getfixturevalue("straight")[0]
+    words = ["trainer.workers=0"]
+    outcome = train(plan_run(small(packed, here, "name=alone", f"trainer.storage={here / 'runs'}", *words)))
+    return words, outcome.folder.path
+
+
 @RAY_DATA
+@pytest.mark.parametrize("undisturbed", [0, pytest.param(2, marks=[pytest.mark.ray, pytest.mark.slow])], indirect=True)
 def test_a_killed_run_goes_on_with_the_same_words_and_equals_a_straight_one(
-    here, packed, straight, monkeypatch, capsys
+    here, packed, undisturbed, monkeypatch, capsys
 ):
     monkeypatch.chdir(here)
-    process = run_cli(*small_words(packed, "name=killed"), cwd=here)
-    run = here / "runs" / "killed"
+    words, straight = undisturbed
+    words = small_words(packed, f"name=killed-{straight.name}", *words)
+    process = run_cli(*words, cwd=here)
+    run = here / "runs" / f"killed-{straight.name}"
     wait_for_steps(run, 11, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert owner_of(run) is None
     assert (run / LOCK).is_file()  # its owner had no time to take it away
-    assert main(small_words(packed, "name=killed")) == 0
+    assert main(words) == 0
     said = capsys.readouterr().out
     assert f"the lock of `vidssl train` (process {process.pid} on" in said
     assert "which is gone, is taken over" in said
     assert re.search(r"holds this run: it goes on from step (8|16) of 24", said)
     assert "a worker was lost" not in said
-    one, two = rows(straight[0]), rows(run)
+    one, two = rows(straight), rows(run)
     assert [row["step"] for row in two] == list(range(24))
     assert [row["data/seen"] for row in one] == [row["data/seen"] for row in two]
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], rel=1e-6)
@@ -118,12 +130,17 @@ def test_a_killed_run_goes_on_with_the_same_words_and_equals_a_straight_one(
     assert leftovers(run) == []
 
 
-@pytest.fixture(scope="module")
-def live(here: Path, packed: Path) -> Iterator[tuple[subprocess.Popen[str], list[str], Path]]:
+@pytest.fixture(
+    scope="module", params=[0, pytest.param(1, marks=[pytest.mark.ray, pytest.mark.slow])], ids=["alone", "ray"]
+)
+def live(
+    request: pytest.FixtureRequest, here: Path, packed: Path
+) -> Iterator[tuple[subprocess.Popen[str], list[str], Path]]:
     """A run that trains in another process, for long."""
-    words = small_words(packed, "name=live", "trainer.steps=50000", "trainer.workers=1", "trainer.log_every_steps=2")
+    name, many = f"live-{request.param}", ("trainer.steps=50000", "trainer.log_every_steps=2")
+    words = small_words(packed, f"name={name}", f"trainer.workers={request.param}", *many)
     process = run_cli(*words, cwd=here)
-    run = here / "runs" / "live"
+    run = here / "runs" / name
     wait_for_steps(run, 8, process)
     yield process, words, run
     if process.poll() is None:
@@ -131,7 +148,6 @@ def live(here: Path, packed: Path) -> Iterator[tuple[subprocess.Popen[str], list
         process.communicate()
 
 
-@pytest.mark.ray
 def test_a_run_that_is_trained_elsewhere_is_left_alone(here, live, monkeypatch, capsys):
     process, words, run = live
     monkeypatch.chdir(here)
@@ -148,7 +164,6 @@ def test_a_run_that_is_trained_elsewhere_is_left_alone(here, live, monkeypatch, 
     wait_for_steps(run, steps + 4, process)  # it has not even noticed
 
 
-@pytest.mark.ray
 def test_control_c_leaves_a_run_that_can_be_resumed(live):
     process, _, run = live
     os.kill(process.pid, signal.SIGINT)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from cluster.training.agree import together
 from cluster.training.failure import Halt, after_all_retries, failure_of, read_failure, write_failure
 from cluster.training.worker import Worker
-from tests.vidssl.methods.two_ranks import as_one_rank, found_by_ranks
+from tests.vidssl.methods.two_ranks import found_by_ranks
 from vidssl.errors import DataError, DiskFullError, StorageError, VidsslError
 from vidssl.saved.checkpoint import Meta, latest_step, save_checkpoint
 from vidssl.saved.run_folder import RunFolder
@@ -68,7 +67,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             save_checkpoint(
                 RunFolder(root / f"seen-by-{rank}"), Meta(step, "r", "d", 1, 0), 0, {}, {"w": torch.ones(1)}
             )
-    return found_by_ranks(__file__, root)
+    return found_by_ranks(find, root)
 
 
 def test_ranks_that_see_other_checkpoints_begin_at_the_step_that_rank_0_sees(ranks):
@@ -84,8 +83,8 @@ def test_a_rank_that_fails_ends_all_of_them_with_its_reason(ranks):
         assert found["again"] is False
 
 
-def find(rank: int) -> dict[str, Any]:
-    folder, cpu = RunFolder(Path(sys.argv[1])), torch.device("cpu")
+def find(rank: int, root: Path) -> dict[str, Any]:
+    folder, cpu = RunFolder(root), torch.device("cpu")
 
     def fails(meet: Any) -> None:
         meet()
@@ -102,7 +101,3 @@ def find(rank: int) -> dict[str, Any]:
     except Halt as halt:
         return seen | {"first": first, "halted": str(halt), "kind": halt.failure.kind, "again": halt.failure.again}
     raise VidsslError("nobody was halted")
-
-
-if __name__ == "__main__":
-    as_one_rank(find)

@@ -137,6 +137,28 @@ def test_a_run_waits_for_its_nodes_as_long_as_it_may_and_is_refused_where_it_may
     assert busy.ended(60) == 130
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="a mount namespace takes root")
+def test_a_node_that_joins_without_the_storage_gets_no_worker_and_a_whole_one_does(cluster, typed, home):
+    cluster.add()
+    run = typed("joined", "trainer.workers=[1,2]", f"trainer.batch={TOGETHER // 2}", f"trainer.steps={6 * STEPS}")
+    assert run.wait_for(10), run.said
+    blind = cluster.add(without=home / "runs")
+    until = time.monotonic() + 120
+    while not any(line.startswith(f"node {blind}, which joined, does not see") for _, line in run.said):
+        assert time.monotonic() < until, run.said
+        time.sleep(0.5)
+    before = run.step()
+    assert run.wait_for(before + 10), run.said
+    assert {row["world"] for row in traced(cluster.trace, "joined")} == {1}
+    cluster.add()
+    said = ended(run, 400)
+    rows = traced(cluster.trace, "joined")
+    assert rows[-1]["world"] == 2
+    assert samples(rows, 6 * STEPS)[1:] == (0, 0)
+    assert sum("which joined, does not see" in line for line in said) == 1
+    assert f"{home / 'runs' / 'joined'}: No such file or directory): no worker begins there" in "\n".join(said)
+
+
 AUTOSCALED = {
     "cluster_name": "scaled",
     "max_workers": 2,

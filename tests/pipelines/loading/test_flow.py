@@ -77,7 +77,8 @@ def batches(manifest, wanted, count=1):
 
 
 @pytest.mark.parametrize(
-    ("codec", "decode"), [("h264", "py"), pytest.param("vp9", "py", marks=pytest.mark.slow), ("vp9", "dali-cpu")]
+    ("codec", "decode"),
+    [("h264", "py"), *(pytest.param("vp9", how, marks=pytest.mark.slow) for how in ("py", "dali-cpu"))],
 )
 def test_rgb_and_flow_show_the_same_frames_in_500_random_windows(packs, codec, decode):
     table, seen = flow_of("companded"), 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.vidssl.methods.two_ranks import WORLD, as_one_rank, found_by_ranks
+from tests.vidssl.methods.two_ranks import WORLD, found_by_ranks
 from vidssl.batch import ClipBatch, Positives
 from vidssl.distributed import copy_buffers_from_first, gather_rows, on_shuffled_rows, rank, world
 from vidssl.methods import build_method
@@ -119,7 +119,7 @@ def check_rows_and_buffers():
     }
 
 
-def on_one_rank(me):
+def on_one_rank(me, folder):
     found = {case: train(case, lambda batch: share_of(batch, me)) for case in CASES}
     found["normed"] = train("actor", lambda batch: share_of(batch, me), statistics=True, steps=4)
     return {**found, "small": check_rows_and_buffers()}
@@ -128,7 +128,7 @@ def on_one_rank(me):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What two gloo ranks found: this very file, run by two processes."""
-    return found_by_ranks(__file__, tmp_path_factory.mktemp("gloo"))
+    return found_by_ranks(on_one_rank, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -193,7 +193,3 @@ def test_alone_nothing_is_sent_or_moved():
     assert (world(), rank()) == (1, 0)
     assert gather_rows(rows) is rows
     assert on_shuffled_rows(lambda x: x, rows, 0, 0) is rows
-
-
-if __name__ == "__main__":
-    as_one_rank(on_one_rank)

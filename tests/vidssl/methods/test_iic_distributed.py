@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.vidssl.methods.two_ranks import WORLD, as_one_rank, found_by_ranks
+from tests.vidssl.methods.two_ranks import WORLD, found_by_ranks
 from vidssl.batch import ClipBatch
 from vidssl.distributed import gather_rows, rank, world
 from vidssl.methods import build_method
@@ -76,14 +76,14 @@ def train(case):
     return {"losses": losses, "mined": mined, "gradients": gradients, "state": method.state_dict()}
 
 
-def on_one_rank(me):
+def on_one_rank(me, folder):
     return {case: train(case) for case in CASES}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What two gloo ranks found: this very file, run by two processes."""
-    return found_by_ranks(__file__, tmp_path_factory.mktemp("gloo"))
+    return found_by_ranks(on_one_rank, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -108,7 +108,3 @@ def test_memories_and_z_of_all_ranks_are_bit_equal(ranks, case):
     for name in [*names, "log_z"]:
         assert torch.equal(first[name].nan_to_num(), second[name].nan_to_num()), name
     assert bool(first["log_z"].isfinite().all()) == (case == "nce")
-
-
-if __name__ == "__main__":
-    as_one_rank(on_one_rank)

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tests.vidssl.methods.test_distributed_step import global_batch
-from tests.vidssl.methods.two_ranks import as_one_rank, found_by_ranks
+from tests.vidssl.methods.two_ranks import found_by_ranks
 from vidssl import distributed
 from vidssl.distributed import gather_rows, on_shuffled_rows, rank, synchronise_norms, world
 from vidssl.methods import build_method
@@ -81,14 +81,14 @@ def sent_by_a_shuffle():
     return {"sizes": sizes, "home": bool(torch.equal(home, 2 * rows))}
 
 
-def on_one_rank(me):
+def on_one_rank(me, folder):
     found = {name: train(name) for name in METHODS}
     return found | {"again": train("infonce", checkpointing=True), "shuffle": sent_by_a_shuffle()}
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def ranks(request, tmp_path_factory):
-    return found_by_ranks(__file__, tmp_path_factory.mktemp("gloo"), request.param)
+    return found_by_ranks(on_one_rank, tmp_path_factory.mktemp("gloo"), request.param)
 
 
 @pytest.mark.parametrize("name", [*METHODS, "again"])
@@ -114,7 +114,3 @@ def test_a_shuffle_sends_each_row_that_moves_once(ranks):
 def test_alone_no_norm_is_changed():
     norms = nn.Sequential(nn.BatchNorm3d(3))
     assert type(synchronise_norms(norms, CPU)[0]) is nn.BatchNorm3d
-
-
-if __name__ == "__main__":
-    as_one_rank(on_one_rank)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.vidssl.methods.two_ranks import WORLD, as_one_rank, found_by_ranks
+from tests.vidssl.methods.two_ranks import WORLD, found_by_ranks
 from vidssl.batch import ClipBatch
 from vidssl.distributed import gather_rows, rank, world
 from vidssl.methods import build_method
@@ -128,7 +128,7 @@ def rows_encoded_at_home(shuffle):
     return found
 
 
-def on_one_rank(me):
+def on_one_rank(me, folder):
     found = {case: train(case, lambda batch: share_of(batch, me)) for case in CASES}
     found["home"] = {shuffle: rows_encoded_at_home(shuffle) for shuffle in (True, False)}
     return {**found, "small": assigned_share()}
@@ -137,7 +137,7 @@ def on_one_rank(me):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What two gloo ranks found: this very file, run by two processes."""
-    return found_by_ranks(__file__, tmp_path_factory.mktemp("gloo"))
+    return found_by_ranks(on_one_rank, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -180,7 +180,3 @@ def test_assignments_do_not_depend_on_who_holds_which_row(ranks):
 def test_shares_of_the_queue_are_disjoint_and_whole(ranks):
     shares = [one["small"]["share"][0, :, 0].tolist() for one in ranks]
     assert sorted(shares[0] + shares[1]) == [0, 1, 2, 3, 4, 5]
-
-
-if __name__ == "__main__":
-    as_one_rank(on_one_rank)

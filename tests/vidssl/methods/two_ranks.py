@@ -1,9 +1,9 @@
-"""Two gloo ranks (or more) for a test: its own file, run as a module by as many processes, each leaving what it found."""
+"""Two gloo ranks (or more) for a test: processes of their own, each of which leaves what it found."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import multiprocessing
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,30 +12,37 @@ import torch
 import torch.distributed as dist
 
 WORLD = 2
+RANKS = multiprocessing.get_context("forkserver")
+# What takes seconds to import is imported once for the ranks of all tests of a process; ours is imported by each rank.
+RANKS.set_forkserver_preload(["torch", "torch.distributed", "pydantic", "omegaconf", "zarr", "pytest"])
 
 
-def as_one_rank(find: Callable[[int], dict[str, Any]]) -> None:
-    """The script's side (`python -m MODULE FOLDER RANK WORLD`): join the others and save what `find(rank)` gives."""
-    folder, me, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=me, world_size=world)
-    torch.save(find(me), f"{folder}/rank-{me}.pt")
-    dist.destroy_process_group()
-
-
-def found_by_ranks(file: str, folder: Path, world: int = WORLD) -> list[dict[str, Any]]:
-    """The test's side: start all ranks and read what they found."""
-    root = Path(__file__).parents[3]
-    module = ".".join(Path(file).relative_to(root).with_suffix("").parts)
-    command = [sys.executable, "-m", module, str(folder)]
-    started = [
-        subprocess.Popen([*command, str(me), str(world)], cwd=root, stderr=subprocess.PIPE, text=True)
-        for me in range(world)
-    ]
+def found_by_ranks(
+    find: Callable[[int, Path], dict[str, Any]], folder: Path, world: int = WORLD
+) -> list[dict[str, Any]]:
+    """What `find(rank, folder)` finds on each of `world` ranks; a function of a test module."""
+    ranks = [RANKS.Process(target=_as_one_rank, args=(find, folder, me, world)) for me in range(world)]
+    for rank in ranks:
+        rank.start()
     try:
-        complaints = [process.communicate(timeout=300)[1] for process in started]
+        for rank in ranks:
+            rank.join(timeout=300)
     finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * world, complaints
+        for rank in ranks:
+            rank.kill()
+    told = [(folder / f"rank-{me}.txt") for me in range(world)]
+    complaints = [path.read_text() for path in told if path.is_file()]
+    assert [rank.exitcode for rank in ranks] == [0] * world, complaints
     return [torch.load(folder / f"rank-{me}.pt", weights_only=True) for me in range(world)]
+
+
+def _as_one_rank(find: Callable[[int, Path], dict[str, Any]], folder: Path, me: int, world: int) -> None:
+    """Join the others and save what was found."""
+    try:
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=me, world_size=world)
+        torch.save(find(me, folder), folder / f"rank-{me}.pt")
+        dist.destroy_process_group()
+    except BaseException:
+        (folder / f"rank-{me}.txt").write_text(traceback.format_exc())
+        raise

@@ -1,0 +1,180 @@
+"""Which point of a sweep is trained next? In order, by lot, or by what Optuna makes of the trainings before it.
+
+Nothing is remembered beside sweep.csv: whenever there is room for another training, the choice is made anew from its rows.
+So a sweep that was killed chooses as one that was not, and `points=` may be raised later. S=1 and `sum` are always trained,
+before all else, and so is what has begun.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from cluster.sweep.search import TrainSearch
+from cluster.sweep.space import Training
+from cluster.sweep.trained import TrainedRow
+from vidssl.errors import RecipeError
+
+if TYPE_CHECKING:
+    import optuna
+
+__all__ = ["Choice", "refuse_without_optuna"]
+
+_ASKED: Final = 32  # times Optuna is asked before lots are drawn: it may name points that cannot be, or were tried
+
+
+def refuse_without_optuna(search: TrainSearch) -> None:
+    """Raises RecipeError where Optuna is asked for and is not installed."""
+    if search.sampler != "optuna":
+        return
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise RecipeError(
+            "sampler=optuna needs Optuna, which is not installed; type pip install 'vidssl[optuna]', or sampler=random"
+        ) from error
+
+
+class Choice:
+    """The trainings of a sweep, and who of them is next.
+
+    Args:
+        trainings: All that could be trained, of the first seed first.
+        search: Sampler, points, seeds.
+        rows: Of sweep.csv; they may grow meanwhile.
+    """
+
+    def __init__(self, trainings: Sequence[Training], search: TrainSearch, rows: Sequence[TrainedRow]) -> None:
+        self.search, self.rows = search, rows
+        points = list(dict.fromkeys(one.arm for one in trainings if one.at))
+        self._budget = min(search.points or len(points), len(points))
+        if search.sampler == "random":
+            lots = np.random.default_rng(search.seeds[0]).permutation(len(points))
+            taken = {points[lot] for lot in lots[: self._budget]}
+            trainings = [one for one in trainings if one.arm in taken or not one.at]
+        self.trainings: Final = trainings
+        self._given: set[str] = set()  # keys of trainings that were handed out here
+        self._begun: dict[str, None] = {}  # arms that were chosen here, in order
+        self._failed: set[str] = set()  # arms
+
+    @property
+    def wanted(self) -> int:
+        """Trainings there will be."""
+        if self.search.sampler != "optuna":
+            return len(self.trainings)
+        rivals = sum(1 for one in self.trainings if not one.at)
+        return rivals + self._budget * len(self.search.seeds)
+
+    @property
+    def missing(self) -> int:
+        """Trainings that have not ended yet; those that failed are among them."""
+        ended = {row.key for row in self.rows if row.ended}
+        done = sum(1 for one in self._chosen() if one.key in ended)
+        return max(self.wanted - done, 0)
+
+    def next(self) -> Training | None:
+        """Who is next; None: nobody is left."""
+        ended = {row.key for row in self.rows if row.ended} | self._given
+        while True:
+            for one in self._chosen():
+                if one.key not in ended:
+                    self._given.add(one.key)
+                    return one
+            if self.search.sampler != "optuna" or len(self._points_begun()) >= self._budget:
+                return None
+            self._begun[self._ask()] = None
+
+    def failed(self, training: Training) -> None:
+        """Nothing is learnt from a training that failed."""
+        self._failed.add(training.arm)
+
+    def _chosen(self) -> list[Training]:
+        if self.search.sampler != "optuna":
+            return list(self.trainings)
+        begun = self._points_begun()
+        return [one for one in self.trainings if not one.at or one.arm in begun]
+
+    def _points_begun(self) -> dict[str, None]:
+        """Arms of the points that have a row, or were chosen here; in order."""
+        known = {one.arm for one in self.trainings if one.at}
+        return dict.fromkeys(row.arm for row in self.rows if row.arm in known) | self._begun
+
+    def _ask(self) -> str:
+        """Optuna's next point that is none of those before."""
+        import optuna
+
+        begun = self._points_begun()
+        axes = _axes(self.trainings)
+        at = {one.arm: _indices(one.at, axes) for one in self.trainings if one.at}
+        left = {indices: arm for arm, indices in at.items() if arm not in begun}
+        seed = int(np.random.default_rng([self.search.seeds[0], len(begun)]).integers(2**31))
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            sampler = optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=min(10, 2 * len(axes) + 2), constant_liar=True
+            )
+        study = optuna.create_study(sampler=sampler, direction="maximize")
+        dists = _distributions(axes)
+        study.add_trials(self._told(arm, dict(zip(axes, at[arm], strict=True)), dists) for arm in begun)
+        for _ in range(_ASKED):
+            trial = study.ask(dists)
+            asked = tuple(int(trial.params[axis]) for axis in axes)
+            if asked in left:
+                return left[asked]
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return list(left.values())[seed % len(left)]
+
+    def _told(
+        self, arm: str, params: dict[str, int], dists: dict[str, optuna.distributions.BaseDistribution]
+    ) -> optuna.trial.FrozenTrial:
+        """What became of a point: the mean over its seeds, at the rung that all of them reached."""
+        from optuna.trial import TrialState, create_trial
+
+        last: dict[str, TrainedRow] = {}
+        for row in sorted((row for row in self.rows if row.arm == arm), key=lambda row: row.percent):
+            last[row.key] = row
+        of_it = [one for one in self.trainings if one.arm == arm]
+        state, value, rungs = TrialState.RUNNING, None, None
+        if arm in self._failed:
+            state = TrialState.FAIL
+        elif all(one.key in last and last[one.key].ended for one in of_it):
+            mean = float(np.mean([row.r1 for row in last.values()]))
+            if all(row.state == "finished" for row in last.values()):
+                state, value = TrialState.COMPLETE, mean
+            else:
+                state, rungs = TrialState.PRUNED, {min(row.percent for row in last.values()): mean}
+        return create_trial(state=state, value=value, params=params, distributions=dists, intermediate_values=rungs)
+
+
+def _axes(trainings: Iterable[Training]) -> dict[str, list[Any]]:
+    """Axis → its values, in the order in which they were given."""
+    axes: dict[str, list[Any]] = {}
+    for one in trainings:
+        for axis, value in one.at.items():
+            values = axes.setdefault(axis, [])
+            if value not in values:
+                values.append(value)
+    return {axis: sorted(values) if _numbers(values) else values for axis, values in axes.items()}
+
+
+def _numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _indices(at: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> tuple[int, ...]:
+    return tuple(values.index(at[axis]) for axis, values in axes.items())
+
+
+def _distributions(axes: Mapping[str, list[Any]]) -> dict[str, optuna.distributions.BaseDistribution]:
+    """Numbers have an order, other values have none; of both, their place in the list is what Optuna knows."""
+    from optuna.distributions import CategoricalDistribution, IntDistribution
+
+    return {
+        axis: IntDistribution(0, len(values) - 1)
+        if _numbers(values)
+        else CategoricalDistribution(list(range(len(values))))
+        for axis, values in axes.items()
+    }
