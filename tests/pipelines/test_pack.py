@@ -242,7 +242,7 @@ def test_staged_videos_that_a_power_cut_damaged_are_all_packed_again_in_one_star
     assert checksums(out) == checksums(packed.root)
 
 
-@pytest.mark.parametrize("plan", [b"", b"{", b"[]"])
+@pytest.mark.parametrize("plan", [b"{", *(pytest.param(torn, marks=pytest.mark.slow) for torn in (b"", b"[]"))])
 def test_a_torn_plan_begins_the_staging_again(packed, source, tmp_path, plan):
     out = tmp_path / "out"
     staged_then_stopped(source, out)

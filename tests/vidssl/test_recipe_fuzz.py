@@ -97,7 +97,7 @@ def assert_meaningful(recipe: Recipe) -> None:
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("key", KEYS)
 def test_a_hostile_value_is_refused_in_a_sentence_or_works(key, every, tmp_path):
-    """What works is itself again from its file: of every value in the slow form, else of each kind's first."""
+    """What works is itself again from its file: of every value in the slow form, else of the first two kinds."""
     refused, kinds = 0, set()
     for value in HOSTILE:
         try:
@@ -106,7 +106,7 @@ def test_a_hostile_value_is_refused_in_a_sentence_or_works(key, every, tmp_path)
             assert_a_sentence(error, (key, value if not isinstance(value, int) else float(value % 10**9)))
             refused += 1
             continue
-        if every or type(value) not in kinds:
+        if every or (type(value) not in kinds and len(kinds) < 2):
             (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
             assert recipe_from_file(tmp_path / "recipe.yaml") == recipe
             kinds.add(type(value))

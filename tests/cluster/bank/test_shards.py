@@ -38,7 +38,7 @@ from vidssl.mining.plan import CascadePlan
 from vidssl.mining.reopen import chosen
 from vidssl.mining.snapshots import load_snapshot, save_snapshot
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 VIEWS = ("residual", "rgb")
 GROUP = np.arange(N) // 2
 
@@ -72,7 +72,6 @@ def pushed_into(*banks):
         assert all(one == taken[0] for one in taken)
 
 
-@pytest.mark.slow
 def test_three_shards_in_processes_of_their_own_are_one_bank(sharded):
     one, many = EmbeddingBank(N, DIM, VIEWS, GROUP), sharded().empty()
     ids = np.arange(N)
@@ -118,7 +117,6 @@ def correlated(step, slots):
     return Embeddings(views, slots, step, 0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("space", ["white", "canonical", "auto"])
 @pytest.mark.parametrize("strategy", ["cascade", "joint"])
 def test_shards_mine_in_the_space_that_one_bank_would_fit(sharded, space, strategy):
@@ -192,7 +190,7 @@ def served(server, steps, attempt=1):
     return found
 
 
-@pytest.mark.parametrize("space", ["raw", pytest.param("canonical", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("space", ["raw", "canonical"])
 def test_a_deterministic_bank_in_shards_hands_out_the_same_and_goes_on_from_its_snapshot(sharded, tmp_path, space):
     here = spec(deterministic=True, root=str(tmp_path), space=space)
     one = BankServer(here, GROUP)
@@ -214,7 +212,6 @@ def test_a_deterministic_bank_in_shards_hands_out_the_same_and_goes_on_from_its_
         many.close()
 
 
-@pytest.mark.slow
 def test_a_shard_that_is_killed_comes_back_with_its_snapshot_and_training_goes_on(ray_cluster, tmp_path):
     from cluster.bank.shard_actor import start_actors
     from cluster.bank.shard_place import ShardPlace
@@ -263,7 +260,6 @@ def test_a_shard_that_is_killed_comes_back_with_its_snapshot_and_training_goes_o
         server.close()
 
 
-@pytest.mark.slow
 def test_a_deterministic_run_ends_its_attempt_when_a_shard_is_lost(ray_cluster):
     from cluster.bank.shard_actor import start_actors
     from cluster.bank.shard_place import ShardPlace
@@ -285,7 +281,6 @@ def test_a_deterministic_run_ends_its_attempt_when_a_shard_is_lost(ray_cluster):
         server.close()
 
 
-@pytest.mark.slow
 def test_a_bank_that_is_killed_takes_its_shards_along_and_comes_back_with_new_ones_and_their_rows(
     ray_cluster, tmp_path
 ):

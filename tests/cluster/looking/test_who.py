@@ -77,6 +77,7 @@ def test_parts_change_nothing_but_the_rounding_of_the_encoder(packed, recipe, tm
         np.testing.assert_allclose(rows, cut.rows[name], atol=2e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_task_that_is_killed_is_begun_again_and_the_numbers_are_the_same(
     ray_cluster, packed, recipe, small_parts, tmp_path
 ):

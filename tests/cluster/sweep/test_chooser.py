@@ -73,6 +73,7 @@ def test_rivals_are_trained_first_and_beside_the_points(sampler):
     assert len(order) == 8
 
 
+@pytest.mark.slow
 def test_optuna_finds_the_hill_with_fewer_trainings_than_lots():
     points = [{"x": x, "y": f"y{y}", "z": z} for x in range(SIDE) for y in range(SIDE) for z in (1, 2, 5, 7)]
 

@@ -75,7 +75,7 @@ def test_s3d_blocks_have_as_many_parameters_as_the_published_ones():
 
 
 @pytest.mark.parametrize("name", MAPS)
-@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("channels", [pytest.param(1, marks=pytest.mark.slow), 2, 3])
 def test_every_backbone_makes_a_map_of_its_features_from_any_channels(name, channels):
     with torch.device("meta"):  # shapes only: the arithmetic is that of the conformance cases
         backbone = build_backbone(Model(backbone=name), in_channels=channels)

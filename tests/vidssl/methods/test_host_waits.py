@@ -138,7 +138,10 @@ def test_every_method_has_an_arm():
     assert {arm.split()[0] for arm in ARMS} == set(METHODS)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+ONE_EACH = ("infonce", "infonce + cascade", "ubernce", "coclr", "cpr", "cpr of the bank", "cpr by agreement", "vicc", "vicc cross", "iic", "iic + cascade")  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", [pytest.param(arm, marks=[pytest.mark.slow] * (arm not in ONE_EACH)) for arm in ARMS])
 def test_a_step_makes_the_host_wait_for_nothing(arm):
     recipe = a_recipe(arm)
     batches = [a_batch(step, recipe.views) for step in range(STEPS)]
