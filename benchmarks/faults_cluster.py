@@ -94,17 +94,18 @@ class LocalCluster:
         for place in range(nodes):
             self.add((resources or {}).get(place))
 
-    def add(self, resources: Mapping[str, float] | None = None, without: Path | None = None) -> str:
+    def add(self, resources: Mapping[str, float] | None = None, without: Path | None = None, cores: int = 1) -> str:
         """Start one node more, and wait until the cluster has it; returns its address.
 
         Args:
             resources: Ray resources of its own.
             without: A folder that is empty on that node (in a mount namespace of its own, which takes root).
+            cores: That Ray believes it to have.
         """
         self._numbers += 1
         at, before = f"127.0.0.{self._numbers}", self.living()
         more = [f"--resources={json.dumps(resources)}"] if resources else []
-        self.nodes[at] = self._ray(f"--address={self.address}", "--num-cpus=1", *more, at=at, without=without)
+        self.nodes[at] = self._ray(f"--address={self.address}", f"--num-cpus={cores}", *more, at=at, without=without)
         self._wait_for(before + 1)
         return at
 

@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from pipelines.dataset.place import Address
     from pipelines.dataset.reader import ShardReader
 
-__all__ = ["Contents", "Looks", "Verdicts", "contents_of", "look_at", "names_of", "read_verdicts", "strip_of"]
+__all__ = [
+    "Contents",
+    "Looks",
+    "Verdicts",
+    "contents_of",
+    "counted",
+    "look_at",
+    "names_of",
+    "read_verdicts",
+    "strip_of",
+]
 
 _COPY = re.compile(r"(?:^|; )a (mirrored )?copy of '(.*)'(?: \(duplicates=drop\))?$")
 _LOOKED_AT: Final = 200
@@ -139,18 +149,18 @@ class Contents:
         manifest, length = self.manifest, np.percentile(self.seconds, [5, 50, 95])
         size = sum(shard.bytes for shard in manifest.shards)
         said = [
-            f"{len(manifest)} videos, {self.hours:.2f} hours, {size / 1e6:.1f} MB in {len(manifest.shards)} shards, data {manifest.hash}",
+            f"{counted(len(manifest), 'video')}, {self.hours:.2f} hours, {size / 1e6:.1f} MB in {counted(len(manifest.shards), 'shard')}, data {manifest.hash}",
             f"lengths {length[1]:.1f} s in the middle, 5 to 95 %: {length[0]:.1f} to {length[2]:.1f} s; "
             f"{manifest.short_side} px, {'own rates' if manifest.fps is None else f'{manifest.fps:g} fps'}, {manifest.codec}",
-            f"{len(manifest.classes)} classes, {manifest.groups} groups, the largest of {self.group_sizes[0]} videos",
+            f"{counted(len(manifest.classes), 'class')}, {counted(manifest.groups, 'group')}, the largest of {counted(self.group_sizes[0], 'video')}",
             *(
-                f"split {name}: {n} videos, {h:.2f} hours, {c} classes, {g} groups"
+                f"split {name}: {counted(n, 'video')}, {h:.2f} hours, {counted(c, 'class')}, {counted(g, 'group')}"
                 for name, n, h, c, g in self.splits()
             ),
         ]
         if (cut := self.options.get("cut")) is not None:
             sources = {str(name).rpartition("#t=")[0] or str(name) for name in manifest.samples.name}
-            said.append(f"cut={cut}: clips of {len(sources)} sources")
+            said.append(f"cut={cut}: clips of {counted(len(sources), 'source')}")
         if self.torn:
             said.append(f"{self.torn} groups lie in more than one split")
         said.append(self.verdicts.missing or f"{self.duplicates}; {manifest.rejected} rejected")
@@ -165,7 +175,8 @@ class Contents:
         copies = self.verdicts.copies
         mirrored = sum(one[2] for one in copies)
         done = "left out" if how == "drop" else "siblings of what they copy"
-        return f"{len(copies)} videos are copies ({mirrored} mirrored), {done}"
+        are = "is a copy" if len(copies) == 1 else "are copies"
+        return f"{counted(len(copies), 'video')} {are} ({mirrored} mirrored), {done}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +192,12 @@ class Looks:
     instance: NDArray[np.int64]
     motion: NDArray[np.float64]
     unreadable: int
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 video", "2 classes"."""
+    many = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else many}"
 
 
 def contents_of(folder: str | Path) -> Contents:

@@ -13,7 +13,7 @@ import numpy as np
 
 from cluster.page.histogram import counts, histogram
 from cluster.page.parts import Section, card, page, pairs, table, tiles
-from cluster.report.packed import Contents, Looks, contents_of, look_at, names_of, strip_of
+from cluster.report.packed import Contents, Looks, contents_of, counted, look_at, names_of, strip_of
 from vidssl.errors import DataError
 from vidssl.files import storage_error, write_whole
 
@@ -124,9 +124,13 @@ def _whole(contents: Contents) -> Section:
     copies = "not looked for" if contents.options.get("duplicates", "keep") == "keep" else f"{len(verdicts.copies)}"
     items = [
         (f"{len(manifest)}", "videos", f"{contents.hours:.2f} hours"),
-        (f"{len(manifest.classes)}", "classes", f"{unlabelled} videos without a label"),
-        (f"{manifest.groups}", "groups", f"the largest holds {contents.group_sizes[0]} videos"),
-        (f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB", "stored", f"{len(manifest.shards)} shards"),
+        (f"{len(manifest.classes)}", "classes", f"{counted(unlabelled, 'video')} without a label"),
+        (f"{manifest.groups}", "groups", f"the largest holds {counted(contents.group_sizes[0], 'video')}"),
+        (
+            f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB",
+            "stored",
+            counted(len(manifest.shards), "shard"),
+        ),
         (f"{manifest.rejected}", "rejected", f"{len(verdicts.of('left out'))} left out by the source's lists"),
         (copies, "copies", contents.duplicates if copies != "not looked for" else "vidssl pack … duplicates=siblings"),
     ]

@@ -9,7 +9,7 @@ import pytest
 from cluster.commands.handlers import report
 from cluster.commands.words import Words
 from cluster.page.histogram import counts, histogram
-from cluster.report.packed import contents_of, read_verdicts
+from cluster.report.packed import contents_of, counted, read_verdicts
 from cluster.report.packed_page import is_packed, write_data_report
 from pipelines.pack import PackOptions, pack
 from tests.cluster.report.test_write import Words as Page
@@ -127,3 +127,12 @@ def test_of_many_counts_the_first_are_shown_and_the_rest_are_counted():
     assert "&lt;1&gt;" in text
     assert "&lt;2&gt;" not in text
     assert "and 3 more, 21 of 40" in text
+
+
+def test_one_is_not_many():
+    assert [counted(number, noun) for number, noun in ((0, "video"), (1, "video"), (1, "class"), (2, "class"))] == [
+        "0 videos",
+        "1 video",
+        "1 class",
+        "2 classes",
+    ]

@@ -147,7 +147,10 @@ def test_one_split_alone(capsys):
             "nothing to reproduce is called 'cpr-ucf10'; there are cpr-ucf101, .* did you mean 'cpr-ucf101'",
         ),
         # Where this machine's disk is too small for the dataset, that is one of those above.
-        (["cpr-ucf101"], r"cpr-ucf101 cannot begin, for something is missing( \(1 more above\))?: the videos of UCF101"),
+        (
+            ["cpr-ucf101"],
+            r"cpr-ucf101 cannot begin, for something is missing( \(1 more above\))?: the videos of UCF101",
+        ),
         (["coclr-k400"], r"something is missing \(\d more above\): the videos of Kinetics-400"),
         (["cpr-ucf101", "fold=4"], "fold=4 is unknown; type fold= one of all, 1, 2, 3"),
         (["cpr-ucf101", "ucf101=x"], "ucf101=x: cpr-ucf101 is pre-trained on UCF101; type videos=x"),

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.faults import RECIPE, STEPS, TOGETHER, VIDEOS, Run, samples
 from benchmarks.faults_cluster import LocalCluster, free_port, kill_tree, traced
+from cluster.training.lost import read_ranks_of
 from pipelines.pack import PackOptions, pack
 from pipelines.synthetic import make_motion_set
 from vidssl.saved.run_folder import RunFolder
@@ -135,6 +136,32 @@ def test_a_run_waits_for_its_nodes_as_long_as_it_may_and_is_refused_where_it_may
     assert busy.wait_for(before + 5), busy.said  # it has not even noticed
     busy.process.terminate()
     assert busy.ended(60) == 130
+
+
+def test_three_nodes_find_what_one_finds_and_two_runs_at_once_do_not_meet(cluster, typed):
+    """The same ranks, wherever they are, and whoever else trains there: the same losses, out of the same bank."""
+    words = ("trainer.workers=3", f"trainer.batch={TOGETHER // 3}", "trainer.deterministic=true", "trainer.steps=60")
+    alone = cluster.add(cores=3)
+    one = typed("one-node", *words)
+    ended(one)
+    assert {rank.node for rank in read_ranks_of(RunFolder(one.folder))} == {alone}
+    cluster.kill(alone)
+    nodes = {cluster.add() for _ in range(3)}
+    three = typed("three-nodes", *words)
+    ended(three)
+    assert {rank.node for rank in read_ranks_of(RunFolder(three.folder))} == nodes
+    assert losses(three.folder) == pytest.approx(losses(one.folder), rel=1e-5)
+    assert any(row.get("mining/positives", 0) > 0 for row in RunFolder(one.folder).read_log())
+    for _ in range(3):
+        cluster.add()
+    pair = [typed(f"pair-{number}", *words, "seed=1" if number else "seed=0") for number in range(2)]
+    for run in pair:
+        ended(run, 400)
+    assert losses(pair[0].folder) == pytest.approx(losses(one.folder), rel=1e-5)
+    assert losses(pair[1].folder) != pytest.approx(losses(one.folder), rel=1e-2)
+    left = cluster.left()
+    assert [name for name in left.actors if "Autoscaling" not in name] == []
+    assert left.groups == ()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a mount namespace takes root")
