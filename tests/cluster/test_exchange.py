@@ -58,7 +58,7 @@ def file(tmp_path):
 @pytest.mark.parametrize(
     ("case", "source"),
     [
-        ("coclr_s3d", "cpr"),
+        pytest.param("coclr_s3d", "cpr", marks=pytest.mark.slow),
         pytest.param("iic_r3d", "iic", marks=pytest.mark.slow),
         pytest.param("vicc_r21d", "vicc", marks=pytest.mark.slow),
     ],

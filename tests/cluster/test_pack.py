@@ -45,6 +45,7 @@ def test_a_small_pack_needs_no_ray_and_says_size_progress_and_result(table, plai
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_tasks_make_the_same_bytes(ray_cluster, table, plain, tmp_path):
     pack("csv", table, tmp_path / "out", workers=2, run=in_ray)
     assert checksums(tmp_path / "out") == checksums(plain)

@@ -343,7 +343,9 @@ def test_hostile_words_are_refused_in_a_sentence_or_work_and_touch_nothing_forei
     assert not wrong, f"{len(wrong)} of {LISTS}:\n" + "\n".join(wrong)
 
 
-@pytest.mark.parametrize("verb", ["pack", "train", "embed", "report", "recipes"])
+@pytest.mark.parametrize(
+    "verb", ["train", "report", *(pytest.param(verb, marks=pytest.mark.slow) for verb in ("pack", "embed", "recipes"))]
+)
 @pytest.mark.usefixtures("nothing_heavy", "alarm")
 def test_a_real_process_refuses_in_the_same_sentence(verb, template, packed, tmp_path, monkeypatch, capsys):
     root = tmp_path / "tree"

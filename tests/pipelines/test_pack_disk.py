@@ -58,7 +58,14 @@ def plain(source, tmp_path_factory) -> Path:
     return pack("folder", source, tmp_path_factory.mktemp("out") / "plain", workers=2).root
 
 
-@pytest.mark.parametrize("free", [0.3, 1.5, 5.0], ids=["at the start", "while staging", "while the shards are written"])
+@pytest.mark.parametrize(
+    "free",
+    [
+        pytest.param(0.3, marks=pytest.mark.slow, id="at the start"),
+        pytest.param(1.5, marks=pytest.mark.slow, id="while staging"),
+        pytest.param(5.0, id="while the shards are written"),
+    ],
+)
 def test_a_full_disk_is_one_sentence_and_the_pack_goes_on_after_space_is_made(source, plain, small_disk, free):
     size = sum(path.stat().st_size for path in plain.glob("*.tar"))
     assert 2.7e6 < size < 4.8e6  # staged it fits, beside its shards it does not

@@ -26,6 +26,7 @@ def step_through(client, steps, pause_s=0.0):
     return taken
 
 
+@pytest.mark.slow
 def test_a_killed_bank_returns_with_its_snapshot_while_the_client_goes_on(ray_cluster, tmp_path):
     import ray
 

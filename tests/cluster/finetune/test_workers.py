@@ -70,6 +70,7 @@ def both(packed, tmp_path_factory):
     return home, found_by_ranks(on_one_rank, home)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fine", "linear"])
 def test_two_ranks_are_one_process_with_the_whole_batch(both, packed, tmp_path, kind):
     _, ranks = both
@@ -88,6 +89,7 @@ def test_two_ranks_are_one_process_with_the_whole_batch(both, packed, tmp_path, 
     assert found[0].chosen.rows == alone.chosen.rows
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_ranks_were_stopped(both, packed, tmp_path):
     home, ranks = both
     assert [rank["stopped"] for rank in ranks] == [True, True]

@@ -23,7 +23,7 @@ def arms(trainings):
     return [one.arm for one in trainings]
 
 
-@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("published", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ablation_names())
 def test_every_ablation_compares_distinct_trainings_on_its_tiny_and_on_its_published_base(name, published, tmp_path):
     stem = name.partition("/")[2]

@@ -47,7 +47,7 @@ def test_info_nce_is_one_graph():
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 
-@pytest.mark.parametrize("name", ["cpr", "vicc", "iic"])
+@pytest.mark.parametrize("name", ["cpr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vicc", "iic"))])
 def test_a_compiled_run_gives_the_same_numbers_and_the_same_names(name, monkeypatch):
     monkeypatch.setattr(
         nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="eager", fullgraph=True)
