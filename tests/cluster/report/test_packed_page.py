@@ -58,7 +58,7 @@ def test_the_page_and_the_lines_say_what_is_in_the_data(packed):
     seconds = (sum(FRAMES) + FRAMES[-1]) / 25
     assert f"5 videos, {seconds / 3600:.2f} hours" in said[0]
     assert "2 classes, 4 groups, the largest of 2 videos" in said[0]
-    assert "1 videos are copies (0 mirrored), siblings of what they copy; 2 rejected" in said[0]
+    assert "1 video is a copy (0 mirrored), siblings of what they copy; 2 rejected" in said[0]
     assert "1 × opening failed: Invalid data found when processing input, e.g. 'run/no.mp4'" in said[0]
 
 
