@@ -1,8 +1,8 @@
 """Which point of a sweep is trained next? In order, by lot, or by what Optuna makes of the trainings before it.
 
 Nothing is remembered beside sweep.csv: whenever there is room for another training, the choice is made anew from its rows.
-So a sweep that was killed chooses as one that was not, and `points=` may be raised later. S=1 and `sum` are always trained,
-before all else, and so is what has begun.
+So a sweep that was killed chooses as one that was not, and `points=` may be raised later. What has begun is ended first; one
+point with S=1 and one of `sum` come before all others, and further ones like any other point.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from cluster.sweep.search import TrainSearch
-from cluster.sweep.space import Training
+from cluster.sweep.space import ARM, Training
 from cluster.sweep.trained import TrainedRow
 from vidssl.errors import RecipeError
 
@@ -49,12 +49,18 @@ class Choice:
 
     def __init__(self, trainings: Sequence[Training], search: TrainSearch, rows: Sequence[TrainedRow]) -> None:
         self.search, self.rows = search, rows
-        points = list(dict.fromkeys(one.arm for one in trainings if one.at))
-        self._budget = min(search.points or len(points), len(points))
+        points = {one.arm: one for one in trainings}
+        lots = np.random.default_rng(search.seeds[0]).permutation(len(points))
+        self._lots = [list(points)[lot] for lot in lots]
+        rivals = [arm for arm in self._lots if points[arm].rival]
+        self._first = list({points[arm].at[ARM]: arm for arm in reversed(rivals)}.values())
+        self._budget = min(max(search.points or len(points), len(self._first) + 1), len(points))
         if search.sampler == "random":
-            lots = np.random.default_rng(search.seeds[0]).permutation(len(points))
-            taken = {points[lot] for lot in lots[: self._budget]}
-            trainings = [one for one in trainings if one.arm in taken or not one.at]
+            drawn = dict.fromkeys([*self._first, *self._lots])
+            taken = set(list(drawn)[: self._budget])
+            trainings = sorted(
+                (one for one in trainings if one.arm in taken), key=lambda one: one.arm not in self._first
+            )
         self.trainings: Final = trainings
         self._given: set[str] = set()  # keys of trainings that were handed out here
         self._begun: dict[str, None] = {}  # arms that were chosen here, in order
@@ -65,8 +71,7 @@ class Choice:
         """Trainings there will be."""
         if self.search.sampler != "optuna":
             return len(self.trainings)
-        rivals = sum(1 for one in self.trainings if not one.at)
-        return rivals + self._budget * len(self.search.seeds)
+        return self._budget * len(self.search.seeds)
 
     @property
     def missing(self) -> int:
@@ -95,20 +100,23 @@ class Choice:
         if self.search.sampler != "optuna":
             return list(self.trainings)
         begun = self._points_begun()
-        return [one for one in self.trainings if not one.at or one.arm in begun]
+        return [one for one in self.trainings if one.arm in begun]
 
     def _points_begun(self) -> dict[str, None]:
         """Arms of the points that have a row, or were chosen here; in order."""
-        known = {one.arm for one in self.trainings if one.at}
+        known = {one.arm for one in self.trainings}
         return dict.fromkeys(row.arm for row in self.rows if row.arm in known) | self._begun
 
     def _ask(self) -> str:
         """Optuna's next point that is none of those before."""
+        begun = self._points_begun()
+        if still := [arm for arm in self._first if arm not in begun]:
+            return still[0]
         import optuna
 
-        begun = self._points_begun()
         axes = _axes(self.trainings)
-        at = {one.arm: _indices(one.at, axes) for one in self.trainings if one.at}
+        at = {one.arm: _indices(one.at, axes) for one in self.trainings}
+        rivals = {_indices({ARM: one.at[ARM]}, axes)[:1]: set(one.at) for one in self.trainings if one.rival}
         left = {indices: arm for arm, indices in at.items() if arm not in begun}
         seed = int(np.random.default_rng([self.search.seeds[0], len(begun)]).integers(2**31))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -122,6 +130,9 @@ class Choice:
         for _ in range(_ASKED):
             trial = study.ask(dists)
             asked = tuple(int(trial.params[axis]) for axis in axes)
+            known = rivals.get(asked[:1])  # on what axes a rival has a value; of the others nothing is asked
+            if known is not None:
+                asked = tuple(index if axis in known else 0 for axis, index in zip(axes, asked, strict=True))
             if asked in left:
                 return left[asked]
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -165,7 +176,7 @@ def _numbers(values: Iterable[Any]) -> bool:
 
 
 def _indices(at: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> tuple[int, ...]:
-    return tuple(values.index(at[axis]) for axis, values in axes.items())
+    return tuple(values.index(at[axis]) if axis in at else 0 for axis, values in axes.items())
 
 
 def _distributions(axes: Mapping[str, list[Any]]) -> dict[str, optuna.distributions.BaseDistribution]:

@@ -19,6 +19,7 @@ __all__ = ["AXES_PICTURE", "draw_axes"]
 
 AXES_PICTURE: Final = "axes.png"
 _INK, _FAINT, _STOPPED = "#333333", "#b8b8b8", "#c9c9c9"
+_NONE: Final = "–"
 _ROOM: Final = 0.18  # share of the room between two values over which lines that share one are spread
 
 
@@ -28,7 +29,7 @@ def draw_axes(found: Outcome, path: Path) -> bool:
     A picture of before that would say something else is removed.
 
     Args:
-        found: Arms with their value on every axis. Those without are rivals: a mark on the last axis.
+        found: Arms with their value on every axis; a rival has none on the axes of the cascade, and goes through "–" there.
         path: File to make or replace.
 
     Raises:
@@ -36,7 +37,7 @@ def draw_axes(found: Outcome, path: Path) -> bool:
     """
     from matplotlib.figure import Figure
 
-    points = [arm for arm in found.arms if arm.at]
+    points = list(found.arms)
     axes = {axis: values for axis, values in _axes(points).items() if len(values) > 1}
     if len(axes) < 2:
         path.unlink(missing_ok=True)
@@ -50,24 +51,10 @@ def draw_axes(found: Outcome, path: Path) -> bool:
     _rule(plane, len(axes), "R@1, percent", [((tick - low) / (high - low), f"{100 * tick:.1f}") for tick in ticks])
     for rank, arm in reversed(list(enumerate(points))):
         _line(plane, arm, rank, len(points), axes, (low, high), found.best)
-    for arm in found.arms:
-        if not arm.at:
-            height = (arm.r1 - low) / (high - low)
-            plane.plot([len(axes) - 0.06, len(axes) + 0.06], [height, height], color=_INK, lw=2, zorder=5)
-            plane.annotate(
-                arm.label,
-                (len(axes) - 0.09, height),
-                ha="right",
-                va="center",
-                fontsize=7,
-                color=_INK,
-                zorder=6,
-                bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
-            )
     plane.set_xlim(-0.25, len(axes) + 0.35)
     plane.set_ylim(-0.06, 1.06)
     plane.axis("off")
-    said = "the darker, the better; the widest line is the best point; dashed: stopped early; marks: S=1 and sum"
+    said = "the darker, the better; the widest line is the best point; dashed: stopped early"
     plane.set_title(f"every point through its values to its R@1\n{said}", loc="left", fontsize=8.5, color=_INK, pad=26)
     with written_aside(path) as stream:
         figure.savefig(stream, format="png")
@@ -89,7 +76,7 @@ def _line(
     for axis, values in axes.items():
         step = 1 / max(len(values) - 1, 1)
         aside = (0.5 - (rank + 0.5) / of) * _ROOM * step
-        heights.append(_height(values.index(arm.at[axis]), len(values)) + aside)
+        heights.append(_height(values.index(arm.at.get(axis, _NONE)), len(values)) + aside)
     heights.append((arm.r1 - low) / (high - low))
     good = heights[-1]
     ended = bool(arm.finished)
@@ -126,16 +113,12 @@ def _rule(plane: Axes, at: int, name: str, ticks: Sequence[tuple[float, str]]) -
 def _axes(arms: Sequence[Arm]) -> dict[str, list[Any]]:
     """Short axis name → values; numbers in their order, others in that of the sweep."""
     found: dict[str, list[Any]] = {}
-    for arm in arms:
-        for axis, value in arm.at.items():
-            values = found.setdefault(axis, [])
-            if value not in values:
-                values.append(value)
-    numbers = (int, float)
-    return {
-        axis: sorted(values) if all(isinstance(value, numbers) for value in values) else values
-        for axis, values in found.items()
-    }
+    for axis in dict.fromkeys(axis for arm in arms for axis in arm.at):
+        values = [value for arm in arms if (value := arm.at.get(axis, _NONE)) != _NONE]
+        known = [value for place, value in enumerate(values) if value not in values[:place]]
+        known = sorted(known) if all(isinstance(value, int | float) for value in known) else known
+        found[axis] = [_NONE] * any(axis not in arm.at for arm in arms) + known
+    return found
 
 
 def _range(found: Outcome) -> tuple[float, float]:

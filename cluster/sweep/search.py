@@ -57,7 +57,7 @@ class TrainSearch(Section):
     )
     points: Count | None = Field(
         default=None,
-        description="random and optuna: most points that are trained, beside S=1 and sum; null: all of them",
+        description="random and optuna: most points that are trained, one with S=1 and one of sum among them; null: all",
     )
     first_rung: Share = Field(default=0.25, description="asha: share of a training at whose end it is first compared")
     reduction: int = Field(default=3, ge=2, le=100, description="asha: one in so many goes on from a rung to the next")

@@ -44,7 +44,8 @@ class Training:
         recipe: Whole, with its name and storage below the sweep's folder.
         key: Hash of all that changes its numbers.
         pool: p, candidates that reach the last stage; None: nothing is mined.
-        at: Axis → value, `arm` among them where the search names arms; empty: a rival, which is always trained.
+        at: Axis → value; `arm` among them where there are several. A rival has no value on the axes of the cascade.
+        rival: Whether it is what the cascade has to beat.
     """
 
     arm: str
@@ -53,6 +54,7 @@ class Training:
     key: str
     pool: int | None
     at: Mapping[str, Any] = field(default_factory=dict)
+    rival: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class _Arm:
     label: str
     words: Mapping[str, Any]
     at: Mapping[str, Any]
+    rival: bool = False
 
 
 def trainings_of(sweep: Sweep, manifest: Manifest, storage: str) -> tuple[list[Training], list[str]]:
@@ -100,13 +103,14 @@ def trainings_of(sweep: Sweep, manifest: Manifest, storage: str) -> tuple[list[T
 def _arms(sweep: Sweep) -> Iterator[_Arm]:
     space, named = sweep.search.space, sweep.search.arms or {"": {}}
     mined = any(key.startswith("mining.") for key in (*space, *(key for words in named.values() for key in words)))
-    if mined and _cascades(sweep.base):
-        free = {key: values for key, values in space.items() if key not in _CASCADE}
-        for rival, strategy in _RIVALS.items():
-            alone = {"mining.strategy": strategy, "mining.stages": 1, "mining.ratio": None, "mining.pool": None}
-            yield from (_Arm(_joined(rival, _said(free, at)), {**at, **alone}, {}) for at in _product(free))
+    rivals = _RIVALS if mined and _cascades(sweep.base) else {}
+    free = {key: values for key, values in space.items() if key not in _CASCADE}
+    for rival, strategy in rivals.items():
+        alone = {"mining.strategy": strategy, "mining.stages": 1, "mining.ratio": None, "mining.pool": None}
+        for at in _product(free):
+            yield _Arm(_joined(rival, _said(free, at)), {**at, **alone}, {ARM: rival, **at}, rival=True)
     for name, words in named.items():
-        who = {ARM: name} if len(named) > 1 else {}
+        who = {ARM: name or sweep.base.mining.strategy} if rivals or len(named) > 1 else {}
         for at in _product(space):
             yield _Arm(_joined(name, _said(space, at)) or sweep.base.name, {**words, **at}, {**who, **at})
 
@@ -186,4 +190,4 @@ def _training(recipe: Recipe, arm: _Arm, seed: int, manifest: Manifest, storage:
     trainer = recipe.trainer.model_copy(update={"storage": storage})
     recipe = recipe.model_copy(update={"name": f"{slug}-seed-{seed}-{key[:6]}", "trainer": trainer})
     pool = plan_from(mining_of(recipe), _slots(recipe, manifest)).last_pool if recipe.mines else None
-    return Training(arm.label, seed, recipe, key, pool, arm.at)
+    return Training(arm.label, seed, recipe, key, pool, arm.at, arm.rival)

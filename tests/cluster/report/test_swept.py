@@ -26,8 +26,11 @@ def drawn(tmp_path_factory):
     """A finished sweep over two axes, with a point that was stopped and two rivals."""
     home = tmp_path_factory.mktemp("sweep")
     mark(home, "sweep")
-    points = {f"stages={s} topk={k}": {"mining.stages": s, "mining.topk": k} for s in (3, 5) for k in (1, 5)}
-    shares = dict(zip([*points, "single (S=1)", "sum"], (0.2, 0.3, 0.4, 0.6, 0.35, 0.58), strict=True))
+    points = {
+        f"stages={s} topk={k}": {"arm": "cascade", "mining.stages": s, "mining.topk": k} for s in (3, 5) for k in (1, 5)
+    }
+    points |= {name: {"arm": name, "mining.topk": 5} for name in ("single (S=1)", "sum")}
+    shares = dict(zip(points, (0.2, 0.3, 0.4, 0.6, 0.35, 0.58), strict=True))
     rows, hits = [], {}
     for arm, share in shares.items():
         found = (np.arange(200) < 200 * share).astype(float)
@@ -54,7 +57,7 @@ def test_what_was_written_is_read_back_as_it_was(sweep):
     found = read_record(SweptOutcome, sweep / OUTCOME, "").found
     assert found.best is not None
     assert found.best.label == "stages=5 topk=5"
-    assert dict(found.best.at) == {"mining.stages": 5, "mining.topk": 5}
+    assert dict(found.best.at) == {"arm": "cascade", "mining.stages": 5, "mining.topk": 5}
     assert [arm.label for arm in found.alike] == ["sum"]
 
 

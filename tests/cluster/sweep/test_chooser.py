@@ -25,8 +25,11 @@ def square(seeds=(0,)):
     return [Training(f"{at['x']} {at['y']}", seed, RECIPE, f"{at}/{seed}", None, at) for seed in seeds for at in points]
 
 
-def rival(name):
-    return Training(name, 0, RECIPE, name, None)
+def rivals():
+    """Single and sum, at every y."""
+    points = [{"arm": name, "y": f"y{y}"} for name in ("single (S=1)", "sum") for y in range(SIDE)]
+    found = [Training(f"{at['arm']} {at['y']}", 0, RECIPE, str(at), None, at, rival=True) for at in points]
+    return [*found, *(dataclasses.replace(one, at={"arm": "cascade", **one.at}) for one in square())]
 
 
 def quality(at):
@@ -44,7 +47,7 @@ def walk(trainings, rows=None, scored=lambda one: quality(one.at), **search):
     choice = Choice(trainings, TrainSearch(**search), rows)
     while (one := choice.next()) is not None:
         order.append((one.arm, one.seed))
-        rows.append(rows_of(one, r1=scored(one) if one.at else 0.5))
+        rows.append(rows_of(one, r1=scored(one)))
     assert choice.missing == 0
     assert len(order) == len(set(order))
     return order, rows
@@ -66,11 +69,18 @@ def test_lots_are_drawn_of_all_points_with_all_their_seeds_and_more_of_them_hold
 
 
 @pytest.mark.parametrize("sampler", ["random", "optuna"])
-def test_rivals_are_trained_first_and_beside_the_points(sampler):
-    trainings = [rival("single (S=1)"), rival("sum"), *square()]
-    order, _ = walk(trainings, sampler=sampler, points=6)
-    assert [arm for arm, _ in order[:2]] == ["single (S=1)", "sum"]
+def test_one_of_each_rival_comes_first_and_the_others_are_points_like_any(sampler):
+    known = {one.arm: one for one in rivals()}
+
+    def scored(one):
+        return 0.9 if one.rival and one.at["y"] == "y3" else 0.1
+
+    order, _ = walk(rivals(), scored=scored, sampler=sampler, points=8)
+    assert {known[arm].at["arm"] for arm, _ in order[:2]} == {"single (S=1)", "sum"}
     assert len(order) == 8
+    assert any(known[arm].at["arm"] == "cascade" for arm, _ in order)
+    least, _ = walk(rivals(), scored=scored, sampler=sampler, points=1)
+    assert [known[arm].rival for arm, _ in least] == [True, True, False]
 
 
 @pytest.mark.slow
@@ -142,9 +152,10 @@ def test_the_points_of_a_real_search_know_their_place_on_every_axis(tmp_path):
     words = ["mining.stages=[3,5]", "mining.topk=[1,5]", "sampler=random", "points=2", f"data={tmp_path}"]
     sweep = open_sweep("cpr-tiny", words)
     trainings, _ = trainings_of(sweep, manifest_of(tmp_path), str(tmp_path))
-    assert [one.at for one in trainings if "S=1" in one.arm or "sum" in one.arm] == [{}] * 4
-    assert {"mining.stages": 5, "mining.topk": 1} in [one.at for one in trainings]
-    assert Choice(trainings, sweep.search, []).wanted == 4 + 2
+    of_rivals = [one.at for one in trainings if one.rival]
+    assert of_rivals == [{"arm": name, "mining.topk": k} for name in ("single (S=1)", "sum") for k in (1, 5)]
+    assert {"arm": "cascade", "mining.stages": 5, "mining.topk": 1} in [one.at for one in trainings]
+    assert Choice(trainings, sweep.search, []).wanted == 3  # two were asked for: each rival and one of the others
     named = open_sweep("ablations/iic-negatives", [f"data={tmp_path}"])
     arms, _ = trainings_of(named, manifest_of(tmp_path), str(tmp_path))
     assert all(one.at for one in arms)
