@@ -123,4 +123,4 @@ def _pictures(home: Path, *named: tuple[str, str]) -> str:
             data = base64.b64encode((home / name).read_bytes()).decode()
             image = f'<img alt="{escape(title)}" style="max-width:100%" src="data:image/png;base64,{data}">'
             shown += card(title, image)
-    return f'<div class="grid wide">{shown}</div>' if shown else ""
+    return f'<div class="grid later" style="grid-template-columns:1fr">{shown}</div>' if shown else ""
