@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -146,6 +147,8 @@ def test_three_nodes_find_what_one_finds_and_two_runs_at_once_do_not_meet(cluste
     ended(one)
     assert {rank.node for rank in read_ranks_of(RunFolder(one.folder))} == {alone}
     cluster.kill(alone)
+    while cluster.living() > 1:  # the head notices within half a minute
+        time.sleep(1)
     nodes = {cluster.add() for _ in range(3)}
     three = typed("three-nodes", *words)
     ended(three)
@@ -219,7 +222,8 @@ AUTOSCALED = {
 def test_an_autoscaled_cluster_that_starts_without_nodes_gets_them(home, tmp_path):
     (tmp_path / "scaled.yaml").write_text(json.dumps(AUTOSCALED))
     port = free_port()
-    env = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    told = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    env = os.environ | told | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     ray = str(Path(sys.executable).with_name("ray"))
     words = ["--head", f"--port={port}", "--num-cpus=0", f"--autoscaling-config={tmp_path / 'scaled.yaml'}"]
     head = subprocess.Popen(
