@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from cluster.page.parts import Section, bare, card, page, table
-from cluster.sweep.outcome import Arm, conclusion
+from cluster.sweep.outcome import Arm, against_best, conclusion
 from cluster.sweep.parallel import AXES_PICTURE
 from cluster.sweep.written import OUTCOME, PICTURE, SweptOutcome
 from vidssl.errors import StorageError
@@ -88,18 +88,9 @@ def _is_sweep(folder: Path) -> bool:
 def _arms(arms: tuple[Arm, ...], strong: int | None) -> str:
     rows = []
     for number, arm in enumerate(arms):
-        if not arm.finished:
-            against = f"{arm.rows[0].state} at {arm.rows[0].percent} %"
-        elif number == 0:
-            against = "the best"
-        elif arm.gap is None or arm.gap95 is None:
-            against = "not compared"
-        else:
-            against = f"{100 * arm.gap:+.1f} [{100 * arm.gap95[0]:+.1f}, {100 * arm.gap95[1]:+.1f}]"
-            against += "" if arm.apart else ", not told apart"
         pool = "–" if arm.pool is None else str(arm.pool)
         interval = f"{bare(arm.interval95[0])} – {bare(arm.interval95[1])}"
-        rows.append([arm.label, pool, str(len(arm.finished)), bare(arm.r1), interval, against])
+        rows.append([arm.label, pool, str(len(arm.finished)), bare(arm.r1), interval, against_best(arm, number == 0)])
     return table(["trained", "p", "seeds", "R@1", "95 %", "against the best"], rows, strong=strong)
 
 

@@ -8,13 +8,13 @@ point with S=1 and one of `sum` come before all others, and further ones like an
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from cluster.sweep.search import TrainSearch
-from cluster.sweep.space import ARM, Training
+from cluster.sweep.space import ARM, Training, are_numbers, axes_of
 from cluster.sweep.trained import TrainedRow
 from vidssl.errors import RecipeError
 
@@ -51,19 +51,17 @@ class Choice:
         self.search, self.rows = search, rows
         points = {one.arm: one for one in trainings}
         lots = np.random.default_rng(search.seeds[0]).permutation(len(points))
-        self._lots = [list(points)[lot] for lot in lots]
-        rivals = [arm for arm in self._lots if points[arm].rival]
+        drawn = [list(points)[lot] for lot in lots]
+        rivals = [arm for arm in drawn if points[arm].rival]
         self._first = list({points[arm].at[ARM]: arm for arm in reversed(rivals)}.values())
         self._budget = min(max(search.points or len(points), len(self._first) + 1), len(points))
         if search.sampler == "random":
-            drawn = dict.fromkeys([*self._first, *self._lots])
-            taken = set(list(drawn)[: self._budget])
+            taken = set(list(dict.fromkeys([*self._first, *drawn]))[: self._budget])
             trainings = sorted(
                 (one for one in trainings if one.arm in taken), key=lambda one: one.arm not in self._first
             )
         self.trainings: Final = trainings
-        self._given: set[str] = set()  # keys of trainings that were handed out here
-        self._begun: dict[str, None] = {}  # arms that were chosen here, in order
+        self._given: dict[str, str] = {}  # key → arm of trainings that were handed out here, in order
         self._failed: set[str] = set()  # arms
 
     @property
@@ -82,15 +80,14 @@ class Choice:
 
     def next(self) -> Training | None:
         """Who is next; None: nobody is left."""
-        ended = {row.key for row in self.rows if row.ended} | self._given
-        while True:
-            for one in self._chosen():
-                if one.key not in ended:
-                    self._given.add(one.key)
-                    return one
-            if self.search.sampler != "optuna" or len(self._points_begun()) >= self._budget:
-                return None
-            self._begun[self._ask()] = None
+        over = {row.key for row in self.rows if row.ended} | self._given.keys()
+        found = next((one for one in self._chosen() if one.key not in over), None)
+        if found is None and self.search.sampler == "optuna" and len(self._points_begun()) < self._budget:
+            arm = self._ask()
+            found = next(one for one in self.trainings if one.arm == arm)
+        if found is not None:
+            self._given[found.key] = found.arm
+        return found
 
     def failed(self, training: Training) -> None:
         """Nothing is learnt from a training that failed."""
@@ -105,7 +102,7 @@ class Choice:
     def _points_begun(self) -> dict[str, None]:
         """Arms of the points that have a row, or were chosen here; in order."""
         known = {one.arm for one in self.trainings}
-        return dict.fromkeys(row.arm for row in self.rows if row.arm in known) | self._begun
+        return dict.fromkeys(row.arm for row in self.rows if row.arm in known) | dict.fromkeys(self._given.values())
 
     def _ask(self) -> str:
         """Optuna's next point that is none of those before."""
@@ -114,7 +111,7 @@ class Choice:
             return still[0]
         import optuna
 
-        axes = _axes(self.trainings)
+        axes = axes_of(one.at for one in self.trainings)
         at = {one.arm: _indices(one.at, axes) for one in self.trainings}
         rivals = {_indices({ARM: one.at[ARM]}, axes)[:1]: set(one.at) for one in self.trainings if one.rival}
         left = {indices: arm for arm, indices in at.items() if arm not in begun}
@@ -160,21 +157,6 @@ class Choice:
         return create_trial(state=state, value=value, params=params, distributions=dists, intermediate_values=rungs)
 
 
-def _axes(trainings: Iterable[Training]) -> dict[str, list[Any]]:
-    """Axis → its values, in the order in which they were given."""
-    axes: dict[str, list[Any]] = {}
-    for one in trainings:
-        for axis, value in one.at.items():
-            values = axes.setdefault(axis, [])
-            if value not in values:
-                values.append(value)
-    return {axis: sorted(values) if _numbers(values) else values for axis, values in axes.items()}
-
-
-def _numbers(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-
-
 def _indices(at: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> tuple[int, ...]:
     return tuple(values.index(at[axis]) if axis in at else 0 for axis, values in axes.items())
 
@@ -185,7 +167,7 @@ def _distributions(axes: Mapping[str, list[Any]]) -> dict[str, optuna.distributi
 
     return {
         axis: IntDistribution(0, len(values) - 1)
-        if _numbers(values)
+        if are_numbers(values)
         else CategoricalDistribution(list(range(len(values))))
         for axis, values in axes.items()
     }

@@ -18,7 +18,7 @@ from cluster.sweep.trained import TrainedRow
 from vidssl.evaluation.fewshot import mean_interval
 from vidssl.evaluation.retrieval import wilson
 
-__all__ = ["Arm", "Outcome", "conclusion", "outcome_of", "table_lines"]
+__all__ = ["Arm", "Outcome", "against_best", "conclusion", "outcome_of", "table_lines"]
 
 Hits = Mapping[str, NDArray[np.float64]]
 """Key of a training → whether each held-out query found its class, in one order for all."""
@@ -143,14 +143,19 @@ def _line(arm: Arm, best: bool, wide: int) -> str:
     pool = "–" if arm.pool is None else str(arm.pool)
     interval = f"{100 * arm.interval95[0]:.1f} – {100 * arm.interval95[1]:.1f}"
     start = f"  {arm.label:{wide}}  {pool:>7}  {len(arm.finished):>5}  {100 * arm.r1:>6.1f}  {interval:>13}"
+    return f"{start}  {against_best(arm, best)}".rstrip()
+
+
+def against_best(arm: Arm, best: bool) -> str:
+    """How an arm stands beside the best one, in words; empty where they were not compared."""
     if not arm.finished:
-        return f"{start}  {arm.rows[0].state} at {arm.rows[0].percent} %"
+        return f"{arm.rows[0].state} at {arm.rows[0].percent} %"
     if best:
-        return f"{start}  the best"
+        return "the best"
     if arm.gap is None or arm.gap95 is None:
-        return start
+        return ""
     words = f"{100 * arm.gap:+.1f} [{100 * arm.gap95[0]:+.1f}, {100 * arm.gap95[1]:+.1f}]"
-    return f"{start}  {words}" + ("" if arm.apart else "  cannot be told apart")
+    return words + ("" if arm.apart else "  cannot be told apart")
 
 
 def conclusion(found: Outcome, seeds: int) -> list[str]:

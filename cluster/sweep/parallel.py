@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from cluster.sweep.outcome import Arm, Outcome
+from cluster.sweep.space import axes_of
 from vidssl.files import written_aside
 
 if TYPE_CHECKING:
@@ -111,14 +112,11 @@ def _rule(plane: Axes, at: int, name: str, ticks: Sequence[tuple[float, str]]) -
 
 
 def _axes(arms: Sequence[Arm]) -> dict[str, list[Any]]:
-    """Short axis name → values; numbers in their order, others in that of the sweep."""
-    found: dict[str, list[Any]] = {}
-    for axis in dict.fromkeys(axis for arm in arms for axis in arm.at):
-        values = [value for arm in arms if (value := arm.at.get(axis, _NONE)) != _NONE]
-        known = [value for place, value in enumerate(values) if value not in values[:place]]
-        known = sorted(known) if all(isinstance(value, int | float) for value in known) else known
-        found[axis] = [_NONE] * any(axis not in arm.at for arm in arms) + known
-    return found
+    """Axis → values, with one for the arms that have none there."""
+    return {
+        axis: [_NONE] * any(axis not in arm.at for arm in arms) + values
+        for axis, values in axes_of(arm.at for arm in arms).items()
+    }
 
 
 def _range(found: Outcome) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +25,7 @@ from vidssl.recipe import Recipe, phase_recipe, recipe_from_tree
 if TYPE_CHECKING:
     from pipelines.dataset.manifest import Manifest
 
-__all__ = ["ARM", "Training", "trainings_of"]
+__all__ = ["ARM", "Training", "are_numbers", "axes_of", "trainings_of"]
 
 _CASCADE: Final = ("mining.stages", "mining.ratio", "mining.pool", "mining.strategy", "mining.last_view")
 """What says how the bank is narrowed: two recipes that differ in nothing else may still mine the same."""
@@ -98,6 +98,22 @@ def trainings_of(sweep: Sweep, manifest: Manifest, storage: str) -> tuple[list[T
         for arm, _ in chosen.values()
     ]
     return made, left_out
+
+
+def axes_of(points: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Axis → its values: numbers in their order, others in that of the points."""
+    axes: dict[str, list[Any]] = {}
+    for point in points:
+        for axis, value in point.items():
+            values = axes.setdefault(axis, [])
+            if value not in values:
+                values.append(value)
+    return {axis: sorted(values) if are_numbers(values) else values for axis, values in axes.items()}
+
+
+def are_numbers(values: Iterable[Any]) -> bool:
+    """Whether values have an order."""
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def _arms(sweep: Sweep) -> Iterator[_Arm]:

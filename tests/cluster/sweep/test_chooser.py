@@ -8,9 +8,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cluster.sweep.chooser import Choice, _axes, _distributions, _indices, refuse_without_optuna
+from cluster.sweep.chooser import Choice, _distributions, _indices, refuse_without_optuna
 from cluster.sweep.search import TrainSearch, open_sweep
-from cluster.sweep.space import Training, trainings_of
+from cluster.sweep.space import Training, axes_of, trainings_of
 from tests.cluster.sweep.worlds import manifest_of, row_of
 from vidssl.errors import RecipeError
 from vidssl.recipe import load_recipe
@@ -134,7 +134,7 @@ def test_optuna_is_told_what_ended_what_was_stopped_what_failed_and_what_trains(
     rows.append(rows_of(ended, r1=0.6))
     rows.append(rows_of(stopped, r1=0.2, percent=25, state="stopped"))
     choice.failed(failed)
-    axes = _axes(trainings)
+    axes = axes_of(one.at for one in trainings)
     dists = _distributions(axes)
     told = [
         choice._told(one.arm, dict(zip(axes, _indices(one.at, axes), strict=True)), dists)
