@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
-from yaml import YAMLError
 
 from vidssl.errors import RecipeError
+from vidssl.plain import UNREADABLE, of_text, of_word, put, resolved
 from vidssl.refusal import cut, near_key, one_line, refusal, shown
 from vidssl.sections import (
     SAME_NUMBERS,
@@ -67,9 +67,6 @@ __all__ = [
 ]
 
 RECIPES = Path(__file__).parent / "recipes"
-
-_UNREADABLE = (ValueError, TypeError, RecursionError)
-"""What YAML's reader raises beside its own errors: a date that is none, thousands of digits, lists in lists in lists."""
 
 
 class Recipe(Section):
@@ -228,18 +225,16 @@ def recipe_from_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: as `load_recipe`, and a file that cannot be read or is no YAML.
     """
     try:
-        tree = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise RecipeError(f"{path.name}: {one_line(error)}") from error
+        tree = of_text(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise RecipeError(
             f"{path} is no text file (byte {error.start} is not UTF-8); name a recipe or a YAML file"
         ) from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise RecipeError(f"{path.name} cannot be read as YAML: {one_line(error)}") from error
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror or error}") from error
-    if not isinstance(tree, DictConfig):
+    if not isinstance(tree, dict):
         raise RecipeError(f"{path} holds no mapping of recipe keys")
     return _with_words(tree, overrides, path.name)
 
@@ -250,11 +245,7 @@ def recipe_from_tree(tree: Mapping[str, object], overrides: Sequence[str] = ()) 
     Raises:
         RecipeError: as `load_recipe`.
     """
-    try:
-        copy = OmegaConf.create(dict(tree))
-    except (OmegaConfBaseException, *_UNREADABLE) as error:
-        raise RecipeError(f"the recipe cannot be read: {one_line(error)}") from error
-    return _with_words(copy, overrides, "the recipe")
+    return _with_words(deepcopy(dict(tree)), overrides, "the recipe")
 
 
 def take_word(words: Sequence[str], key: str) -> tuple[str | None, list[str]]:
@@ -263,30 +254,29 @@ def take_word(words: Sequence[str], key: str) -> tuple[str | None, list[str]]:
     return (values[-1] if values else None), [word for word in words if not word.startswith(f"{key}=")]
 
 
-def _with_words(tree: DictConfig, overrides: Sequence[str], origin: str) -> Recipe:
+def _with_words(tree: dict[str, Any], overrides: Sequence[str], origin: str) -> Recipe:
     for word in overrides:
         try:
             _apply(tree, word)
-        except (YAMLError, OmegaConfBaseException, *_UNREADABLE) as error:
+        except UNREADABLE as error:
             raise RecipeError(f"{origin} {cut(word)}: {one_line(error)}") from error
     try:
-        plain: Any = OmegaConf.to_container(tree, resolve=True)
-    except (OmegaConfBaseException, *_UNREADABLE) as error:
+        plain = resolved(tree)
+    except UNREADABLE as error:
         raise RecipeError(f"{origin}: {one_line(error)}") from error
     return validated(plain)
 
 
-def _apply(tree: DictConfig, word: str) -> None:
+def _apply(tree: dict[str, Any], word: str) -> None:
     key, sep, given = word.partition("=")
     if not sep or not key:
         raise RecipeError(f"{shown(word)} is no setting; type key=value, e.g. trainer.workers=2")
     name, named, key = key.rpartition(":")
     _check_key(key)
-    value = OmegaConf.from_dotlist([f"v={given}"]).v
     if named:
-        _set_in_phases(tree, name, key, value)
+        _set_in_phases(tree, name, key, of_word(given))
     else:
-        OmegaConf.update(tree, key, value, merge=True)
+        put(tree, key, of_word(given))
 
 
 def phase_recipe(recipe: Recipe, phase: Phase, root: Path | None = None) -> Recipe:
@@ -306,13 +296,13 @@ def phase_recipe(recipe: Recipe, phase: Phase, root: Path | None = None) -> Reci
             _check_key(key)
         except RecipeError as error:
             raise RecipeError(f"phase '{phase.name}': {error}") from error
-        _put(tree, key, value)
+        put(tree, key, value)
     for role, key in (("start", "method.first_from"), ("second", "method.second_from")):
         if role in phase.sources and root is not None:
             name, epoch = reached(recipe, phase.sources[role])
-            _put(tree, key, str(root / (name if epoch is None else f"{name}@{epoch}")))
+            put(tree, key, str(root / (name if epoch is None else f"{name}@{epoch}")))
     asked = {reached(recipe, s).epoch for p in recipe.phases for s in p.sources.values() if s.phase == phase.name}
-    _put(tree, "trainer.keep_epochs", sorted({*tree["trainer"]["keep_epochs"], *asked} - {None}))
+    put(tree, "trainer.keep_epochs", sorted({*tree["trainer"]["keep_epochs"], *asked} - {None}))
     tree["name"] = phase.name
     tree["trainer"]["storage"] = tree["trainer"]["storage"] if root is None else str(root)
     try:
@@ -329,22 +319,15 @@ def reached(recipe: Recipe, source: Source) -> Source:
     return source if ended else Source(source.phase, None)
 
 
-def _put(tree: dict[str, Any], key: str, value: object) -> None:
-    *sections, last = key.split(".")
-    for section in sections:
-        tree = tree[section]
-    tree[last] = value
-
-
-def _set_in_phases(tree: DictConfig, name: str, key: str, value: Any) -> None:
+def _set_in_phases(tree: Mapping[str, Any], name: str, key: str, value: object) -> None:
     """`PHASE:key=value`, or `*:key=value` for all: a phase's own words win over those of the whole recipe."""
-    phases = tree.get("phases") or []
-    chosen = [phase for phase in phases if name in ("*", phase.name)]
+    phases = [phase for phase in tree.get("phases") or [] if isinstance(phase, dict)]
+    chosen = [phase for phase in phases if name in ("*", phase.get("name"))]
     if not chosen:
-        known = ", ".join(phase.name for phase in phases) or "none in this recipe"
+        known = ", ".join(str(phase.get("name")) for phase in phases) or "none in this recipe"
         raise RecipeError(f"{shown(f'{name}:{key}')} names no phase; there are {known} (or * for all)")
     for phase in chosen:
-        phase.words = {**(phase.get("words") or {}), key: value}
+        phase["words"] = {**(phase.get("words") or {}), key: value}
 
 
 def _check_roles(recipe: Recipe) -> None:

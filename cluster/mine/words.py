@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
 import numpy as np
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError, field_validator
 
 from vidssl.errors import RecipeError
 from vidssl.fields import Count, Place, Section
 from vidssl.mining.plan import CascadePlan, LastView, plan_from
 from vidssl.mining.space import SpaceKind
+from vidssl.plain import UNREADABLE, of_word
 from vidssl.recipe import Mining
 from vidssl.tables.strategies import RIVALS, STRATEGIES
 
@@ -286,8 +284,6 @@ def effective(views: Sequence[int], sizes: Sequence[int], n_slots: int) -> tuple
 
 def _value(key: str, value: str) -> Any:
     try:
-        tree = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        return of_word(value)
+    except UNREADABLE as error:
         raise RecipeError(f"{key}={value} cannot be read; lists are written {key}=[1,3,5]") from error
-    assert isinstance(tree, dict)
-    return tree["v"]

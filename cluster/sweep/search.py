@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
-from yaml import YAMLError
 
 from vidssl.errors import RecipeError, VidsslError
 from vidssl.fields import Count, Place, Section, Share
+from vidssl.plain import UNREADABLE, of_text, of_word
 from vidssl.recipe import RECIPES, Recipe, load_recipe, recipe_from_tree, recipe_names, take_word
 from vidssl.tables.lookup import did_you_mean
 
@@ -174,14 +172,12 @@ def _read(name: str) -> dict[str, Any]:
         known = [*recipe_names(), *ablation_names()]
         raise RecipeError(f"no recipe '{name}'; there are {', '.join(known)}{did_you_mean(name, known)}")
     try:
-        tree = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError):
+        plain = of_text(path.read_text(encoding="utf-8"))
+    except (OSError, *UNREADABLE):
         load_recipe(name)  # says what is wrong with the file
         raise
-    if not isinstance(tree, DictConfig):
+    if not isinstance(plain, dict):
         raise RecipeError(f"{path} holds no mapping of recipe keys")
-    plain = OmegaConf.to_container(tree, resolve=False)
-    assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
@@ -268,8 +264,8 @@ def _takes(kind: Any, value: object) -> bool:
 def _value(word: str) -> Any:
     key, _, value = word.partition("=")
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))["v"]  # pyright: ignore[reportArgumentType, reportCallIssue, reportIndexIssue, reportOptionalSubscript]
-    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError) as error:
+        return of_word(value)
+    except UNREADABLE as error:
         raise RecipeError(f"{key}={value} cannot be read; lists are written {key}=[1,3,5]") from error
 
 
