@@ -2,11 +2,12 @@
 
 A worker that lands on a node without the folder would fail after minutes, and one whose storage is a folder of its own would
 write checkpoints that nobody finds. A node that does not answer in time is left out, and that is said. One that joins while a
-run goes on is asked when it is wanted, and does without workers where it does not see what the others do.
+run goes on is asked when it is wanted; where it does not see what the others do, it gets no workers before it does.
 """
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Newcomers", "refuse_blind_nodes"]
 
 LOOK_S = 30.0
+AGAIN_S = 120.0
 
 Say = Callable[[str], None]
 
@@ -68,34 +70,46 @@ class Newcomers:
     Args:
         storage: The run's folder.
         data: The packed data.
+        again_s: How long after a node was left out it is asked anew: somebody may have mounted what it lacked.
     """
 
-    def __init__(self, storage: Path, data: Path | Address) -> None:
+    def __init__(self, storage: Path, data: Path | Address, again_s: float = AGAIN_S) -> None:
         import ray
 
-        self._storage, self._data = storage, data
-        self._asked = {node["NodeID"] for node in ray.nodes() if _works(node)}
+        self._storage, self._data, self._again_s = storage, data, again_s
+        self._whole = {node["NodeID"] for node in ray.nodes() if _works(node)}
+        self._due: dict[str, float] = {}
         self.blind: dict[str, str] = {}
         """Node → why no worker may go there."""
 
     def look(self, nodes: Iterable[str], say: Say) -> None:
-        """Ask those of `nodes` that were never asked; `say` is told of each that is left out."""
-        new = set(nodes) - self._asked
-        if not new:
+        """Ask those of `nodes` that were never asked, or were left out a while ago; `say` is told of what changes."""
+        now = time.monotonic()
+        wanted = {node for node in nodes if node not in self._whole and now >= self._due.get(node, 0.0)}
+        if not wanted:
             return
         import ray
 
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if _works(node)}
+        here = {node: addresses[node] for node in wanted & addresses.keys()}
         with _token(self._storage) as token:
-            found = _asked({node: addresses[node] for node in new & addresses.keys()}, token, self._data, say)
-        self._asked |= new
-        for node, (storage, data) in found.items():
-            if not (storage or data):
+            found = _asked(here, token, self._data, lambda line: None)
+        for node, address in here.items():
+            why = self._why(found.get(node))
+            if why and why != self.blind.get(node):
+                say(f"node {address}, which joined, does not see what the others see ({why}): no worker begins there")
+            if why:
+                self.blind[node], self._due[node] = why, time.monotonic() + self._again_s
                 continue
-            self.blind[node] = f"{self._data}: {data}" if data else f"{self._storage}: {storage}"
-            say(
-                f"node {addresses[node]}, which joined, does not see what the others see ({self.blind[node]}): no worker begins there"
-            )
+            self._whole.add(node)
+            if self.blind.pop(node, None):
+                say(f"node {address} sees what the others see now: workers may begin there")
+
+    def _why(self, told: tuple[str, str] | None) -> str:
+        if told is None:
+            return f"no answer in {LOOK_S:.0f} s"
+        storage, data = told
+        return f"{self._data}: {data}" if data else f"{self._storage}: {storage}" if storage else ""
 
     @property
     def selector(self) -> dict[str, str] | None:
