@@ -3,6 +3,7 @@
     python -m benchmarks.gpu              every check → benchmarks/results/gpu_HARDWARE_DATE.json
     python -m benchmarks.gpu --list       their names and questions
     python -m benchmarks.gpu nvdec faiss  those whose name begins so
+    python -m benchmarks.gpu --part 3     those of one part, of which each ends within nine minutes
     python -m benchmarks.gpu --rehearse   on the CPU with tiny sizes: that the checks themselves work
 
 Each check runs in a child process with a time limit, so that a crash or a hang of one never stops the rest; what it had
@@ -84,22 +85,47 @@ CHECKS = (
     Check("knn", "checks_mining:knn", "faiss.knn_gpu against torch mm + topk", 240),
     Check("bank-push", "checks_mining:bank_push", "embeddings from the device into the bank", 90),
     Check("bank-load", "checks_bank:bank_load", "the bank's actor under simulated workers: mined, fallback, age", 240),
-    Check("train-step", "checks_training:train_step", "S3D 32x128x128 bf16: clips/s, memory", 300),
+    Check("train-step", "checks_training:train_step", "S3D bf16, 16x112² and 32x128²: clips/s, memory", 240),
+    Check("step-words", "checks_training:step_words", "compile, channels_last, fused, fp32: ms of the same step", 300),
+    Check("kernels", "checks_run:kernels", "profiler: how busy is the device, which kernels take its time", 120),
     Check("backbones", "checks_methods:backbones", "every network: equal to the CPU's, ms of a bf16 step", 240),
     Check("switches", "checks_methods:switches", "channels_last_3d and checkpointing: ms, memory", 180),
     Check("methods", "checks_methods:methods", "a bf16 step of every method: finite, ms", 240),
     Check("sinkhorn", "checks_methods:sinkhorn", "assignments equal to the CPU's, finite from fp16", 90),
     Check("loader", "checks_training:loader", "packed videos → ClipBatch on the device, nvdec and py", 300),
+    Check("pixels", "checks_run:pixels", "the same clips by NVDEC and by PyAV: how far apart", 120),
+    Check("training", "checks_run:training", "a whole training: rate, wait, NVDEC use, what the bank costs", 480),
 )
+
+PART_S = 540.0
+"""Limits of the checks of one part together: what a machine that is lent for ten minutes can be asked at once."""
+
+
+def parts() -> list[list[Check]]:
+    """The checks in their order, in parts that end within nine minutes whatever happens."""
+    found: list[list[Check]] = []
+    for check in CHECKS:
+        if not found or sum(one.limit_s for one in (*found[-1], check)) > PART_S:
+            found.append([])
+        found[-1].append(check)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks; returns the exit code."""
     args = _parser().parse_args(argv)
     if args.list:
-        print("\n".join(f"{check.name:<20}{check.question}" for check in CHECKS))
+        print(
+            "\n".join(
+                f"{number}  {one.name:<20}{one.question}" for number, part in enumerate(parts(), 1) for one in part
+            )
+        )
         return 0
-    chosen = [check for check in CHECKS if not args.names or any(check.name.startswith(name) for name in args.names)]
+    if args.part is not None and not 1 <= args.part <= len(parts()):
+        print(f"benchmarks.gpu: --part {args.part}: there are parts 1 to {len(parts())}; see --list", file=sys.stderr)
+        return 2
+    asked = CHECKS if args.part is None else parts()[args.part - 1]
+    chosen = [check for check in asked if not args.names or any(check.name.startswith(name) for name in args.names)]
     if not chosen:
         print(f"benchmarks.gpu: no check is called {', '.join(args.names)}; see --list", file=sys.stderr)
         return 2
@@ -184,7 +210,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0] if __doc__ else ""
     )
     parser.add_argument("names", nargs="*", help="checks to run (default: all)")
-    parser.add_argument("--list", action="store_true", help="names and questions")
+    parser.add_argument("--list", action="store_true", help="part, name and question of each")
+    parser.add_argument("--part", type=int, help="only the checks of this part")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, tiny: that the checks themselves work")
     parser.add_argument("--small", action="store_true", help="tiny sizes on the GPU")
     parser.add_argument("--out", default=str(RESULTS), help="folder for the JSON file")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, hardware
+from benchmarks import checks_methods, gpu, hardware
 from benchmarks.checking import Note, Setting, Skipped
+from benchmarks.checks_run import decoder_column
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +58,33 @@ def test_every_check_names_a_function_that_exists():
     for check in gpu.CHECKS:
         module, _, function = check.place.partition(":")
         assert callable(getattr(importlib.import_module(f"benchmarks.{module}"), function))
+
+
+def test_every_check_is_in_one_part_and_no_part_can_take_longer_than_nine_minutes():
+    parts = gpu.parts()
+    assert [check for part in parts for check in part] == list(gpu.CHECKS)
+    assert all(sum(check.limit_s for check in part) <= 9 * 60 for part in parts)
+
+
+def test_a_part_that_is_not_there_is_refused_with_those_that_are(capsys):
+    for number in ("0", str(len(gpu.parts()) + 1)):
+        assert gpu.main(["--part", number]) == 2
+        assert f"--part {number}: there are parts 1 to {len(gpu.parts())}" in capsys.readouterr().err
+
+
+def test_the_use_of_the_decoder_is_read_from_what_nvidia_smi_prints():
+    said = (
+        "# gpu     sm    mem    enc    dec    jpg    ofa\n# Idx      %      %      %      %      %      %\n"
+        "    0     97     41      0     88      0      0\n    1      0      0      0     12      0      0\n    0      -      -      -      -      -      -\n"
+        "    0     95     40      0     93      0      0\n"
+    )
+    assert decoder_column(said) == [88, 93]
+    assert decoder_column("") == decoder_column("No devices were found") == []
+
+
+@pytest.mark.parametrize("arm", ["infonce + cascade", "cpr", "iic + cascade"])
+def test_an_arm_that_is_to_mine_does_so_in_the_steps_that_are_timed(arm):
+    assert "method.warmup_steps=0" in dict(checks_methods._arms())[arm]
 
 
 @pytest.mark.parametrize("name", ["environment", "decode-exact", "cascade", "bank-push"])
