@@ -64,7 +64,9 @@ def loader(setting: Setting, note: Note) -> None:
     with tempfile.TemporaryDirectory(prefix="vidssl-gpu-") as folder:
         for codec in ("h264", "vp9"):
             manifest = packed(Path(folder), codec, videos, setting)
-            for decode in ("nvdec", "py") if setting.on_gpu else ("py",):
+            for decode in (
+                ("nvdec", "py", "mixed") if setting.on_gpu else ("py",) if codec == "h264" else ("py", "mixed")
+            ):
                 for threads in (1,) if setting.small else (4, 8, os.cpu_count() or 1):
                     key = f"{codec} {decode} threads={threads}"
                     try:

@@ -109,7 +109,7 @@ class TrainLoader:
         rows = manifest.rows(split) if instances is None else instances
         self._chosen = None if instances is None else f"{len(rows)} videos, {zlib.crc32(rows.tobytes()):08x}"
         self.order = Order(rows, spec.batch, rank=rank, world=world, seed=spec.seed)
-        self.decode = resolve_decode(spec.loader.decode, manifest.codec, device)
+        self.decode = resolve_decode(spec.loader.decode, manifest.codec, device, training=True)
         self.meter = LoaderMeter()
         self._delivered, self._cursor = 0, Cursor()
         self._ahead: deque[Taken] = deque()
@@ -363,7 +363,7 @@ def _stream(
     together: bool = False,
     stages: Stages | None = None,
 ) -> ClipStream:
-    decode = resolve_decode(spec.loader.decode, feed.manifest.codec, device)
+    decode = resolve_decode(spec.loader.decode, feed.manifest.codec, device, training=replace)
     kind = {"per_video": per_video, "together": together, "replace": replace, "on_bad": on_bad, "stages": stages}
     return ClipStream(feed, decode, spec.loader, rows=spec.batch, device=device, **kind)
 

@@ -124,6 +124,11 @@ class Recipe(Section):
             raise ValueError(
                 f"mining.miners={mining.miners} mine whenever they can, and trainer.deterministic=true mines in order; type mining.miners=0"
             )
+        if self.loader.decode == "mixed" and self.trainer.deterministic:
+            raise ValueError(
+                "loader.decode=mixed gives each decoder what it is fast enough for, and trainer.deterministic=true is to repeat; "
+                "type loader.decode=auto"
+            )
         return self
 
     def _may_cascade(self) -> None:

@@ -102,8 +102,9 @@ class Augment(Section):
 class Loader(Section):
     """How bytes become clips."""
 
-    decode: Literal["auto", "nvdec", "dali-cpu", "py"] = Field(
-        default="auto", description="auto picks by codec and device"
+    decode: Literal["auto", "nvdec", "dali-cpu", "py", "mixed"] = Field(
+        default="auto",
+        description="auto picks by codec and device | mixed: of every training batch a part by DALI's decoder and a part by PyAV on loader.threads, in the share that keeps both busy (not repeatable to the bit)",
     )
     threads: int = Field(default=1, ge=1, le=1024, description="decode threads of one rank")
     prefetch: int = Field(default=2, ge=1, le=1024, description="batches ready ahead of the step")

@@ -5,6 +5,7 @@
 | `nvdec` | DALI, `decoders.video(device="mixed")` | h264, vp9 | GPU |
 | `dali-cpu` | DALI, `decoders.video(device="cpu")` | vp9 (its wheel carries no H.264 for the CPU) | CPU |
 | `py` | FFmpeg through PyAV, `fn.python_function` in the same graph | any | CPU (frames are uploaded for a GPU) |
+| `mixed` | DALI's for this device and `py`, each a part of every training batch (`pipelines.loading.mixed`) | as DALI's | both |
 
 The `py` decoder reads packets straight from the fragments (no demuxer, no probing), decodes only the fragments that hold a
 wanted frame, each up to its last wanted one, and colour-converts wanted frames only.
@@ -30,26 +31,31 @@ if TYPE_CHECKING:
 
 __all__ = ["DALI_CPU_CODECS", "Decode", "Picture", "decode_clips", "decode_frames", "resolve_decode"]
 
-Decode = Literal["nvdec", "dali-cpu", "py"]
+Decode = Literal["nvdec", "dali-cpu", "py", "mixed"]
 Picture = Literal["rgb", "luma"]
 DALI_CPU_CODECS = ("vp8", "vp9", "mjpeg")
 
 
-def resolve_decode(decode: str, codec: str, device: torch.device) -> Decode:
+def resolve_decode(decode: str, codec: str, device: torch.device, training: bool = False) -> Decode:
     """The decoder to use.
 
     Args:
         decode: `auto` or the name of a decoder.
         codec: Codec of the pack.
         device: Where the clips go.
+        training: Whether batches may be `mixed`; what is measured is to be repeatable, and then that means `auto`.
 
     Raises:
         DeviceError: NVDEC without a GPU.
         DataError: a codec that DALI does not decode on a CPU.
     """
     native = codec in DALI_CPU_CODECS
-    if decode == "auto":
+    if decode == "auto" or (decode == "mixed" and not training):
         return "nvdec" if device.type == "cuda" else "dali-cpu" if native else "py"
+    if decode == "mixed" and device.type != "cuda" and not native:
+        raise DataError(
+            f"loader.decode=mixed needs two decoders, and DALI does not decode {codec} on a CPU; type loader.decode=py"
+        )
     if decode == "nvdec" and device.type != "cuda":
         raise DeviceError(f"loader.decode=nvdec needs a GPU, the clips go to {device.type}; type loader.decode=auto")
     if decode == "dali-cpu" and not native:

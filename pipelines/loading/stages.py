@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 __all__ = ["Stages", "limit_in_words"]
 
@@ -24,7 +24,7 @@ WAITS = 0.05
 
 _ADVICE = {
     "read": "nearer data, loader.cache or a larger loader.prefetch help",
-    "decode": "more loader.threads and cores, a GPU's decoder or a pack of a smaller size help",
+    "decode": "more loader.threads and cores, a GPU's decoder (loader.decode=mixed: and the cores beside it) or a pack of a smaller size help",
     "augment": "augment.preset=light, loader.threads and cores help",
     "handover": "fewer views and a smaller clip help",
 }
@@ -41,6 +41,8 @@ class Stages:
         native: Whether DALI decoded, so that `decode` holds the whole graph.
         ready: Share of the queue that was filled, summed over the batches that were asked for.
         asked: Batches asked for.
+        by_dali: Under `loader.decode=mixed`, share of the videos that DALI's decoder took, summed over `mixed` batches.
+        mixed: Batches of two decoders.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_ADVICE, 0.0))
@@ -49,6 +51,8 @@ class Stages:
     native: bool = False
     ready: float = 0.0
     asked: int = 0
+    by_dali: float = 0.0
+    mixed: int = 0
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -73,7 +77,7 @@ class Stages:
 
     def copy(self) -> Stages:
         """As it stands."""
-        return Stages(dict(self.seconds), self.bytes_read, self.batches, self.native, self.ready, self.asked)
+        return replace(self, seconds=dict(self.seconds))
 
     def row(self, before: Stages) -> dict[str, float | None]:
         """Per batch since an earlier copy: milliseconds of each stage, MB read, share of the queue that was filled.
@@ -88,6 +92,8 @@ class Stages:
         if self.native:
             row["data/augment_ms"] = None
         row["data/read_mb"] = (self.bytes_read - before.bytes_read) / 1e6 / made if made else None
+        if (both := self.mixed - before.mixed) > 0:
+            row["data/dali_share"] = (self.by_dali - before.by_dali) / both
         row["data/queue"] = (self.ready - before.ready) / asked if asked else None
         return row
 
@@ -107,6 +113,8 @@ def limit_in_words(row: Mapping[str, float], threads: int) -> str:
     said = (
         f"a batch is made in {whole:.1f} ms ({stages}; {row.get('data/read_mb', 0.0):.2f} MB read; {threads} thread(s))"
     )
+    if "data/dali_share" in row:
+        said += f", {100 * row['data/dali_share']:.0f} % of it by DALI's decoder and the rest by PyAV beside it"
     if row["wait_ratio"] < WAITS:
         return f"the step is the limit, not the data (queue {100 * queue:.0f} % full): {said}"
     most = max(known, key=lambda stage: known[stage])

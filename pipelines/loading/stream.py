@@ -21,6 +21,7 @@ from pipelines.loading.beside import beside
 from pipelines.loading.decode import Decode
 from pipelines.loading.engine import ClipGraph, Ran, last_line
 from pipelines.loading.feed import Fed, Feed, Plan, plans_ahead, rows_to_take
+from pipelines.loading.mixed import MixedGraph
 from pipelines.loading.stages import Stages
 from vidssl.errors import DataError
 from vidssl.recipe import Loader
@@ -103,7 +104,7 @@ class ClipStream:
         self._flying: deque[Fed] = deque()
         self._again: deque[Plan] = deque()
         self._planned: deque[Plan] = deque()
-        self._graphs: dict[str, ClipGraph] = {}
+        self._graphs: dict[str, ClipGraph | MixedGraph] = {}
 
     def batches(self, plans: Iterator[Plan]) -> Iterator[Made]:
         """A finished batch for each plan (without `replace`: for each that has a good row).
@@ -151,22 +152,29 @@ class ClipStream:
             self._count(BadSample(-1, f"step {fed.plan.step}", said, "", fed.plan.step))
         return fed, ran
 
-    def _graph(self, decode: Decode) -> ClipGraph:
+    def _graph(self, decode: Decode) -> ClipGraph | MixedGraph:
         if decode not in self._graphs:
-            self._graphs[decode] = ClipGraph(
-                decode,
-                self.feed.clips,
-                group=self._clips,
-                rows=self.rows * self._clips,
-                crops=self._crops,
-                threads=self.loader.threads,
-                device=self.device,
-                coloured=self.feed.augment.preset in ("paper", "simclr", "supervised"),
-                streams=self.feed.streams,
-                flow=self.feed.manifest.flow,
-                stages=self._stages,
-            )
+            self._graphs[decode] = self._mixed() if decode == "mixed" else self._of(decode, self._stages)
         return self._graphs[decode]
+
+    def _mixed(self) -> MixedGraph:
+        dali = self._of("nvdec" if self.device.type == "cuda" else "dali-cpu", Stages())
+        return MixedGraph(dali, self._of("py", Stages()), self.rows, self.device, self._stages)
+
+    def _of(self, decode: Decode, stages: Stages) -> ClipGraph:
+        return ClipGraph(
+            decode,
+            self.feed.clips,
+            group=self._clips,
+            rows=self.rows * self._clips,
+            crops=self._crops,
+            threads=self.loader.threads,
+            device=self.device,
+            coloured=self.feed.augment.preset in ("paper", "simclr", "supervised"),
+            streams=self.feed.streams,
+            flow=self.feed.manifest.flow,
+            stages=stages,
+        )
 
     def _next_fed(self) -> Fed:
         """What the graph asks for: the next batch that has a readable row; StopIteration after the last."""

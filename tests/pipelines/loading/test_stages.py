@@ -94,6 +94,9 @@ def test_a_queue_that_is_full_says_that_the_step_is_the_limit():
         "(read 1.0, decode 3.0, handover 0.5; 0.00 MB read; 4 thread(s))"
     )
     assert limit_in_words({"wait_ratio": 0.5}, 4) == ""
+    assert "4 thread(s)), 70 % of it by DALI's decoder and the rest by PyAV" in limit_in_words(
+        row | {"data/dali_share": 0.7}, 4
+    )
 
 
 def test_a_row_is_what_happened_since_the_copy():
