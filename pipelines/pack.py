@@ -19,11 +19,12 @@ from pipelines.packing.added import WHOLE, addition_to, finish_switch, put_flow_
 from pipelines.packing.assembly import assemble
 from pipelines.packing.catalog import format_for, read_catalog
 from pipelines.packing.cut import with_clips
+from pipelines.packing.far import Source, source_at
 from pipelines.packing.flow import costs, duration, megabytes, require_opencv
 from pipelines.packing.folds import write_folds
 from pipelines.packing.listing import Catalog
 from pipelines.packing.options import PackOptions, pack_options
-from pipelines.packing.plan import begin, finished, make_plan, refuse_address, refuse_overlap, refuse_strangers
+from pipelines.packing.plan import begin, finished, make_plan, refuse_overlap, refuse_strangers
 from pipelines.packing.staging import ADDITION, DamagedStaging, Staging
 from pipelines.packing.upload import upload_to
 from pipelines.packing.verdict import Outcome
@@ -70,7 +71,7 @@ def pack(
 
     Args:
         format: As `read_catalog`.
-        src: As `read_catalog`.
+        src: As `read_catalog`; or an address (s3://…, gs://…) in the place of a folder.
         out: Folder to pack into, or an address (s3://…, gs://…): packed in a folder first, then uploaded.
         options: How.
         workers: Videos decoded at once; None: one per core.
@@ -90,7 +91,6 @@ def pack(
     options, watch = options or PackOptions(), watch or Silent()
     if options.fold == "all":
         return _all_folds(format, src, out, options, workers, run, watch)
-    refuse_address(src)
     if workers is not None and workers < 1:
         raise RecipeError(f"{workers} workers pack nothing; give at least 1, or none for one per core")
     cores, mapper = workers or len(os.sched_getaffinity(0)), run or in_threads
@@ -99,15 +99,23 @@ def pack(
     _finish(place, watch)
     if options.add == "flow":
         return _add_flow(place, options, cores, mapper, watch)
-    catalog = read_catalog(format, src, options)
-    refuse_overlap(catalog.root, place, format)
-    plan = make_plan(format, src, catalog, options)
-    if upload is not None and (there := upload.finished(plan)) is not None:
-        return there
-    require_opencv(options.flow_form())
-    work = Work(os.path.realpath(catalog.root), os.path.realpath(place), options.target(), options.limits())
-    manifest = _packed(_Task(catalog, plan, options, work, cores, mapper, watch), place, upload is not None)
+    with source_at(format, src, options, watch.say) as source:
+        catalog = read_catalog(format, source.place, options)
+        catalog = replace(catalog, notes=(*source.notes, *catalog.notes))
+        refuse_overlap(catalog.root, place, format)
+        plan = make_plan(format, src, catalog, options)
+        if upload is not None and (there := upload.finished(plan)) is not None:
+            return there
+        require_opencv(options.flow_form())
+        work = _work(catalog, place, source, options)
+        manifest = _packed(_Task(catalog, plan, options, work, cores, mapper, watch), place, upload is not None)
     return manifest if upload is None else upload.put(manifest)
+
+
+def _work(catalog: Catalog, place: Path, source: Source, options: PackOptions) -> Work:
+    roots = os.path.realpath(catalog.root), os.path.realpath(place)
+    address = None if source.address is None else str(source.address)
+    return Work(*roots, options.target(), options.limits(), address=address)
 
 
 def _all_folds(
@@ -120,8 +128,8 @@ def _all_folds(
     watch: Watch,
 ) -> Manifest:
     """`fold=all`: the pack of split 1, and beside it the other splits of the same shards."""
-    if address_of(out) is not None or options.cut != "none":
-        other = f"cut={options.cut}" if options.cut != "none" else f"{out}, which is no folder"
+    if (far := next((place for place in (src, out) if address_of(place) is not None), None)) or options.cut != "none":
+        other = f"cut={options.cut}" if options.cut != "none" else f"{far}, which is no folder"
         raise RecipeError(f"fold=all does not go with {other}; leave one of them out")
     format_for(format, options)  # refused before anything is packed
     first = pack(format, src, out, options.model_copy(update={"fold": 1}), workers=workers, run=run, watch=watch)

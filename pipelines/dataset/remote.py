@@ -104,8 +104,17 @@ class RemoteStore:
         Raises:
             OSError: see the module.
         """
+        return {name: size for name, (size, _) in self.listed().items()}
+
+    def listed(self) -> dict[str, tuple[int, int]]:
+        """Every object below this place, its bytes, and when it was written last, in nanoseconds; web servers cannot say.
+
+        Raises:
+            OSError: see the module.
+        """
         with self._errors():
-            return {found["path"]: int(found["size"]) for part in self._store.list() for found in part}
+            found = [one for part in self._store.list() for one in part]
+        return {one["path"]: (int(one["size"]), round(one["last_modified"].timestamp() * 1e9)) for one in found}
 
     def sha256(self, name: str) -> str:
         """What an object says its checksum is; empty: nothing.
@@ -200,6 +209,11 @@ def _meaning(error: Exception, address: Address, stop: int | None) -> OSError:
     code = int(status[1]) if status else 0
     if "NoSuchBucket" in text or "bucket does not exist" in text:
         return _refused(f"there is no bucket '{address.host}'")
+    if type(error).__name__ == "InvalidPathError":
+        key = (re.search(r'[Pp]ath "([^"]{1,200})"', text) or ("", "?"))[1]
+        return _refused(
+            f"it holds the key '{key}', which is no path; remove it, or give a prefix that does not hold it"
+        )
     if isinstance(error, FileNotFoundError) or code in (404, 410):
         return FileNotFoundError(errno.ENOENT, "there is no such object")
     if "169.254." in text or "metadata.google" in text or "TokenRequest" in text or "token request" in text:

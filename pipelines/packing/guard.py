@@ -12,6 +12,7 @@ import time
 from multiprocessing.connection import Connection
 from types import TracebackType
 
+from pipelines.packing.far import Fetcher
 from pipelines.packing.part import WHOLE, Cut, Part
 from pipelines.packing.verdict import Fault, Limits, Outcome, Target, Verdict
 from vidssl.errors import DataError, OurFault, StorageError
@@ -33,10 +34,13 @@ class Guard:
     Args:
         target: Form of the packed videos.
         limits: What one video may take; None: the defaults.
+
+    Attributes:
+        fetcher: Keeps the copy of a video that lies in a store, for as long as this guard.
     """
 
     def __init__(self, target: Target, limits: Limits | None = None) -> None:
-        self.target = target
+        self.target, self.fetcher = target, Fetcher()
         self.limits = limits or Limits()
         self._process: subprocess.Popen[bytes] | None = None
         self._wire: Connection | None = None
@@ -139,8 +143,9 @@ class Guard:
         return f"not done after {limits.max_seconds:g} s of work (max_seconds={limits.max_seconds:g})"
 
     def close(self) -> None:
-        """End the child process."""
+        """End the child process, and remove what was fetched for it."""
         self._end()
+        self.fetcher.close()
 
     def _ready(self) -> Connection:
         if self._wire is not None:

@@ -12,6 +12,7 @@ from pipelines.packing.part import WHOLE, Part
 from vidssl.errors import DataError
 
 __all__ = [
+    "SIDECARS",
     "Catalog",
     "Format",
     "LeftOut",
@@ -24,7 +25,8 @@ __all__ = [
     "without_copies",
 ]
 
-_SIDECARS = {".csv", ".tsv", ".txt", ".json", ".yaml", ".yml", ".md", ".html", ".pdf", ".xml"}
+SIDECARS = {".csv", ".tsv", ".txt", ".json", ".yaml", ".yml", ".md", ".html", ".pdf", ".xml"}
+"""Endings of texts that may lie beside videos: lists, annotations, licences."""
 _VIDEOS = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".flv", ".3gp", ".ogv", ".mpg", ".mpeg", ".wmv"}
 _SPLIT_ORDER = ("all", "train", "val", "test", "unused")
 
@@ -112,7 +114,7 @@ class Format:
 
 def is_sidecar(path: str) -> bool:
     """Whether a relative path is a text file beside the class folders (a list, a readme), not a video."""
-    return "/" not in path and Path(path).suffix.lower() in _SIDECARS
+    return "/" not in path and Path(path).suffix.lower() in SIDECARS
 
 
 def is_video_name(path: str) -> bool:

@@ -26,7 +26,6 @@ __all__ = [
     "begin",
     "finished",
     "make_plan",
-    "refuse_address",
     "refuse_other",
     "refuse_overlap",
     "refuse_strangers",
@@ -39,7 +38,6 @@ _PACK_VERSION = "1"
 _INSTEAD = "give another OUT"
 OURS = re.compile(r"manifest\.json|samples\.npz|verdicts\.csv|shard-\d{5}\.(tar|idx)")
 """Names that a pack gives to its files."""
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: what pathlib makes of s3://…
 
 
 def make_plan(format: str, src: str | Path, catalog: Catalog, options: PackOptions) -> dict[str, str]:
@@ -123,18 +121,6 @@ def begin(out: Path, plan: Mapping[str, str], options: PackOptions) -> Staging:
         staging.remove()
         staging.begin(plan)
     return staging
-
-
-def refuse_address(word: str | Path) -> None:
-    """Refuse `s3://…` and its like as a source.
-
-    Raises:
-        DataError: it is an address.
-    """
-    if _ADDRESS.match(str(word)) and not os.path.exists(word):
-        raise DataError(
-            f"the source {word} is an address, and videos are read from folders only; copy the videos into a folder first"
-        )
 
 
 def refuse_overlap(root: Path, out: Path, format: str) -> None:

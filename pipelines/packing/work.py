@@ -55,6 +55,7 @@ class Work:
         limits: What one video may take.
         packed: The videos are those of the pack in `root`, and their flow alone is made.
         cut: Nothing is packed, and only looked where sources are cut; None: it is packed.
+        address: Store that the videos are fetched from; None: they lie in `root`.
     """
 
     root: str
@@ -63,6 +64,7 @@ class Work:
     limits: Limits
     packed: bool = False
     cut: Cut | None = None
+    address: str | None = None
 
     @property
     def staging(self) -> Staging:
@@ -122,17 +124,31 @@ def stage_one(job: Job, work: Work, guard: Guard) -> Staged:
     require_opencv(work.target.flow)
     if work.packed:
         return work.staging.store(job.row, guard.flow_of(work.root, job.row, job.path))
-    path = os.path.join(work.root, job.source)
+    path = _path_of(job, work, guard)
     if work.cut is None:
         outcome = guard.run(path, job.path, job.part)
     else:
         outcome = guard.bounds_of(path, job.path, job.part, work.cut)
     if outcome.verdict.verdict == "rejected" and job.there and not os.path.lexists(path):
-        raise StorageError(
-            f"{path} was there when the pack began and is gone now, so the pack stops; when the source is whole again, type"
-            " the same command again: what is done is kept"
-        )
+        raise _gone(path)
     return work.staging.store(job.row, outcome)
+
+
+def _path_of(job: Job, work: Work, guard: Guard) -> str:
+    """The file that holds the video; what lies in a store is fetched."""
+    if work.address is None:
+        return os.path.join(work.root, job.source)
+    try:
+        return guard.fetcher.file(work.address, job.source)
+    except FileNotFoundError:
+        raise _gone(f"{work.address}/{job.source}") from None
+
+
+def _gone(path: str) -> StorageError:
+    return StorageError(
+        f"{path} was there when the pack began and is gone now, so the pack stops; when the source is whole again, type"
+        " the same command again: what is done is kept"
+    )
 
 
 def in_threads(jobs: Sequence[Job], work: Work, workers: int) -> Iterator[Staged]:
