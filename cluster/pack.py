@@ -38,7 +38,7 @@ def run_pack(
 
     Args:
         format: A name in `pipelines.packing.catalog.FORMATS`.
-        src: Folder of the videos, or the file that lists them.
+        src: Folder of the videos, or the file that lists them; in a bucket too (s3://…, gs://…).
         out: Folder to pack into; on a cluster, one that all nodes share. Or an address, see `pipelines.pack.pack`.
         overrides: `key=value` words of `PackOptions`.
         workers: Videos decoded at once; None: the cores of the machine or cluster.

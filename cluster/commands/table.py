@@ -137,7 +137,7 @@ VERBS: dict[str, Verb] = {
         "videos → verified, normalised shards with a manifest",
         places=(
             Place("FORMAT", " | ".join(FORMATS)),
-            Place("SOURCE", "folder of the videos, or the file that lists them"),
+            Place("SOURCE", "folder of the videos, or the file that lists them; in a bucket too (s3://…, gs://…)"),
             Place("OUT", "folder to write"),
         ),
         options=(Option("--workers", "parallel tasks; without it the cores of the machine or cluster", "N", least=1),),

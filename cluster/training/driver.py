@@ -75,7 +75,7 @@ def train(plan: Plan, say: Say = lambda line: None, argv: Sequence[str] = ()) ->
             say(note)
         if plan.finished:
             return Outcome(folder, total, total, 0.0, False)
-        [use_gpu] = stand_on([plan.recipe], folder.path, plan.checked.manifest.root, open_things, say)
+        [use_gpu] = stand_on([plan.recipe], folder.path, plan.checked.manifest, open_things, say)
         if (spec := _bank_spec(plan.checked, folder)) is not None:
             refuse_without_memory(spec, plan.recipe.trainer)
         open_things.enter_context(held(folder.path, "train", say))

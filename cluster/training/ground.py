@@ -14,7 +14,7 @@ from vidssl.errors import DeviceError
 from vidssl.recipe import Recipe, Trainer
 
 if TYPE_CHECKING:
-    from pipelines.dataset.place import Address
+    from pipelines.dataset.manifest import Manifest
 
 __all__ = ["stand_on"]
 
@@ -22,14 +22,14 @@ Say = Callable[[str], None]
 
 
 def stand_on(
-    recipes: Sequence[Recipe], folder: Path, data: Path | Address, open_things: ExitStack, say: Say
+    recipes: Sequence[Recipe], folder: Path, manifest: Manifest, open_things: ExitStack, say: Say
 ) -> list[bool]:
     """Open what trainings run on, and refuse what it can never give.
 
     Args:
         recipes: Of one training each, one after the other.
         folder: Where the run is to lie.
-        data: The packed data.
+        manifest: Of the packed data.
         open_things: Closes what is opened here.
         say: Told what the user has to know.
 
@@ -40,14 +40,25 @@ def stand_on(
         DeviceError, DataError, StorageError: in one sentence; nothing was made or removed by then.
     """
     if all(recipe.trainer.in_process for recipe in recipes):
-        return [_cuda_here(recipe.trainer) for recipe in recipes]
-    open_things.enter_context(ray_session(max(os.cpu_count() or 1, 1)))
-    devices = [resolve_device(recipe.trainer, say) for recipe in recipes]
-    refuse_gpus_without_cuda(any(devices))
-    refuse_blind_nodes(folder, data, say)
+        devices = [_cuda_here(recipe.trainer) for recipe in recipes]
+    else:
+        open_things.enter_context(ray_session(max(os.cpu_count() or 1, 1)))
+        devices = [resolve_device(recipe.trainer, say) for recipe in recipes]
+        refuse_gpus_without_cuda(any(devices))
+        refuse_blind_nodes(folder, manifest.root, say)
+        for recipe, use_gpu in zip(recipes, devices, strict=True):
+            check_resources(recipe.trainer, use_gpu, recipe.mining if recipe.mines else None)
     for recipe, use_gpu in zip(recipes, devices, strict=True):
-        check_resources(recipe.trainer, use_gpu, recipe.mining if recipe.mines else None)
+        _refuse_decoder(recipe, manifest, use_gpu)
     return devices
+
+
+def _refuse_decoder(recipe: Recipe, manifest: Manifest, use_gpu: bool) -> None:
+    import torch
+
+    from pipelines.loading.decode import resolve_decode
+
+    resolve_decode(recipe.loader.decode, manifest.codec, torch.device("cuda" if use_gpu else "cpu"), training=True)
 
 
 def _cuda_here(trainer: Trainer) -> bool:

@@ -61,7 +61,7 @@ def train_phases(
         for note in plan.notes:
             say(note)
         own = [phase_recipe(plan.recipe, phase) for phase in wanted]
-        devices = stand_on(own, root, plan.checked.manifest.root, open_things, lambda line: None)
+        devices = stand_on(own, root, plan.checked.manifest, open_things, lambda line: None)
         open_things.enter_context(held(root, "train", say))
         for note in enter(plan, argv, "cuda" if all(devices) else "cpu"):
             say(note)

@@ -26,7 +26,7 @@ from cluster.training.verb import TrainWords, run_train
 from pipelines.dataset.manifest import load_manifest
 from pipelines.loading.order import Order
 from tests.cluster.training.small_runs import RECIPE, leftovers, small, tree
-from vidssl.errors import DeviceError
+from vidssl.errors import DataError, DeviceError
 from vidssl.lock import owner_of
 from vidssl.marks import LOCK
 from vidssl.mining.snapshots import load_snapshot, snapshot_at
@@ -274,12 +274,21 @@ def test_what_the_cluster_cannot_give_is_refused_before_anything_is_removed_or_m
     for words, sentence in (
         (["trainer.cpus_per_worker=99"], r"needs 198 cores and there are 2; type trainer.workers=1"),
         (["trainer.device=cuda"], r"has no GPU; type trainer.device=cpu"),
+        (
+            ["loader.decode=dali-cpu", "trainer.device=cpu"],
+            r"DALI does not decode h264 on a CPU; type loader.decode=py",
+        ),
+        (
+            ["loader.decode=mixed", "trainer.device=cpu", "trainer.workers=0", "trainer.deterministic=false"],
+            r"needs two decoders, and DALI does not",
+        ),
+        (["loader.decode=nvdec", "trainer.device=cpu"], r"needs a GPU, the clips go to cpu; type loader.decode=auto"),
     ):
         if torch.cuda.is_available() and "trainer.device=cuda" in words:
             continue
         for name in ("straight", "another"):
             recipe = small(packed, run.parents[1], f"trainer.storage={run.parent}", f"name={name}", *words)
-            with pytest.raises(DeviceError, match=sentence):
+            with pytest.raises((DeviceError, DataError), match=sentence):
                 train(plan_run(recipe, fresh=True))
             assert tree(run.parent) == before
 
