@@ -135,7 +135,7 @@ def test_workers_that_cannot_share_the_batch_are_refused_with_those_that_can(pac
 @pytest.mark.usefixtures("ray")
 def test_a_worker_that_is_killed_costs_some_steps_and_no_number(packed, tmp_path):
     words = [*FAST, "finetune.epochs=12", "finetune.workers=2"]
-    straight = finetune_run(make_run(tmp_path / "straight", packed).path, [*words, "finetune.workers=0"], quiet)
+    straight = finetune_run(make_run(tmp_path / "straight", packed).path, words, quiet)  # undisturbed, with two as well
     run, said, killed = make_run(tmp_path / "killed", packed), [], []
 
     def kill_one(line):
@@ -148,7 +148,7 @@ def test_a_worker_that_is_killed_costs_some_steps_and_no_number(packed, tmp_path
     assert killed
     assert result.results.last.epoch == 12
     for got, wanted in zip(result.history, straight.history, strict=True):
-        np.testing.assert_allclose(got[1], wanted[1], rtol=5e-3)
+        np.testing.assert_allclose(got[1], wanted[1], rtol=1e-5)
 
 
 def one_worker():
