@@ -193,6 +193,7 @@ def test_what_cannot_be_read_from_a_store_is_refused_in_a_sentence(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_pack_goes_on_and_what_it_fetched_is_removed_by_the_next(put, s3, source, tmp_path, copies):
     address = put("killed")
     words = [
