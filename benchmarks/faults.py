@@ -59,7 +59,7 @@ class Trial:
         fault: Its name.
         at: Step at which it struck.
         recovered: Whether the run got past that step and to its end.
-        seconds: From the fault to the first step that had not been done before.
+        seconds: From the fault to the first step that had not been done before; None: there was none.
         replayed: Steps that were done again.
         lost: Samples that an epoch did not bring.
         twice: Samples that an epoch brought twice.
@@ -70,7 +70,7 @@ class Trial:
     fault: str
     at: int = 0
     recovered: bool = False
-    seconds: float = float("nan")
+    seconds: float | None = None
     replayed: int = 0
     lost: int = 0
     twice: int = 0
@@ -81,20 +81,19 @@ class Trial:
 class Run:
     """A `vidssl train` on a cluster, in a process of its own, with all that it says."""
 
-    port: int
     store: subprocess.Popen[bytes]
 
     def __init__(self, cluster: LocalCluster, home: Path, name: str, *words: str, stored: bool = False) -> None:
         self.cluster, self.folder, self.name = cluster, home / "runs" / name, name
         self.words = [
             *(sys.executable, "-W", "ignore", "-m", "cluster", "train", str(home / "faults.yaml"), f"name={name}"),
-            *(f"data={home / 'packed'}", f"trainer.storage={home / 'runs'}", "--no-evaluation", *words),
+            *(f"trainer.storage={home / 'runs'}", "--no-evaluation", *words),
         ]
+        self.port = free_port() if stored else 0
         if stored:
-            self.port = free_port()
             self.store = _store(home / "packed", self.port)
-            self.words.append(f"data=http://127.0.0.1:{self.port}")
             time.sleep(2)
+        self.words.append(f"data=http://127.0.0.1:{self.port}" if stored else f"data={home / 'packed'}")
         self.said: list[tuple[float, str]] = []
         self.type()
 
@@ -385,7 +384,7 @@ def _table(trials: Sequence[Trial]) -> list[str]:
     ]
     for name in dict.fromkeys(trial.fault for trial in trials):
         own = [trial for trial in trials if trial.fault == name]
-        took = [trial.seconds for trial in own if trial.recovered]
+        took = [trial.seconds for trial in own if trial.recovered and trial.seconds is not None]
         spent = f"{statistics.median(took):.0f} ({max(took):.0f})" if took else "-"
         lines.append(
             f"| {name} | {sum(trial.recovered for trial in own)} of {len(own)} | {spent} | "
