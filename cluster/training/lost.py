@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -68,7 +69,7 @@ class LostWorkers:
         """A sentence without an end: "rank 1 (process 71 on 10.0.0.3) was lost"; "a worker was lost" where Ray knows no more."""
         dead = {name: one for name, one in _dead().items() if name not in self._told}
         self._told |= set(dead)
-        named = [_named(one, self._ranks) for one in dead.values()]
+        named = [_named(one, self._ranks) for one in dead.values()] or list(_with_their_nodes(self._ranks))
         return (
             f"{' and '.join(sorted(named))} {'was' if len(named) == 1 else 'were'} lost"
             if named
@@ -81,6 +82,19 @@ def _named(actor: dict[str, Any], ranks: list[Rank]) -> str:
     why = {"NODE_DIED": ", with its node", "OOM": ", which had taken the memory of its node"}.get(_reason(actor), "")
     who = f"rank {ranks.index(here)}" if here in ranks else "a worker"
     return f"{who} (process {here.pid} on {here.node}{why})"
+
+
+def _with_their_nodes(ranks: list[Rank]) -> Iterator[str]:
+    """Ranks whose node is gone: Ray Train ends what it no longer reaches, and then Ray has no other cause of its death."""
+    if "ray" not in sys.modules:
+        return
+    import ray
+
+    with suppress(Exception):  # a cluster that does not answer now has nothing to tell
+        alive = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+        for number, one in enumerate(ranks):
+            if one.node not in alive:
+                yield f"rank {number} (process {one.pid} on {one.node}, with its node)"
 
 
 def _dead() -> dict[str, dict[str, Any]]:

@@ -101,6 +101,18 @@ def test_two_workers_become_one_and_then_three_and_every_sample_of_an_epoch_come
     del first
 
 
+def test_a_node_that_dies_while_there_is_a_spare_one_is_named_with_its_rank(cluster, typed):
+    for _ in range(3):
+        cluster.add()
+    run = typed("spare")
+    assert run.wait_for(25), run.said
+    before = read_ranks_of(RunFolder(run.folder))
+    cluster.kill(before[1].node)
+    said = ended(run)
+    wanted = f"rank 1 (process {before[1].pid} on {before[1].node}, with its node) was lost; all go on from step "
+    assert [line for line in said if line.startswith(wanted)], said
+
+
 def test_a_run_waits_for_its_nodes_as_long_as_it_may_and_is_refused_where_it_may_not(cluster, typed):
     began = time.monotonic()
     refused = typed("refused")
