@@ -26,6 +26,7 @@ __all__ = [
     "disk_words",
     "folder_aside",
     "is_full",
+    "process_lives",
     "remove_parts",
     "storage_error",
     "sync_folder",
@@ -172,6 +173,17 @@ def check_place(path: Path, instead: str) -> None:
 def is_full(error: OSError) -> bool:
     """Whether an error says that a disk, or somebody's share of it, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def process_lives(pid: int) -> bool:
+    """Whether there is a process of that number on this machine, anybody's."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def disk_words(error: OSError, path: Path, needed: int | None = None) -> str:

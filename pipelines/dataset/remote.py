@@ -98,6 +98,15 @@ class RemoteStore:
         with self._errors():
             return int(self._store.get(name, options={"range": (0, 1)}).meta["size"])
 
+    def length(self, name: str) -> int:
+        """Bytes of an object, empty ones too; nothing of it is read.
+
+        Raises:
+            OSError: see the module.
+        """
+        with self._errors():
+            return int(self._store.head(name)["size"])
+
     def names(self) -> dict[str, int]:
         """Every object below this place and its bytes; web servers cannot say.
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +23,7 @@ from pipelines.packing.catalog import FORMATS
 from pipelines.packing.listing import SIDECARS
 from pipelines.packing.options import PackOptions
 from vidssl.errors import DataError, RecipeError, StorageError
-from vidssl.files import disk_words, is_full
+from vidssl.files import disk_words, is_full, process_lives
 
 __all__ = ["Fetcher", "Source", "source_at"]
 
@@ -30,7 +31,6 @@ Answer = TypeVar("Answer")
 
 PATIENCE_S = 240.0
 CHUNK = 16 << 20
-LARGEST_LIST = 256 << 20
 _MADE = "vidssl-packing-"
 
 
@@ -104,7 +104,7 @@ class Fetcher:
             place = address_of(address)
             assert place is not None
             self._store = RemoteStore(place)
-        _copy(self._store, name, path)
+        _copy(self._store, name, path, Patience(PATIENCE_S, say_in_log, advice=AGAIN))
         self._here = (address, name)
         return path
 
@@ -149,11 +149,11 @@ def _lay_out(address: Address, tree: Path, say: Say) -> tuple[str, ...]:
             except (ValueError, FileExistsError, IsADirectoryError, NotADirectoryError):
                 strange.append(name)
                 continue
-            if path.suffix.lower() in SIDECARS and size <= LARGEST_LIST:
+            if path.suffix.lower() in SIDECARS:
                 lists[name] = path
             os.utime(path, ns=(modified_ns, modified_ns))
         for name, path in lists.items():
-            path.write_bytes(_asked(patience, store.said(name), lambda name=name: store.read(name)))
+            _copy(store, name, str(path), patience)
             modified_ns = found[name][1]
             os.utime(path, ns=(modified_ns, modified_ns))
     if not strange:
@@ -169,10 +169,10 @@ def _refuse_outside(name: str) -> None:
         raise ValueError(name)
 
 
-def _copy(store: RemoteStore, name: str, path: str) -> None:
+def _copy(store: RemoteStore, name: str, path: str, patience: Patience) -> None:
     """Fetch in pieces, so that a store that goes away costs one of them, and a video of hours no memory."""
-    patience, said = Patience(PATIENCE_S, say_in_log, advice=AGAIN), store.said(name)
-    size = _asked(patience, said, lambda: store.size(name), gone=True)
+    said = store.said(name)
+    size = _asked(patience, said, lambda: store.length(name), gone=True)
     with _disk_words(Path(path)), open(path, "wb") as stream:
         for begin in range(0, size, CHUNK):
             count = min(CHUNK, size - begin)
@@ -214,20 +214,10 @@ def _scratch() -> Iterator[Path]:
 
 
 def _made_folder() -> str:
-    """A folder of this process, after those of processes that were killed are gone."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_MADE}*"):
-        with suppress(OSError, ValueError):
-            owner = int(left.name.removeprefix(_MADE).partition("-")[0])
-            if not _alive(owner):
-                shutil.rmtree(left, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"{_MADE}{os.getpid()}-")
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """A folder of this process, after those of processes of this machine that were killed are gone."""
+    ours = f"{_MADE}{socket.gethostname()}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{ours}*"):
+        owner = left.name.removeprefix(ours).partition("-")[0]
+        if owner.isdigit() and not process_lives(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{ours}{os.getpid()}-")

@@ -13,6 +13,8 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from pipelines.packing.work import Silent
+
 LEVELS = 5
 """Grey levels from one frame number to the next."""
 
@@ -75,3 +77,20 @@ def break_packet(path: Path, number: int) -> None:
     data = bytearray(path.read_bytes())
     data[places[number] : places[number] + 4] = b"\xff\xff\xff\xff"
     path.write_bytes(data)
+
+
+def two_classes(root: Path) -> Path:
+    """Five videos in the class folders a and b."""
+    for number in range(5):
+        write_video(root / "ab"[number % 2] / f"v{number:02d}.mp4", frames=10 + 2 * number, width=128, height=128)
+    return root
+
+
+class Heard(Silent):
+    """What a pack says."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, sentence: str) -> None:
+        self.said.append(sentence)

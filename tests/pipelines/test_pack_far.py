@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.pack import PackOptions, Silent, pack
-from tests.pipelines.footage import write_video
+from pipelines.pack import PackOptions, pack
+from tests.pipelines.footage import Heard, two_classes, write_video
 from tests.pipelines.stores import BUCKET, environment
 from vidssl.errors import DataError, RecipeError, StorageError
 
@@ -22,21 +22,10 @@ SMALL = PackOptions(shard_mb=0.002)
 HERE = Path(__file__).parents[2]
 
 
-class Heard(Silent):
-    """What a pack says."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.said.append(sentence)
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("source")
-    for number in range(5):
-        write_video(root / "ab"[number % 2] / f"v{number:02d}.mp4", frames=10 + 2 * number, width=128, height=128)
+    two_classes(root)
     (root / "a" / "broken.mp4").write_bytes(b"no video at all")
     lines = [f"{path.relative_to(root)},{path.parent.name}" for path in sorted(root.glob("*/v*.mp4"))]
     (root / "list.csv").write_text("\n".join(["path,label", *lines]))
@@ -156,6 +145,16 @@ def test_keys_that_are_no_names_of_files_are_passed_over_in_a_sentence(put, s3, 
     assert said.endswith(f"' (and 1 more like it) in {address}, which cannot be the name of a file beside the others")
 
 
+def test_an_empty_object_is_a_verdict_and_no_store_that_does_not_answer(put, s3, tmp_path):
+    address = put("empty")
+    s3.put("empty/a/nothing.mp4", b"")
+    s3.put("empty/notes.txt", b"")
+    pack("folder", address, tmp_path / "out", SMALL)
+    (line,) = [one for one in (tmp_path / "out" / "verdicts.csv").read_text().splitlines() if "nothing.mp4" in one]
+    assert "rejected" in line
+    assert "the file is empty" in line
+
+
 @pytest.mark.parametrize("key", ["a/../../../up.mp4", "a//v.mp4"])
 def test_a_key_that_leads_elsewhere_is_refused_and_nothing_is_written_outside(s3, tmp_path, key):
     prefix = f"leads-{len(key)}"
@@ -224,7 +223,7 @@ def test_a_killed_pack_goes_on_and_what_it_fetched_is_removed_by_the_next(put, s
     )
     assert done.returncode == 0, done.stderr
     assert shards(tmp_path / "out") == shards(pack("folder", source, tmp_path / "near", SMALL).folder)
-    assert not list(copies.glob(f"vidssl-packing-{process.pid}-*"))
+    assert not list(copies.glob(f"vidssl-packing-*-{process.pid}-*"))
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a mount takes root")

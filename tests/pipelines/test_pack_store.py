@@ -17,9 +17,9 @@ import pytest
 
 from pipelines.dataset.manifest import load_manifest
 from pipelines.dataset.verify import verify
-from pipelines.pack import PackOptions, Silent, pack
+from pipelines.pack import PackOptions, pack
 from pipelines.packing.upload import UNDER_WAY
-from tests.pipelines.footage import write_video
+from tests.pipelines.footage import Heard, two_classes
 from tests.pipelines.stores import BUCKET, KEYS, environment
 from vidssl.errors import DataError, StorageError
 from vidssl.marks import MARK
@@ -27,21 +27,10 @@ from vidssl.marks import MARK
 SMALL = PackOptions(shard_mb=0.002)
 
 
-class Heard(Silent):
-    """What a pack says."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.said.append(sentence)
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("source")
-    for number in range(5):
-        write_video(root / "ab"[number % 2] / f"v{number:02d}.mp4", frames=10 + 2 * number, width=128, height=128)
+    two_classes(root)
     return root
 
 

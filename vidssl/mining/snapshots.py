@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidssl.errors import BankError
-from vidssl.files import storage_error
+from vidssl.files import process_lives, storage_error
 from vidssl.mining.bank import EmbeddingBank, bad_row
 from vidssl.mining.mapped import NEVER, Fitted, MappedRows
 from vidssl.mining.moments import Facts, Moment
@@ -288,7 +288,7 @@ def sweep(root: Path) -> int:
     gone = 0
     for path in root.iterdir() if root.is_dir() else ():
         match = _ASIDE.match(path.name)
-        if match and not (match["host"] == socket.gethostname() and _alive(int(match["pid"]))):
+        if match and not (match["host"] == socket.gethostname() and process_lives(int(match["pid"]))):
             shutil.rmtree(path, ignore_errors=True)
             gone += 1
     return gone
@@ -379,13 +379,3 @@ def snapshot_steps(root: Path) -> list[int]:
 
 def _seal(attrs: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(attrs, sort_keys=True).encode()).hexdigest()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -8,18 +8,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.dataset.manifest import load_manifest
-from pipelines.pack import PackOptions, Silent, pack, pack_options
+from pipelines.pack import PackOptions, pack, pack_options
 from pipelines.packing.folds import folds_of, write_folds
 from pipelines.synthetic import make_official_set
+from tests.pipelines.footage import Heard
 from vidssl.errors import DataError, RecipeError
-
-
-class Heard(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.lines.append(sentence)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +31,7 @@ def alone(source) -> Path:
 def packed(source, alone) -> tuple[Path, list[str]]:
     heard, out = Heard(), shutil.copytree(alone, source.parent / "packed")
     pack("ucf101", source, out, PackOptions(fold="all"), watch=heard)
-    return out, heard.lines
+    return out, heard.said
 
 
 def listed(source: Path, name: str) -> set[str]:
@@ -74,7 +67,7 @@ def test_a_pack_of_split_1_becomes_one_of_all_splits_without_packing_again(sourc
     before = {path: path.stat().st_mtime_ns for path in out.iterdir() if path.is_file()}
     heard = Heard()
     manifest = pack("ucf101", source, out, PackOptions(fold="all"), watch=heard)
-    assert heard.lines[0].startswith("nothing to do: ")
+    assert heard.said[0].startswith("nothing to do: ")
     assert manifest.hash == load_manifest(alone).hash
     assert before == {path: path.stat().st_mtime_ns for path in before}
     written = (out / "fold2" / "manifest.json").stat().st_mtime_ns
