@@ -39,7 +39,7 @@ VIDEOS, FRAMES = 360, 56
 KIND = "demo"
 """What the mark of a demo's folder says."""
 RESULT = "demo.json"
-_OWN = ("data", "name", "seed", "trainer.storage")
+_OWN = ("data", "name", "seed", "trainer.storage", "trainer.copy_to")
 _VIDEOS = {"videos/videos": "[0-9][0-9][0-9][0-9][0-9].mp4", "videos": "videos.csv"}
 _PACKED = ("shard-*.tar", "shard-*.idx", "manifest.json", "samples.npz", "verdicts.csv", ".staging", ".*.part")
 

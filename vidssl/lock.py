@@ -24,7 +24,18 @@ from vidssl.errors import BusyError
 from vidssl.files import storage_error
 from vidssl.marks import LOCK
 
-__all__ = ["HEARTBEAT_S", "STALE_S", "Owner", "heartbeat", "held", "owner_of", "token_of"]
+__all__ = [
+    "HEARTBEAT_S",
+    "STALE_S",
+    "Owner",
+    "died_here",
+    "heartbeat",
+    "held",
+    "myself",
+    "named",
+    "owner_of",
+    "token_of",
+]
 
 HEARTBEAT_S = 10.0
 """Seconds from one heartbeat to the next."""
@@ -139,7 +150,7 @@ def _taken(folder: Path, doing: str, say: Callable[[str], None]) -> Iterator[Non
 
 
 def _take(folder: Path, doing: str, say: Callable[[str], None]) -> Owner:
-    path, owner = folder / LOCK, _myself(doing)
+    path, owner = folder / LOCK, myself(doing)
     for _ in range(_TAKEOVERS):
         if _linked(path, owner):
             return owner
@@ -151,10 +162,10 @@ def _take(folder: Path, doing: str, say: Callable[[str], None]) -> Owner:
                 break
             continue
         if _removed(path, before):
-            who = "an owner that left no name" if before is None else f"{_who(before)}, which is gone"
+            who = "an owner that left no name" if before is None else f"{named(before)}, which is gone"
             say(f"{folder}: the lock of {who}, is taken over")
     before = _read(path)
-    who = "another process" if before is None else f"{_who(before)}, since {before.since}"
+    who = "another process" if before is None else f"{named(before)}, since {before.since}"
     raise BusyError(f"{folder} is in use by {who}; wait for it, stop it, or give another folder")
 
 
@@ -212,7 +223,7 @@ def _falls_silent(path: Path, owner: Owner, say: Callable[[str], None]) -> bool:
         if not said and _quiet_s(path) > 2 * HEARTBEAT_S:
             left = STALE_S - _quiet_s(path)
             say(
-                f"{path.parent}: {_who(owner)} holds it and says nothing; it counts as gone in {left:.0f} s, until then it is waited for"
+                f"{path.parent}: {named(owner)} holds it and says nothing; it counts as gone in {left:.0f} s, until then it is waited for"
             )
             said = True
         time.sleep(min(1.0, STALE_S / 10))
@@ -227,13 +238,18 @@ def _beat_of(path: Path) -> float:
 
 
 def _here(owner: Owner) -> bool:
-    here = _myself("")
+    here = myself("")
     return (owner.host, owner.machine) == (here.host, here.machine)
+
+
+def died_here(owner: Owner) -> bool:
+    """Whether an owner was a process of this machine that is no more; of one elsewhere nobody here can say."""
+    return _here(owner) and _began(owner.pid) != owner.began
 
 
 def _gone(path: Path, owner: Owner | None) -> bool:
     if owner is not None and _here(owner):
-        return _began(owner.pid) != owner.began
+        return died_here(owner)
     return _quiet_s(path) > STALE_S
 
 
@@ -275,11 +291,13 @@ def _token(path: Path) -> str:
     return "" if owner is None else owner.token
 
 
-def _who(owner: Owner) -> str:
+def named(owner: Owner) -> str:
+    """An owner, for people."""
     return f"`vidssl {owner.doing}` (process {owner.pid} on {owner.host})"
 
 
-def _myself(doing: str) -> Owner:
+def myself(doing: str) -> Owner:
+    """This process as an owner, with a token of its own."""
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
     return Owner(socket.gethostname(), _machine(), os.getpid(), _began(os.getpid()), doing, since, uuid.uuid4().hex)
 

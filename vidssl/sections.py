@@ -51,6 +51,7 @@ SAME_NUMBERS: dict[str, Any] = {
     "loader": {"read", "reads", "cache", "cache_gb"},
     "trainer": {
         "storage",
+        "copy_to",
         "log_every_steps",
         "keep",
         "keep_epochs",
@@ -264,6 +265,11 @@ class Trainer(Section):
         description="seconds without an end of a step until every rank writes where it stands",
     )
     storage: Place = Field(default="runs", description="folder (shared by all nodes) that holds the run")
+    copy_to: Place | None = Field(
+        default=None,
+        description="s3:// or gs:// address below which a copy of the run is kept while it goes on; where `storage` holds no "
+        "such run it is fetched from there first; null: none",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -19,6 +19,7 @@ __all__ = ["Option", "Place", "Words", "read_words", "refuse_unreadable"]
 _SHOWN = 120
 """Characters of a word that a sentence repeats."""
 
+_COPY = re.compile("(s3|gs)://.")
 _DIGITS = re.compile("[0-9]{1,9}")
 
 
@@ -118,6 +119,8 @@ def read_words(verb: str, places: Sequence[Place], options: Sequence[Option], wo
         raise RecipeError(f"no {missing[0].name} given ({missing[0].sentence}); type {usage}")
     _check_settings(settings)
     found = {place.name: word for place, word in zip(places, placed, strict=False)}
+    for name, word in found.items():
+        _refuse_copy(verb, name, word)
     return Words(found, taken, tuple(settings), (verb, *words))
 
 
@@ -134,6 +137,16 @@ def refuse_unreadable(words: Iterable[str]) -> None:
             raise RecipeError(f"{_short(word)!a} {_why_unreadable()}")
         if any(ord(sign) < 32 or ord(sign) == 127 for sign in word):
             raise RecipeError(f"{_short(word)!a} holds a control character; type it without")
+
+
+def _refuse_copy(verb: str, name: str, word: str) -> None:
+    """A run's copy in a store is no folder: said here, where its address is still whole."""
+    names = name.split("|")
+    if "RUN" in names and "PACKED" not in names and _COPY.match(word):
+        raise RecipeError(
+            f"{_short(word)} is in a store, and `vidssl {verb}` takes a folder; to bring a run here from its copy type: "
+            f"vidssl train --resume {_short(word)} trainer.storage=FOLDER"
+        )
 
 
 def _why_unreadable() -> str:

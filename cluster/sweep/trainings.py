@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cluster.copies.place import refuse_copy
 from cluster.launch import ray_session
 from cluster.sweep.chooser import Choice, refuse_without_optuna
 from cluster.sweep.held_out import HeldOut, held_out_recall, held_out_rows
@@ -80,6 +81,7 @@ def run_trainings(name: str, words: Sequence[str], out: str | None = None, say: 
     say = say or to_stderr
     sweep = open_sweep(name, words)
     refuse_without_optuna(sweep.search)
+    refuse_copy(sweep.base, "sweep")
     manifest = _data_of(sweep)
     results = _folder(sweep, out)
     found, left_out = trainings_of(sweep, manifest, str(results / "trials"))

@@ -49,6 +49,8 @@ _SPLIT = (
     "trainer.min_workers",
     "trainer.wait_for_nodes",
 )  # who takes how much of a step: a run may go on with others
+_TYPED = (*_SPLIT, "trainer.copy_to")
+"""Words that may be typed behind `--resume`."""
 _ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -142,7 +144,7 @@ def plan_resume(path: str | Path, words: Sequence[str] = ()) -> Plan:
     """
     folder = open_run(path)
     word, words = take_word(words, "bank")
-    fixed = [word for word in words if word.partition("=")[0].rpartition(":")[2] not in _SPLIT]
+    fixed = [word for word in words if word.partition("=")[0].rpartition(":")[2] not in _TYPED]
     if fixed:
         raise CheckpointError(
             f"a resumed run keeps its recipe, so '{fixed[0]}' cannot be set; type only: vidssl train --resume {path}, "
@@ -167,7 +169,8 @@ def run_folder_of(recipe: Recipe) -> RunFolder:
     given = recipe.trainer.storage
     if _ADDRESS.match(given):
         raise RecipeError(
-            f"trainer.storage={given} is an address, and a run is written to a folder; type trainer.storage=FOLDER, one that all nodes share"
+            f"trainer.storage={given} is an address, and a run is written to a folder; type trainer.storage=FOLDER, one that all nodes share, and "
+            f"trainer.copy_to={given} for a copy in a store"
         )
     storage = Path(given).expanduser()
     if not storage.is_absolute() and in_ray_job():

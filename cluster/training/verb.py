@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cluster.copies.place import copy_place, run_address
 from cluster.training.driver import Outcome, train
 from cluster.training.phases import check_phase_words, phase_table, train_phases
-from cluster.training.plan import Plan, plan_resume, plan_run
+from cluster.training.plan import Plan, plan_resume, plan_run, run_folder_of
 from cluster.training.watch import Say
 from vidssl.errors import RecipeError
-from vidssl.recipe import load_recipe, recipe_names
+from vidssl.recipe import Recipe, load_recipe, recipe_names, take_word
+from vidssl.saved.run_folder import open_run
+
+if TYPE_CHECKING:
+    from pipelines.dataset.place import Address
 
 __all__ = ["TrainWords", "run_train"]
 
@@ -53,6 +60,11 @@ def run_train(typed: TrainWords, say: Say, evaluate: After | None) -> int:
     Raises:
         VidsslError: a mistake of the user; nothing was made or removed where it was found before training.
     """
+    with _copied(typed, say) as typed:
+        return _trained(typed, say, evaluate)
+
+
+def _trained(typed: TrainWords, say: Say, evaluate: After | None) -> int:
     plan = _plan(typed)
     check_phase_words(plan.recipe, typed.phase)
     after = _carefully(evaluate, say)
@@ -66,6 +78,50 @@ def run_train(typed: TrainWords, say: Say, evaluate: After | None) -> int:
         return STOPPED
     _ended(plan, outcome, say, after)
     return 0
+
+
+@contextmanager
+def _copied(typed: TrainWords, say: Say) -> Iterator[TrainWords]:
+    """Where a copy of the run is kept in a store: fetch the run from there if it is not here, and keep the copy meanwhile.
+
+    Yields:
+        What was typed, with the run's folder in place of its copy's address.
+
+    Raises:
+        VidsslError: as `cluster.copies.fetch.bring_here`, `cluster.copies.claim.claimed` and `cluster.copies.keep.kept_copy`.
+    """
+    wanted = typed.resume is not None and run_address(typed.resume) is not None
+    typed, address, folder = _with_copy(typed)
+    if address is None:
+        yield typed
+        return
+    from cluster.copies.claim import claimed
+    from cluster.copies.fetch import bring_here
+    from cluster.copies.keep import kept_copy
+    from pipelines.dataset.remote import RemoteStore
+
+    store = RemoteStore(address)
+    with claimed(store, "train", say) as claim:
+        bring_here(store, folder, say, fresh=typed.fresh, wanted=wanted)
+        with kept_copy(folder, store, claim, say):
+            yield typed
+
+
+def _with_copy(typed: TrainWords) -> tuple[TrainWords, Address | None, Path]:
+    """What was typed, without a run's address; where its copy is, if it has one; and the run's folder."""
+    if typed.resume is None:
+        recipe = load_recipe(typed.recipe, typed.settings) if typed.recipe is not None else Recipe()
+        folder, to = run_folder_of(recipe).path, recipe.trainer.copy_to
+        return typed, None if to is None else copy_place(to, folder.name), folder
+    address = run_address(typed.resume)
+    if address is not None:
+        storage, words = take_word(typed.settings, "trainer.storage")
+        folder = (Path(storage or "runs").expanduser() / address.name).resolve()
+        words = [*words, f"trainer.copy_to={address.parent}"]
+        return replace(typed, resume=str(folder), settings=words), address, folder
+    run = open_run(typed.resume)
+    to = take_word(typed.settings, "trainer.copy_to")[0] or run.read_recipe().trainer.copy_to
+    return typed, None if to in (None, "null") else copy_place(to, run.path.name), run.path
 
 
 def _plan(typed: TrainWords) -> Plan:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipelines.dataset.place import Address
 from vidssl.errors import DataError
@@ -134,7 +134,7 @@ class RemoteStore:
         with self._errors():
             return str(self._store.get(name, options={"range": (0, 1)}).attributes.get(SHA256, ""))
 
-    def write(self, name: str, source: Path | bytes, sha256: str) -> None:
+    def write(self, name: str, source: Path | bytes | BinaryIO, sha256: str) -> None:
         """Make or replace an object, whole or not at all; it says its checksum.
 
         Raises:
@@ -142,6 +142,21 @@ class RemoteStore:
         """
         with self._errors():
             self._store.put(name, source, attributes={SHA256: sha256})
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Make a small object that is not there; False: it is there, and stays as it is.
+
+        Raises:
+            OSError: see the module.
+        """
+        import obstore.exceptions
+
+        with self._errors():
+            try:
+                self._store.put(name, data, mode="create")
+            except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
+                return False
+        return True
 
     def delete(self, names: Sequence[str]) -> None:
         """Remove objects; those that are not there are fine.

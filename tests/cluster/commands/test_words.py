@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.commands.table import VERBS
 from cluster.commands.words import Option, Place, Words, read_words
 from vidssl.errors import RecipeError
 
@@ -85,3 +86,12 @@ def test_a_long_word_is_not_repeated_whole():
     with pytest.raises(RecipeError, match="too many") as caught:
         read("a", "b", "c" * 5000)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "finetune", "status", "embed", "export", "mine"])
+def test_a_verb_that_takes_a_run_says_how_a_copy_of_one_is_brought_here(verb):
+    command = VERBS[verb]
+    with pytest.raises(
+        RecipeError, match=f"`vidssl {verb}` takes a folder; .*: vidssl train --resume s3://b/runs/one trainer"
+    ):
+        read_words(verb, command.places, command.options, ["s3://b/runs/one"])

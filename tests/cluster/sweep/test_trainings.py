@@ -192,6 +192,8 @@ def test_data_that_cannot_rank_is_refused_before_anything_is_made(here, tmp_path
         swept(lone, LR)
     with pytest.raises(RecipeError, match="no data given; type data=FOLDER"):
         trainings.run_trainings("infonce-tiny", [LR])
+    with pytest.raises(RecipeError, match="keeps the copy of one training, and `vidssl sweep` is more than that"):
+        swept(lone, LR, "trainer.copy_to=s3://bucket/runs")
     assert not (tmp_path / "runs").exists()
 
 

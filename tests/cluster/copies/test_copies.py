@@ -1,0 +1,351 @@
+"""A run whose copy is kept in a store (`trainer.copy_to`) goes on where its folder never was, and the store never stops it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import cluster.copies.claim
+import cluster.copies.keep
+from cluster.copies.claim import claimed
+from cluster.copies.files import group_of, is_ours, newest, ordered
+from cluster.copies.keep import Copy
+from cluster.training.verb import TrainWords, run_train
+from pipelines.dataset.place import address_of
+from pipelines.dataset.remote import RemoteStore
+from tests.cluster.training.small_runs import RECIPE, leftovers, tree
+from tests.cluster.training.test_phases import CYCLE
+from tests.pipelines.stores import BUCKET
+from vidssl.errors import BusyError, CheckpointError, DataError, RecipeError, StorageError
+from vidssl.lock import myself
+from vidssl.marks import LOCK, MARK, mark_text
+from vidssl.saved.tensors import read_tensors
+
+pytestmark = pytest.mark.usefixtures("usual_signals")
+HERE = Path(__file__).parents[3]
+ALONE = ("trainer.workers=0", "trainer.batch=8")
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch):
+    """What takes seconds among machines takes parts of one here."""
+    monkeypatch.setattr(cluster.copies.keep, "EVERY_S", 0.1)
+    monkeypatch.setattr(cluster.copies.claim, "BEAT_S", 0.2)
+    monkeypatch.setattr(cluster.copies.claim, "_LOOK_S", 0.1)
+    monkeypatch.setattr(cluster.copies.claim, "STALE_S", 1.0)
+
+
+@pytest.fixture
+def typed(packed, tmp_path):
+    """The words of a run of 24 steps; `home` is its storage, which stands for a machine."""
+
+    def typed(home: str, *words: str, to: str = "runs", text: str = RECIPE, **options: object) -> TrainWords:
+        (tmp_path / "small.yaml").write_text(text)
+        own = [f"data={packed}", f"trainer.storage={tmp_path / home}", f"trainer.copy_to=s3://{BUCKET}/{to}"]
+        return TrainWords(str(tmp_path / "small.yaml"), [*own, *ALONE, *words], **options)  # type: ignore[arg-type]
+
+    return typed
+
+
+def train(words: TrainWords) -> list[str]:
+    said: list[str] = []
+    assert run_train(words, said.append, None) == 0
+    return said
+
+
+def copied(s3, prefix: str) -> dict[str, bytes]:
+    return s3.objects(prefix)
+
+
+def files(run: Path) -> dict[str, bytes]:
+    """What a copy has to hold of a run that has ended."""
+    there = {name: data for name, data in tree(run).items() if data is not None}
+    return {name: data for name, data in there.items() if not name.endswith(("ranks.json", LOCK, "attempt"))}
+
+
+def weights(run: Path, step: int) -> dict[str, object]:
+    return read_tensors(run / "checkpoints" / f"step-{step:08d}" / "model.pt")["method"]
+
+
+def equal(one: dict[str, object], two: dict[str, object]) -> bool:
+    return all(value.equal(two[name]) for name, value in one.items() if hasattr(value, "equal"))  # type: ignore[attr-defined]
+
+
+def test_the_copy_of_a_run_that_ended_is_the_run(s3, typed, tmp_path):
+    said = train(typed("a", to="whole"))
+    assert copied(s3, "whole/small") == files(tmp_path / "a" / "small")
+    assert leftovers(tmp_path / "a" / "small") == []
+    assert said[-1].startswith(f"s3://{BUCKET}/whole/small holds this run up to step 24: ")
+    before = s3.modified("whole/small")
+    train(typed("a", to="whole"))  # finished: nothing to train, nothing to send
+    assert s3.modified("whole/small") == before
+
+
+def test_a_run_that_is_killed_goes_on_where_its_folder_never_was_to_the_same_weights(s3, typed, tmp_path):
+    words = ("trainer.steps=120", "trainer.checkpoint_every_steps=40")
+    train(typed("straight", *words, to="straight"))
+    one = typed("a", *words, to="killed")
+    program = (
+        "import sys, cluster.copies.keep as keep\nkeep.EVERY_S = 0.1\n"
+        "from cluster.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        program,
+        "train",
+        str(one.recipe),
+        *one.settings,
+        "--no-evaluation",
+    ]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(HERE)}, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    whole = {
+        f"{part}40/{name}" for part, name in (("checkpoints/step-000000", "meta.json"), ("bank/snap-", "zarr.json"))
+    }
+    while not whole <= set(s3.modified("killed/small")) and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    shutil.rmtree(tmp_path / "a")
+    said = train(typed("b", *words, to="killed"))
+    assert any("which is gone, is taken over" in line for line in said)
+    found = next(line for line in said if "are fetched to" in line)
+    step = int(found.partition("up to step ")[2].partition(":")[0])
+    assert 40 <= step < 120
+    assert any(f"it goes on from step {step} of 120" in line for line in said)
+    assert equal(weights(tmp_path / "straight" / "small", 120), weights(tmp_path / "b" / "small", 120))
+    one_log, two_log = (
+        (tmp_path / home / "small" / "log.jsonl").read_text().splitlines() for home in ("straight", "b")
+    )
+    assert [json.loads(line)["loss"] for line in one_log] == [json.loads(line)["loss"] for line in two_log]
+    assert copied(s3, "killed/small") == files(tmp_path / "b" / "small")
+
+
+def test_resume_takes_the_address_of_a_copy(s3, typed, tmp_path):
+    train(typed("a", to="address"))
+    shutil.rmtree(tmp_path / "a")
+    words = [f"trainer.storage={tmp_path / 'b'}"]
+    with pytest.raises(
+        CheckpointError, match=r"address/other holds no run; type vidssl train RECIPE name=other trainer.copy_to="
+    ):
+        train(TrainWords(None, words, resume=f"s3://{BUCKET}/address/other"))
+    said = train(TrainWords(None, words, resume=f"s3://{BUCKET}/address/small"))
+    assert any("is finished (24 of 24 steps)" in line for line in said)
+    assert files(tmp_path / "b" / "small") == copied(s3, "address/small")
+    again = train(TrainWords(None, [], resume=str(tmp_path / "b" / "small")))  # its recipe knows the place by now
+    assert again[-1].startswith(f"s3://{BUCKET}/address/small holds this run")
+
+
+def test_a_run_that_had_no_copy_gets_one_when_it_goes_on(s3, typed, tmp_path):
+    plain = typed("a")
+    train(TrainWords(plain.recipe, [word for word in plain.settings if "copy_to" not in word]))
+    said = train(TrainWords(None, [f"trainer.copy_to=s3://{BUCKET}/later"], resume=str(tmp_path / "a" / "small")))
+    assert said[-1].startswith(f"s3://{BUCKET}/later/small holds this run up to step 24")
+    assert copied(s3, "later/small") == files(tmp_path / "a" / "small")
+
+
+def test_a_store_that_goes_away_does_not_stop_the_run_and_has_all_of_it_in_the_end(s3, typed, tmp_path):
+    threading.Timer(1.0, s3.go_away).start()
+    threading.Timer(5.0, s3.come_back).start()
+    said = train(typed("a", "trainer.steps=60", to="away"))
+    assert [line for line in said if "the training goes on, its copy stays at step" in line]
+    assert [line for line in said if "is back after" in line and line.endswith("the copy goes on")]
+    assert copied(s3, "away/small") == files(tmp_path / "a" / "small")
+
+
+def test_a_store_that_stays_away_is_an_error_once_the_run_has_ended(s3, typed, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster.copies.keep, "LAST_S", 1.0)
+    threading.Timer(1.0, s3.go_away).start()
+    try:
+        with pytest.raises(
+            StorageError, match=r"lacks what changed last; the run is whole in .*a/small: type the same"
+        ):
+            train(typed("a", "trainer.steps=60", to="gone"))
+    finally:
+        s3.come_back()
+    train(typed("a", "trainer.steps=60", to="gone"))
+    assert copied(s3, "gone/small") == files(tmp_path / "a" / "small")
+
+
+def test_a_recipe_with_phases_is_copied_whole(s3, typed, tmp_path):
+    name = train(typed("a", to="phases", text=CYCLE)) and next((tmp_path / "a").iterdir()).name
+    assert copied(s3, f"phases/{name}") == files(tmp_path / "a" / name)
+    shutil.rmtree(tmp_path / "a")
+    said = train(typed("b", to="phases", text=CYCLE))
+    assert [line for line in said if "finished before, kept" in line]
+    assert not [line for line in said if line.startswith("step ")]
+
+
+def test_fresh_begins_again_there_too_and_leaves_what_is_not_ours(s3, typed, tmp_path):
+    train(typed("a", to="fresh"))
+    s3.put("fresh/small/notes.txt", b"mine")
+    s3.put("fresh/small/eval/old.json", b"{}")
+    time.sleep(1.1)  # a run is told from another by when it was begun
+    train(typed("a", "trainer.steps=16", to="fresh", fresh=True))
+    there = copied(s3, "fresh/small")
+    assert there.pop("notes.txt") == b"mine"
+    assert there == files(tmp_path / "a" / "small")
+
+
+def test_a_place_that_no_run_filled_is_left_alone(s3, typed, tmp_path):
+    s3.put("foreign/small/recipe.yaml", b"name: theirs")
+    with pytest.raises(
+        DataError, match="holds objects that no run left there, and they are left alone; type name=OTHER"
+    ):
+        train(typed("a", to="foreign"))
+    assert copied(s3, "foreign/small") == {"recipe.yaml": b"name: theirs"}
+    assert not (tmp_path / "a").exists()
+
+
+def test_another_run_or_a_later_state_of_this_one_is_never_overwritten(s3, typed, tmp_path):
+    train(typed("a", to="two"))
+    before = copied(s3, "two/small")
+    plain = typed("b")
+    train(TrainWords(plain.recipe, [*(word for word in plain.settings if "copy_to" not in word), "trainer.steps=16"]))
+    with pytest.raises(
+        CheckpointError, match=r"holds another run of that name than .*; type trainer.copy_to=OTHER, or --fresh"
+    ):
+        train(typed("b", "trainer.steps=16", to="two"))
+    shutil.rmtree(tmp_path / "a" / "small" / "checkpoints" / "step-00000024")
+    with pytest.raises(CheckpointError, match=r"is at step 24 of this run and .* at 16: it went on elsewhere; move"):
+        train(typed("a", to="two"))
+    assert copied(s3, "two/small") == before
+
+
+def test_only_one_process_keeps_a_copy_and_a_dead_one_is_followed(s3):
+    store, said = RemoteStore(address_of(f"s3://{BUCKET}/claims/run")), []  # type: ignore[arg-type]
+    with (
+        claimed(store, "train", said.append),
+        pytest.raises(BusyError, match=r"is kept by `vidssl train` \(process \d+ on .*\), since .*, which lives"),
+        claimed(store, "train", said.append),
+    ):
+        pass
+    assert copied(s3, "claims/run") == {}
+    elsewhere = vars(myself("train")) | {"machine": "another", "beats": 3}
+    s3.put(f"claims/run/{LOCK}", json.dumps(elsewhere).encode())
+    with claimed(store, "train", said.append):  # it says nothing for STALE_S
+        assert said[-1].endswith("which is gone, is taken over")
+    s3.put(f"claims/run/{LOCK}", b"no words")
+    with claimed(store, "train", said.append):
+        assert "the copy of a process that left no name, which is gone, is taken over" in said[-1]
+
+
+def test_who_was_robbed_of_a_copy_writes_there_no_more(s3, typed, tmp_path):
+    def rob() -> None:
+        s3.put(f"robbed/small/{LOCK}", json.dumps(vars(myself("train")) | {"beats": 0}).encode())
+
+    threading.Timer(1.0, rob).start()
+    with pytest.raises(StorageError, match=r"was taken over by another process, .*it is whole in"):
+        train(typed("a", "trainer.steps=80", to="robbed"))
+    assert LOCK in copied(s3, "robbed/small")  # of the other
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_sent_is_sent_whole(s3, typed, tmp_path, monkeypatch):
+    plain = typed("a")
+    train(TrainWords(plain.recipe, [word for word in plain.settings if "copy_to" not in word]))
+    run, write = tmp_path / "a" / "small", RemoteStore.write
+    store = RemoteStore(address_of(f"s3://{BUCKET}/replaced/small"))  # type: ignore[arg-type]
+
+    def removing(self, name, source, sha256):
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        write(self, name, source, sha256)
+
+    newest_one = {
+        f"checkpoints/step-00000024/{name}": data for name, data in tree(run / "checkpoints" / "step-00000024").items()
+    }
+    with claimed(store, "train", print) as claim:
+        copy = Copy(run, store, claim, print)
+        monkeypatch.setattr(cluster.copies.keep, "_forget", None, raising=False)
+        monkeypatch.setattr(Copy, "_forget", lambda self, names: None)
+        singles = iter([True])
+        monkeypatch.setattr(
+            RemoteStore,
+            "write",
+            lambda self, name, source, sha256: (removing if "step-00000024" in name and next(singles, None) else write)(
+                self, name, source, sha256
+            ),
+        )
+        copy.look()
+    there = copied(s3, "replaced/small")
+    assert {name: data for name, data in there.items() if "step-00000024" in name} == newest_one
+
+
+def test_a_checkpoint_that_was_being_sent_when_its_sender_died_is_not_fetched(s3, typed, tmp_path):
+    train(typed("a", to="torn"))
+    s3.remove("torn/small/checkpoints/step-00000024/meta.json")
+    said = train(typed("b", to="torn"))
+    assert any("holds this run up to step 16" in line for line in said)
+    assert any("it goes on from step 16 of 24" in line for line in said)
+    assert equal(weights(tmp_path / "a" / "small", 24), weights(tmp_path / "b" / "small", 24))
+
+
+def test_an_object_that_is_not_what_it_says_is_refused_and_what_is_there_is_kept(s3, typed, tmp_path):
+    train(typed("a", to="rotten"))
+    s3._client().put_object(Bucket=BUCKET, Key="rotten/small/log.jsonl", Body=b"other", Metadata={"sha256": "0" * 64})
+    with pytest.raises(StorageError, match=r"rotten/small/log.jsonl is not what it says it is \(sha256\)"):
+        train(typed("b", to="rotten"))
+    assert not (tmp_path / "b" / "small" / "recipe.yaml").exists()
+    s3.remove("rotten/small/log.jsonl")
+    train(typed("b", to="rotten"))
+    assert (tmp_path / "b" / "small" / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "match"),
+    [
+        ("https://host/runs", "is no store that can be written; type trainer.copy_to=s3://BUCKET/RUNS"),
+        ("/a/folder", "is no store that can be written"),
+        ("s3://no-such-bucket/runs", "there is no bucket 'no-such-bucket'"),
+        ("s3://key:secret@host/runs", "holds an '@', '\\?' or '#', where keys and passwords stand"),
+    ],
+)
+def test_a_word_that_names_no_store_is_refused_before_anything_is_made(s3, typed, tmp_path, word, match):
+    with pytest.raises((RecipeError, DataError), match=match):
+        train(typed("a", f"trainer.copy_to={word}"))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_refused_training_leaves_nothing_at_the_store(s3, typed, tmp_path):
+    with pytest.raises(RecipeError):
+        train(typed("a", "optim.warmup_epochs=1000", to="refused"))
+    assert copied(s3, "refused/small") == {}
+    assert not (tmp_path / "a").exists()
+
+
+def test_parts_of_checkpoints_go_together_the_newest_first_and_their_list_last():
+    names = [
+        *("log.jsonl", "bank/snap-10/zarr.json", "bank/snap-20/zarr.json", "one/checkpoints/step-00000030/meta.json"),
+        *(
+            f"checkpoints/step-000000{step}/{name}"
+            for step in (10, 20)
+            for name in ("meta.json", "model.pt", "rank-0.pt")
+        ),
+    ]
+    sent = list(ordered(names))
+    assert sent[0] == ["log.jsonl"]
+    assert [group_of(part[0]) for part in sent[1:]] == [
+        *("one/checkpoints/step-00000030", "bank/snap-20", "checkpoints/step-00000020"),
+        *("bank/snap-10", "checkpoints/step-00000010"),
+    ]
+    assert sent[3][-1] == "checkpoints/step-00000020/meta.json"
+    assert newest(names) == {"": 20, "one/": 30}
+
+
+def test_only_what_a_run_writes_is_ours():
+    names = {"first/.vidssl.json", "theirs/log.jsonl"}
+    assert all(is_ours(name, names) for name in ("log.jsonl", "first/log.jsonl", "bank/snap-20/main/c/0/0"))
+    assert not any(is_ours(name, names) for name in ("theirs/log.jsonl", "notes.txt", "checkpoints/mine.pt", LOCK))
+    assert MARK in mark_text.__doc__ or is_ours(MARK, names)
