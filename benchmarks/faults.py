@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults_cluster import LocalCluster, actor_process, free_port, kill_tree, traced
+from benchmarks.faults_cluster import LocalCluster, free_port, kill_tree, traced
 from benchmarks.hardware import RESULTS, result_path, write_result
 from cluster.training.lost import read_ranks_of
 from pipelines.pack import PackOptions, pack
@@ -205,7 +205,7 @@ def _node_later(run: Run) -> None:
 
 
 def _bank_node(run: Run) -> None:
-    at = _node_of(run, actor_process("BankActor"))
+    at = _node_of(run, run.cluster.actor("BankActor"))
     run.cluster.kill(at)
     run.cluster.add({"bank": 1})
 
@@ -255,8 +255,8 @@ def _full_disk(run: Run) -> None:
 
 FAULTS = {
     "worker": Fault(_worker),
-    "bank": Fault(lambda run: _kill(actor_process("BankActor"))),
-    "miner": Fault(lambda run: _kill(actor_process("Miner")), ("mining.miners=1",), nodes=3),
+    "bank": Fault(lambda run: _kill(run.cluster.actor("BankActor"))),
+    "miner": Fault(lambda run: _kill(run.cluster.actor("Miner")), ("mining.miners=1",), nodes=3),
     "node-spare": Fault(_workers_node, nodes=3),
     "node-fewer": Fault(_workers_node, ("trainer.workers=[1,2]",)),
     "node-back": Fault(_node_and_back, ("trainer.workers=[1,2]",), steps=4 * STEPS),

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.hooked import hooked
 
-__all__ = ["Left", "LocalCluster", "actor_process", "free_port", "kill_tree", "traced"]
+__all__ = ["Left", "LocalCluster", "free_port", "kill_tree", "traced"]
 
 _RAY = str(Path(sys.executable).with_name("ray"))
 _TRACE = """
@@ -119,6 +119,19 @@ class LocalCluster:
         kill_tree(self.head)
         self.head = None
 
+    def actor(self, title: str) -> int:
+        """Process of the actor that Ray names so, on this cluster and no other of this machine.
+
+        Raises:
+            LookupError: there is none.
+        """
+        for process in (self.head, *self.nodes.values()):
+            for pid in [] if process is None else _below(process.pid):
+                with suppress(OSError):
+                    if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(f"ray::{title}".encode()):
+                        return pid
+        raise LookupError(f"no process ray::{title}")
+
     def close(self) -> None:
         """End every node."""
         for process in [*self.nodes.values(), *([self.head] if self.head else [])]:
@@ -184,15 +197,6 @@ def _below(pid: int) -> list[int]:
         found += inner
         left += inner
     return found
-
-
-def actor_process(title: str) -> int:
-    """Process of the actor that Ray names so."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            if path.read_bytes().startswith(f"ray::{title}".encode()):
-                return int(path.parent.name)
-    raise LookupError(f"no process ray::{title}")
 
 
 def traced(trace: Path, run: str) -> list[dict[str, Any]]:
