@@ -19,7 +19,7 @@ from cluster.training.attempts import Crew, train_through
 from cluster.training.checks import Checked
 from cluster.training.entry import job_words, worker_loop
 from cluster.training.failure import after_all_retries, read_failure
-from cluster.training.folder import enter, ray_files
+from cluster.training.folder import enter, keep_words, ray_files
 from cluster.training.ground import stand_on
 from cluster.training.job import Job, Summary
 from cluster.training.limit import limit_of_run
@@ -69,11 +69,14 @@ def train(plan: Plan, say: Say = lambda line: None, argv: Sequence[str] = ()) ->
     began = time.monotonic()
     folder, total = plan.folder, plan.checked.total_steps
     with ExitStack() as open_things:
-        if folder.path.exists() and not plan.finished:  # who works there is known before a cluster is started
+        idle = plan.finished and plan.recipe.trainer.copy_to is None  # then nothing is written
+        if folder.path.exists() and not idle:  # who works there is known before a cluster is started
             open_things.enter_context(held(folder.path, "train", say))
         for note in plan.notes:
             say(note)
         if plan.finished:
+            if not idle:
+                keep_words(plan)
             return Outcome(folder, total, total, 0.0, False)
         [use_gpu] = stand_on([plan.recipe], folder.path, plan.checked.manifest, open_things, say)
         if (spec := _bank_spec(plan.checked, folder)) is not None:

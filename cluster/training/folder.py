@@ -17,7 +17,7 @@ from vidssl.files import remove_parts, storage_error, write_json, write_whole
 from vidssl.marks import mark, mark_of, refuse_foreign, remove_marked
 from vidssl.saved.run_folder import RunFolder
 
-__all__ = ["clear", "enter", "ray_files"]
+__all__ = ["clear", "enter", "keep_words", "ray_files"]
 
 _FINETUNING = ("last.pt", "events.jsonl", "failure.json", "STOP", "ray", ".*.part")
 _INSIDE = {
@@ -100,6 +100,17 @@ def clear(folder: RunFolder) -> list[str]:
     return remove_marked(folder.path, KIND, _TOP)
 
 
+def keep_words(plan: Plan) -> None:
+    """Write down words that were typed for a run that is there: where its copy is, with how many workers it goes on.
+
+    Raises:
+        OSError: the recipe cannot be written.
+    """
+    recipe = plan.folder.recipe
+    if recipe.read_text() != plan.recipe.to_yaml():
+        write_whole(recipe, plan.recipe.to_yaml())
+
+
 def ray_files(folder: RunFolder) -> Path:
     """Where Ray Train keeps its own things while it runs; nothing of it outlives a training."""
     return folder.path / ".ray"
@@ -120,8 +131,7 @@ def _take_up(plan: Plan) -> None:
     folder = plan.folder
     shutil.rmtree(ray_files(folder), ignore_errors=True)
     remove_parts(folder.path)
-    if folder.recipe.read_text() != plan.recipe.to_yaml():
-        write_whole(folder.recipe, plan.recipe.to_yaml())
+    keep_words(plan)
     facts: dict[str, object] = {}
     with suppress(CheckpointError):  # a damaged one stays as it is: nothing that trains needs it
         facts = folder.read_facts()

@@ -73,6 +73,12 @@ class S3:
     def put(self, key: str, data: bytes) -> None:
         self._client().put_object(Bucket=BUCKET, Key=key, Body=data)
 
+    def copy(self, prefix: str, other: str) -> None:
+        """All below a prefix below another one too, with what the objects say of themselves."""
+        client = self._client()
+        for name in self.objects(prefix):
+            client.copy_object(Bucket=BUCKET, Key=f"{other}/{name}", CopySource=f"{BUCKET}/{prefix}/{name}")
+
     def remove(self, key: str) -> None:
         self._client().delete_object(Bucket=BUCKET, Key=key)
 

@@ -56,6 +56,33 @@ def typed(packed, tmp_path):
     return typed
 
 
+@pytest.fixture(scope="module")
+def ended(packed, s3_server, tmp_path_factory) -> Path:
+    """The storage of a run that has ended, and has its copy below `ended`."""
+    home = tmp_path_factory.mktemp("ended")
+    (home / "small.yaml").write_text(RECIPE)
+    words = [f"data={packed}", f"trainer.storage={home}", f"trainer.copy_to=s3://{BUCKET}/ended", *ALONE]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster.copies.keep, "EVERY_S", 0.1)
+        for name, value in s3_server.environment.items():
+            patch.setenv(name, value)
+        assert run_train(TrainWords(str(home / "small.yaml"), words), print, None) == 0
+    return home
+
+
+@pytest.fixture
+def again(ended, s3, tmp_path):
+    """That run in a storage of its own, with a copy of its own."""
+
+    def again(home: str | None, to: str | None) -> None:
+        if home is not None:
+            shutil.copytree(ended / "small", tmp_path / home / "small")
+        if to is not None:
+            s3.copy("ended/small", f"{to}/small")
+
+    return again
+
+
 def train(words: TrainWords) -> list[str]:
     said: list[str] = []
     assert run_train(words, said.append, None) == 0
@@ -80,18 +107,19 @@ def equal(one: dict[str, object], two: dict[str, object]) -> bool:
     return all(value.equal(two[name]) for name, value in one.items() if hasattr(value, "equal"))  # type: ignore[attr-defined]
 
 
-def test_the_copy_of_a_run_that_ended_is_the_run(s3, typed, tmp_path):
-    said = train(typed("a", to="whole"))
-    assert copied(s3, "whole/small") == files(tmp_path / "a" / "small")
-    assert leftovers(tmp_path / "a" / "small") == []
-    assert said[-1].startswith(f"s3://{BUCKET}/whole/small holds this run up to step 24: ")
+def test_the_copy_of_a_run_that_ended_is_the_run(s3, ended, again, typed):
+    assert copied(s3, "ended/small") == files(ended / "small")
+    assert leftovers(ended / "small") == []
+    again("a", "whole")
     before = s3.modified("whole/small")
-    train(typed("a", to="whole"))  # finished: nothing to train, nothing to send
-    assert s3.modified("whole/small") == before
+    said = train(typed("a", to="whole"))  # finished: nothing to train
+    assert said[-1].startswith(f"s3://{BUCKET}/whole/small holds this run up to step 24: ")
+    after = s3.modified("whole/small")
+    assert [name for name in before if after[name] != before[name]] in ([], ["recipe.yaml"])  # it knows its new place
 
 
 def test_a_run_that_is_killed_goes_on_where_its_folder_never_was_to_the_same_weights(s3, typed, tmp_path):
-    words = ("trainer.steps=120", "trainer.checkpoint_every_steps=40")
+    words = ("trainer.steps=60", "trainer.checkpoint_every_steps=20")
     train(typed("straight", *words, to="straight"))
     one = typed("a", *words, to="killed")
     program = (
@@ -112,11 +140,11 @@ def test_a_run_that_is_killed_goes_on_where_its_folder_never_was_to_the_same_wei
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(HERE)}, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 120
     whole = {
-        f"{part}40/{name}" for part, name in (("checkpoints/step-000000", "meta.json"), ("bank/snap-", "zarr.json"))
+        f"{part}20/{name}" for part, name in (("checkpoints/step-000000", "meta.json"), ("bank/snap-", "zarr.json"))
     }
     while not whole <= set(s3.modified("killed/small")) and time.monotonic() < until:
         time.sleep(0.05)
-    time.sleep(0.3)
+    time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.wait()
     shutil.rmtree(tmp_path / "a")
@@ -124,9 +152,9 @@ def test_a_run_that_is_killed_goes_on_where_its_folder_never_was_to_the_same_wei
     assert any("which is gone, is taken over" in line for line in said)
     found = next(line for line in said if "are fetched to" in line)
     step = int(found.partition("up to step ")[2].partition(":")[0])
-    assert 40 <= step < 120
-    assert any(f"it goes on from step {step} of 120" in line for line in said)
-    assert equal(weights(tmp_path / "straight" / "small", 120), weights(tmp_path / "b" / "small", 120))
+    assert 20 <= step < 60
+    assert any(f"it goes on from step {step} of 60" in line for line in said)
+    assert equal(weights(tmp_path / "straight" / "small", 60), weights(tmp_path / "b" / "small", 60))
     one_log, two_log = (
         (tmp_path / home / "small" / "log.jsonl").read_text().splitlines() for home in ("straight", "b")
     )
@@ -134,9 +162,8 @@ def test_a_run_that_is_killed_goes_on_where_its_folder_never_was_to_the_same_wei
     assert copied(s3, "killed/small") == files(tmp_path / "b" / "small")
 
 
-def test_resume_takes_the_address_of_a_copy(s3, typed, tmp_path):
-    train(typed("a", to="address"))
-    shutil.rmtree(tmp_path / "a")
+def test_resume_takes_the_address_of_a_copy(s3, again, tmp_path):
+    again(None, "address")
     words = [f"trainer.storage={tmp_path / 'b'}"]
     with pytest.raises(
         CheckpointError, match=r"address/other holds no run; type vidssl train RECIPE name=other trainer.copy_to="
@@ -149,17 +176,16 @@ def test_resume_takes_the_address_of_a_copy(s3, typed, tmp_path):
     assert again[-1].startswith(f"s3://{BUCKET}/address/small holds this run")
 
 
-def test_a_run_that_had_no_copy_gets_one_when_it_goes_on(s3, typed, tmp_path):
-    plain = typed("a")
-    train(TrainWords(plain.recipe, [word for word in plain.settings if "copy_to" not in word]))
+def test_a_run_that_had_no_copy_gets_one_when_it_goes_on(s3, again, tmp_path):
+    again("a", None)
     said = train(TrainWords(None, [f"trainer.copy_to=s3://{BUCKET}/later"], resume=str(tmp_path / "a" / "small")))
     assert said[-1].startswith(f"s3://{BUCKET}/later/small holds this run up to step 24")
     assert copied(s3, "later/small") == files(tmp_path / "a" / "small")
 
 
 def test_a_store_that_goes_away_does_not_stop_the_run_and_has_all_of_it_in_the_end(s3, typed, tmp_path):
-    threading.Timer(1.0, s3.go_away).start()
-    threading.Timer(5.0, s3.come_back).start()
+    threading.Timer(0.5, s3.go_away).start()
+    threading.Timer(2.5, s3.come_back).start()
     said = train(typed("a", "trainer.steps=60", to="away"))
     assert [line for line in said if "the training goes on, its copy stays at step" in line]
     assert [line for line in said if "is back after" in line and line.endswith("the copy goes on")]
@@ -189,11 +215,10 @@ def test_a_recipe_with_phases_is_copied_whole(s3, typed, tmp_path):
     assert not [line for line in said if line.startswith("step ")]
 
 
-def test_fresh_begins_again_there_too_and_leaves_what_is_not_ours(s3, typed, tmp_path):
-    train(typed("a", to="fresh"))
+def test_fresh_begins_again_there_too_and_leaves_what_is_not_ours(s3, again, typed, tmp_path):
+    again("a", "fresh")
     s3.put("fresh/small/notes.txt", b"mine")
     s3.put("fresh/small/eval/old.json", b"{}")
-    time.sleep(1.1)  # a run is told from another by when it was begun
     train(typed("a", "trainer.steps=16", to="fresh", fresh=True))
     there = copied(s3, "fresh/small")
     assert there.pop("notes.txt") == b"mine"
@@ -210,15 +235,16 @@ def test_a_place_that_no_run_filled_is_left_alone(s3, typed, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_another_run_or_a_later_state_of_this_one_is_never_overwritten(s3, typed, tmp_path):
-    train(typed("a", to="two"))
+def test_another_run_or_a_later_state_of_this_one_is_never_overwritten(s3, again, typed, tmp_path):
+    again("a", "two")
     before = copied(s3, "two/small")
-    plain = typed("b")
-    train(TrainWords(plain.recipe, [*(word for word in plain.settings if "copy_to" not in word), "trainer.steps=16"]))
+    again("b", None)
+    facts = tmp_path / "b" / "small" / "run.json"
+    facts.write_text(facts.read_text().replace('"started": "20', '"started": "19'))
     with pytest.raises(
         CheckpointError, match=r"holds another run of that name than .*; type trainer.copy_to=OTHER, or --fresh"
     ):
-        train(typed("b", "trainer.steps=16", to="two"))
+        train(typed("b", to="two"))
     shutil.rmtree(tmp_path / "a" / "small" / "checkpoints" / "step-00000024")
     with pytest.raises(CheckpointError, match=r"is at step 24 of this run and .* at 16: it went on elsewhere; move"):
         train(typed("a", to="two"))
@@ -253,9 +279,8 @@ def test_who_was_robbed_of_a_copy_writes_there_no_more(s3, typed, tmp_path):
     assert LOCK in copied(s3, "robbed/small")  # of the other
 
 
-def test_a_checkpoint_that_is_replaced_while_it_is_sent_is_sent_whole(s3, typed, tmp_path, monkeypatch):
-    plain = typed("a")
-    train(TrainWords(plain.recipe, [word for word in plain.settings if "copy_to" not in word]))
+def test_a_checkpoint_that_is_replaced_while_it_is_sent_is_sent_whole(s3, again, tmp_path, monkeypatch):
+    again("a", None)
     run, write = tmp_path / "a" / "small", RemoteStore.write
     store = RemoteStore(address_of(f"s3://{BUCKET}/replaced/small"))  # type: ignore[arg-type]
 
@@ -268,8 +293,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_sent_is_sent_whole(s3, typed,
     }
     with claimed(store, "train", print) as claim:
         copy = Copy(run, store, claim, print)
-        monkeypatch.setattr(cluster.copies.keep, "_forget", None, raising=False)
-        monkeypatch.setattr(Copy, "_forget", lambda self, names: None)
+        monkeypatch.setattr(copy, "_forget", lambda names: None)
         singles = iter([True])
         monkeypatch.setattr(
             RemoteStore,
@@ -283,17 +307,17 @@ def test_a_checkpoint_that_is_replaced_while_it_is_sent_is_sent_whole(s3, typed,
     assert {name: data for name, data in there.items() if "step-00000024" in name} == newest_one
 
 
-def test_a_checkpoint_that_was_being_sent_when_its_sender_died_is_not_fetched(s3, typed, tmp_path):
-    train(typed("a", to="torn"))
+def test_a_checkpoint_that_was_being_sent_when_its_sender_died_is_not_fetched(s3, ended, again, typed, tmp_path):
+    again(None, "torn")
     s3.remove("torn/small/checkpoints/step-00000024/meta.json")
     said = train(typed("b", to="torn"))
     assert any("holds this run up to step 16" in line for line in said)
     assert any("it goes on from step 16 of 24" in line for line in said)
-    assert equal(weights(tmp_path / "a" / "small", 24), weights(tmp_path / "b" / "small", 24))
+    assert equal(weights(ended / "small", 24), weights(tmp_path / "b" / "small", 24))
 
 
-def test_an_object_that_is_not_what_it_says_is_refused_and_what_is_there_is_kept(s3, typed, tmp_path):
-    train(typed("a", to="rotten"))
+def test_an_object_that_is_not_what_it_says_is_refused_and_what_is_there_is_kept(s3, again, typed, tmp_path):
+    again(None, "rotten")
     s3._client().put_object(Bucket=BUCKET, Key="rotten/small/log.jsonl", Body=b"other", Metadata={"sha256": "0" * 64})
     with pytest.raises(StorageError, match=r"rotten/small/log.jsonl is not what it says it is \(sha256\)"):
         train(typed("b", to="rotten"))
