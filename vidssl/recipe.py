@@ -296,6 +296,7 @@ def phase_recipe(recipe: Recipe, phase: Phase, root: Path | None = None) -> Reci
         RecipeError: the phase's words are no keys, or its recipe is not valid.
     """
     tree = recipe.model_dump(mode="json", exclude={"phases"})
+    tree["trainer"]["copy_to"] = None  # the whole is copied, its phases with it
     for key, value in phase.words.items():
         try:
             _check_key(key)

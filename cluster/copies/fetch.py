@@ -22,7 +22,7 @@ from vidssl.lock import held
 from vidssl.marks import LOCK, MARK, is_mark, refuse_foreign
 from vidssl.saved.meta import META
 
-__all__ = ["bring_here"]
+__all__ = ["bring_here", "step_there"]
 
 Say = Callable[[str], None]
 
@@ -50,13 +50,7 @@ def bring_here(store: RemoteStore, folder: Path, say: Say, *, fresh: bool = Fals
     """
     patience = Patience(_PATIENCE_S, say, advice=AGAIN)
     try:
-        names = patience.insist(str(store.address), store.names, ANSWERS)
-        names.pop(LOCK, None)
-        if names and not (MARK in names and is_mark(_asked(store, MARK, patience), KIND)):
-            raise DataError(
-                f"{store.address} holds objects that no run left there, and they are left alone; type name=OTHER or "
-                "trainer.copy_to=OTHER"
-            )
+        names = _names(store, patience)
         there = RECIPE in names and FACTS in names
         if wanted and not there:
             raise CheckpointError(
@@ -73,8 +67,37 @@ def bring_here(store: RemoteStore, folder: Path, say: Say, *, fresh: bool = Fals
             _fetch(store, folder, _wanted(names), patience, say)
     except OSError as error:
         if isinstance(error, ANSWERS):
-            raise DataError(f"{store.address} cannot be read: {error.strerror}") from None
+            raise _unread(store, error) from None
         raise storage_error(error, folder, instead="type trainer.storage=FOLDER, or make room") from error
+
+
+def step_there(store: RemoteStore, say: Say) -> int | None:
+    """Steps done at the newest checkpoint of the copy at a place; None: no run is there.
+
+    Raises:
+        DataError: the place holds what no run left there, or the store does not let us read.
+        StorageError: the store cannot be reached.
+    """
+    try:
+        names = _names(store, Patience(_PATIENCE_S, say, advice=AGAIN))
+    except OSError as error:
+        raise _unread(store, error) from None
+    return max(newest(names).values(), default=0) if RECIPE in names else None
+
+
+def _names(store: RemoteStore, patience: Patience) -> dict[str, int]:
+    names = patience.insist(str(store.address), store.names, ANSWERS)
+    names.pop(LOCK, None)
+    if names and not (MARK in names and is_mark(_asked(store, MARK, patience), KIND)):
+        raise DataError(
+            f"{store.address} holds objects that no run left there, and they are left alone; type name=OTHER or "
+            "trainer.copy_to=OTHER"
+        )
+    return names
+
+
+def _unread(store: RemoteStore, error: OSError) -> DataError:
+    return DataError(f"{store.address} cannot be read: {error.strerror}")
 
 
 def _refuse_another(store: RemoteStore, folder: Path, there: tuple[str, ...], steps: dict[str, int]) -> None:

@@ -35,6 +35,7 @@ def looked_at(name: str, words: Sequence[str]) -> Iterator[str]:
         VidsslError: a recipe or data that cannot be used; what a training would refuse is refused here.
     """
     checked = check(load_recipe(name, words), sources=False)
+    yield from _copy(checked.recipe)
     if not checked.recipe.phases:
         yield from _one(checked)
         return
@@ -70,6 +71,23 @@ def _one(checked: Checked) -> Iterator[str]:
     step_s, few = _step_seconds(method.to(device), recipe, batch, device, counted)
     yield from memory_lines(recipe, method, batch, counted.clips / few, device)
     yield from _limits(checked, clips_s, step_s, few)
+
+
+def _copy(recipe: Recipe) -> Iterator[str]:
+    """Where the run's copy is kept: whether this machine may write there, and what is there already."""
+    if recipe.trainer.copy_to is None:
+        return
+    from cluster.copies.claim import claimed
+    from cluster.copies.fetch import step_there
+    from cluster.copies.place import copy_place
+    from pipelines.dataset.remote import RemoteStore
+
+    store, waits = RemoteStore(copy_place(recipe.trainer.copy_to, recipe.name)), list[str]()
+    with claimed(store, "doctor", waits.append):
+        step = step_there(store, waits.append)
+    yield from waits
+    there = "no run is there yet" if step is None else f"a run up to step {step} is there"
+    yield f"{store.address} can be written: {there}"
 
 
 def _limits(checked: Checked, clips_s: float, step_s: float, few: int) -> Iterator[str]:

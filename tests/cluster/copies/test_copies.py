@@ -210,6 +210,9 @@ def test_a_recipe_with_phases_is_copied_whole(s3, typed, tmp_path):
     name = train(typed("a", to="phases", text=CYCLE)) and next((tmp_path / "a").iterdir()).name
     assert copied(s3, f"phases/{name}") == files(tmp_path / "a" / name)
     shutil.rmtree(tmp_path / "a")
+    assert (
+        "copy_to: null" in copied(s3, f"phases/{name}")["first-0/recipe.yaml"].decode()
+    )  # the whole is copied, not each
     said = train(typed("b", to="phases", text=CYCLE))
     assert [line for line in said if "finished before, kept" in line]
     assert not [line for line in said if line.startswith("step ")]

@@ -6,6 +6,7 @@ import pytest
 
 from cluster.cli import main
 from cluster.doctor import training
+from tests.pipelines.stores import BUCKET
 
 LITTLE = ["clips.frames=4", "clips.size=32", "model.width=4", "trainer.batch=4", "trainer.workers=1"]
 
@@ -51,3 +52,12 @@ def test_every_phase_is_looked_at_and_nobody_is_warned_of_weights_that_come_late
 def test_what_a_training_refuses_is_refused(packed, capsys):
     assert main(["doctor", "cpr-tiny", f"data={packed}", "trainer.workers=99"]) == 2
     assert "training videos and one step takes 1584" in capsys.readouterr().err
+
+
+def test_the_place_of_a_copy_is_looked_at(s3, packed, capsys):
+    words = typed(packed, "iic-tiny", "trainer.steps=3", f"trainer.copy_to=s3://{BUCKET}/looked")
+    assert main(words) == 0
+    assert f"s3://{BUCKET}/looked/iic-tiny can be written: no run is there yet" in capsys.readouterr().out
+    assert s3.objects("looked") == {}
+    assert main([*words[:-1], "trainer.copy_to=s3://no-such-bucket/looked"]) == 2
+    assert "there is no bucket 'no-such-bucket'" in capsys.readouterr().err
