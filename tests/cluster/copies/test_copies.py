@@ -186,7 +186,7 @@ def test_a_run_that_had_no_copy_gets_one_when_it_goes_on(s3, again, tmp_path):
 def test_a_store_that_goes_away_does_not_stop_the_run_and_has_all_of_it_in_the_end(s3, typed, tmp_path):
     threading.Timer(0.5, s3.go_away).start()
     threading.Timer(2.5, s3.come_back).start()
-    said = train(typed("a", "trainer.steps=60", to="away"))
+    said = train(typed("a", "trainer.steps=40", to="away"))
     assert [line for line in said if "the training goes on, its copy stays at step" in line]
     assert [line for line in said if "is back after" in line and line.endswith("the copy goes on")]
     assert copied(s3, "away/small") == files(tmp_path / "a" / "small")
@@ -194,15 +194,15 @@ def test_a_store_that_goes_away_does_not_stop_the_run_and_has_all_of_it_in_the_e
 
 def test_a_store_that_stays_away_is_an_error_once_the_run_has_ended(s3, typed, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster.copies.keep, "LAST_S", 1.0)
-    threading.Timer(1.0, s3.go_away).start()
+    threading.Timer(0.4, s3.go_away).start()
     try:
         with pytest.raises(
             StorageError, match=r"lacks what changed last; the run is whole in .*a/small: type the same"
         ):
-            train(typed("a", "trainer.steps=60", to="gone"))
+            train(typed("a", "trainer.steps=32", to="gone"))
     finally:
         s3.come_back()
-    train(typed("a", "trainer.steps=60", to="gone"))
+    train(typed("a", "trainer.steps=32", to="gone"))
     assert copied(s3, "gone/small") == files(tmp_path / "a" / "small")
 
 
@@ -276,9 +276,9 @@ def test_who_was_robbed_of_a_copy_writes_there_no_more(s3, typed, tmp_path):
     def rob() -> None:
         s3.put(f"robbed/small/{LOCK}", json.dumps(vars(myself("train")) | {"beats": 0}).encode())
 
-    threading.Timer(1.0, rob).start()
+    threading.Timer(0.5, rob).start()
     with pytest.raises(StorageError, match=r"was taken over by another process, .*it is whole in"):
-        train(typed("a", "trainer.steps=80", to="robbed"))
+        train(typed("a", "trainer.steps=40", to="robbed"))
     assert LOCK in copied(s3, "robbed/small")  # of the other
 
 

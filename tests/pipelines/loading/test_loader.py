@@ -3,6 +3,8 @@ from __future__ import annotations
 import gc
 import json
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -407,3 +409,27 @@ def test_an_evaluation_that_is_left_half_way_ends_its_thread(pack, closed):
     if closed:
         loader.close()
     assert "vidssl-windows" not in [thread.name for thread in threading.enumerate()]
+
+
+LARGE_BLOCKS = """
+import ctypes, sys, torch
+from pipelines.dataset.manifest import load_manifest
+from pipelines.loader import LoaderSpec, TrainLoader
+from vidssl.recipe import Augment, Clips, Loader
+spec = LoaderSpec(Clips(frames=4, stride=2, size=32), Augment(), Loader(decode=sys.argv[2]), ("rgb",), batch=3, seed=0)
+loader = TrainLoader(load_manifest(sys.argv[1]), spec, rank=0, world=1, device=torch.device("cpu"))
+next(loader)
+loader.close()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.free(libc.malloc(2**24))  # glibc keeps blocks up to the largest that was freed
+block = libc.malloc(2**22)
+print("mapped" if ctypes.c_size_t.from_address(block - 8).value & 2 else "kept")
+"""
+
+
+@pytest.mark.parametrize(("codec", "decode", "freed"), [("vp9", "dali-cpu", "mapped"), ("h264", "py", "kept")])
+def test_what_dalis_cpu_decoder_frees_goes_back_to_the_system(packs, codec, decode, freed):
+    """Else resident memory goes up and down by a tenth from batch to batch, and looks as if it grew."""
+    words = [sys.executable, "-W", "ignore", "-c", LARGE_BLOCKS, str(packs[codec].root), decode]
+    assert subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1] == freed
