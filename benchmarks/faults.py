@@ -330,11 +330,13 @@ def _through(run: Run, fault: Fault, trial: Trial) -> None:
     struck = time.time()
     after = fault.strike(run)
     trial.at = max(row["step"] for row in traced(run.cluster.trace, run.name) if row["t"] < struck + 1)
+    since = struck
     if fault.again:
         time.sleep(1.0)
         run.type()
+        since = time.time()  # workers that outlive their driver go on for a while
     over = run.wait_for(trial.at + 2)
-    rows = [row for row in traced(run.cluster.trace, run.name) if row["t"] > struck and row["step"] > trial.at]
+    rows = [row for row in traced(run.cluster.trace, run.name) if row["t"] > since and row["step"] > trial.at]
     first = rows[0]["t"] if over and rows else float("nan")
     trial.seconds = first - struck
     if after is not None and over:

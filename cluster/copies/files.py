@@ -12,7 +12,7 @@ from pathlib import Path
 from vidssl.marks import MARK
 from vidssl.saved.meta import META
 
-__all__ = ["FACTS", "RECIPE", "begun", "group_of", "is_ours", "newest", "on_disk", "ordered"]
+__all__ = ["FACTS", "RECIPE", "begun", "group_of", "is_ours", "last_of_each", "newest", "on_disk", "ordered"]
 
 RECIPE, FACTS = "recipe.yaml", "run.json"
 _PASSING = {"STOP", "RESIZE", "ranks.json", "failure.json", "attempt", "attempt.tmp", "log.tmp"}
@@ -65,6 +65,18 @@ def newest(names: Iterable[str]) -> dict[str, int]:
         phase = found[1] or ""
         steps[phase] = max(steps.get(phase, 0), int(found[2]))
     return steps
+
+
+def last_of_each(names: Iterable[str]) -> set[str]:
+    """Of each kind of group, of the run and of each phase: the newest that is whole, as far as names tell."""
+    there = set(names)
+    last: dict[str, str] = {}
+    for group in {group for group in map(group_of, there) if group is not None}:
+        kind = group.rpartition("-")[0]
+        whole = kind.endswith("snap") or f"{group}/{META}" in there
+        if whole and (kind not in last or _age(group) > _age(last[kind])):
+            last[kind] = group
+    return set(last.values())
 
 
 def is_ours(name: str, names: Container[str]) -> bool:

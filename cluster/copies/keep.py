@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster.copies.claim import Claim
-from cluster.copies.files import FACTS, RECIPE, begun, group_of, is_ours, newest, on_disk, ordered
+from cluster.copies.files import FACTS, RECIPE, begun, group_of, is_ours, last_of_each, newest, on_disk, ordered
 from pipelines.dataset.patience import ANSWERS
 from pipelines.dataset.remote import RemoteStore
 from pipelines.dataset.shards import file_sha256
@@ -62,10 +62,13 @@ class Copy:
         store: The place of its copy.
         claim: On that place.
         say: Told what happens.
+        fresh: Whether another run is going to take the place of the one in the folder: that one is not looked at.
     """
 
-    def __init__(self, folder: Path, store: RemoteStore, claim: Claim, say: Say) -> None:
+    def __init__(self, folder: Path, store: RemoteStore, claim: Claim, say: Say, fresh: bool = False) -> None:
         self._folder, self._store, self._claim, self._say = folder, store, claim, say
+        self._former: tuple[str, ...] = ()
+        self._former = self._run_here() if fresh else ()
         self._run: tuple[str, ...] = ()
         self._names: dict[str, int] | None = None
         self._sent: dict[str, Sent] = {}
@@ -88,7 +91,7 @@ class Copy:
             due = [name for name, known in self._now().items() if self._due(name, known, last)]
             sent = [self._send(group) for group in ordered(due)]
             self._forget(names)
-        except OSError as error:
+        except Exception as error:  # whatever it is, a training does not stop for it
             self._tell_of(error)
             return False
         if self._away is not None:
@@ -127,9 +130,10 @@ class Copy:
 
     def _run_here(self) -> tuple[str, ...]:
         try:
-            return begun((self._folder / FACTS).read_bytes())
+            found = begun((self._folder / FACTS).read_bytes())
         except OSError:
             return ()
+        return () if found == self._former else found
 
     def _now(self) -> dict[str, Sent]:
         return {name: Sent(one.st_size, one.st_mtime_ns, 0.0) for name, one in on_disk(self._folder).items()}
@@ -211,10 +215,14 @@ class Copy:
         return True
 
     def _forget(self, names: dict[str, int]) -> None:
-        """Checkpoints and snapshots that the run removed are removed, each with its list first."""
-        groups = {group_of(name) for name in names} - {None}
-        gone = [group for group in groups if group is not None and not (self._folder / group).is_dir()]
-        for group in gone:
+        """Checkpoints and snapshots that the run removed are removed, each with its list first; never the newest of a kind.
+
+        A folder that lost its checkpoints is what a copy is for.
+        """
+        groups = {group for group in map(group_of, names) if group is not None}
+        for group in sorted(groups - last_of_each(names)):
+            if (self._folder / group).is_dir():
+                continue
             parts = [name for name in names if name.startswith(f"{group}/")]
             self._delete([name for name in parts if name.endswith(f"/{META}")])
             self._delete([name for name in parts if not name.endswith(f"/{META}")])
@@ -227,26 +235,35 @@ class Copy:
             if self._names is not None:
                 self._names.pop(name, None)
 
-    def _tell_of(self, error: OSError) -> None:
+    def _tell_of(self, error: Exception) -> None:
         if self._away is not None:
             return
         self._away = time.monotonic()
         step = max(newest(self._names or {}).values(), default=0)
-        verb = "does not let us write" if isinstance(error, ANSWERS) else "cannot be reached"
         self._say(
-            f"{self._store.address} {verb} ({error.strerror or error}): the training goes on, its copy stays at step {step}; "
-            f"tried again every {EVERY_S:.0f} s"
+            f"{self._why(error)}: the training goes on, its copy stays at step {step}; tried again every {EVERY_S:.0f} s"
         )
+
+    def _why(self, error: Exception) -> str:
+        if not isinstance(error, OSError):
+            return f"the copy at {self._store.address} failed ({type(error).__name__}: {error})"
+        reason = error.strerror or str(error)
+        if error.filename is not None:  # on our own disk
+            return f"{error.filename} cannot be read ({reason})"
+        verb = "does not let us write" if isinstance(error, ANSWERS) else "cannot be reached"
+        return f"{self._store.address} {verb} ({reason})"
 
 
 @contextmanager
-def kept_copy(folder: Path, store: RemoteStore, claim: Claim, say: Say) -> Iterator[None]:
+def kept_copy(folder: Path, store: RemoteStore, claim: Claim, say: Say, fresh: bool = False) -> Iterator[None]:
     """Keep the copy of `folder` for the length of the block, and make it whole at its end.
+
+    The arguments are those of `Copy`.
 
     Raises:
         StorageError: at the end of a block that went well: the copy is not whole.
     """
-    copy, stop = Copy(folder, store, claim, say), threading.Event()
+    copy, stop = Copy(folder, store, claim, say, fresh), threading.Event()
     say(f"a copy of {folder} is kept at {store.address}: what changes is sent every {EVERY_S:.0f} s")
     thread = threading.Thread(target=_look, args=(copy, stop), name="copy", daemon=True)
     thread.start()

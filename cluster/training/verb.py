@@ -103,7 +103,7 @@ def _copied(typed: TrainWords, say: Say) -> Iterator[TrainWords]:
     store = RemoteStore(address)
     with claimed(store, "train", say) as claim:
         bring_here(store, folder, say, fresh=typed.fresh, wanted=wanted)
-        with kept_copy(folder, store, claim, say):
+        with kept_copy(folder, store, claim, say, typed.fresh):
             yield typed
 
 

@@ -17,7 +17,7 @@ import pytest
 import cluster.copies.claim
 import cluster.copies.keep
 from cluster.copies.claim import claimed
-from cluster.copies.files import group_of, is_ours, newest, ordered
+from cluster.copies.files import group_of, is_ours, last_of_each, newest, ordered
 from cluster.copies.keep import Copy
 from cluster.training.verb import TrainWords, run_train
 from pipelines.dataset.place import address_of
@@ -27,7 +27,7 @@ from tests.cluster.training.test_phases import CYCLE
 from tests.pipelines.stores import BUCKET
 from vidssl.errors import BusyError, CheckpointError, DataError, RecipeError, StorageError
 from vidssl.lock import myself
-from vidssl.marks import LOCK, MARK, mark_text
+from vidssl.marks import LOCK, MARK
 from vidssl.saved.tensors import read_tensors
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
@@ -206,6 +206,39 @@ def test_a_store_that_stays_away_is_an_error_once_the_run_has_ended(s3, typed, t
     assert copied(s3, "gone/small") == files(tmp_path / "a" / "small")
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(5, "Input/output error", "/disk/log.jsonl"),
+            "/disk/log.jsonl cannot be read (Input/output error): the",
+        ),
+        (
+            PermissionError(13, "access is denied"),
+            "s3://videos/told/PermissionError does not let us write (access is denied): the",
+        ),
+        (ValueError("what is this"), "the copy at s3://videos/told/ValueError failed (ValueError: what is this): the"),
+    ],
+)
+def test_what_stops_a_copy_is_said_once_and_stops_nothing_else(s3, again, tmp_path, monkeypatch, error, said):
+    def failing(self, name, source, sha256):
+        raise error
+
+    again("a", None)
+    heard: list[str] = []
+    store = RemoteStore(address_of(f"s3://{BUCKET}/told/{type(error).__name__}"))  # type: ignore[arg-type]
+    with claimed(store, "train", print) as claim:
+        copy = Copy(tmp_path / "a" / "small", store, claim, heard.append)
+        with monkeypatch.context() as patch:
+            patch.setattr(copy, "_put", lambda *given: failing(store, *given))
+            assert not copy.look()
+            assert not copy.look()
+        assert len(heard) == 1
+        assert heard[0].startswith(said)
+        assert copy.look()
+    assert heard[-1].endswith("the copy goes on")
+
+
 def test_a_recipe_with_phases_is_copied_whole(s3, typed, tmp_path):
     name = train(typed("a", to="phases", text=CYCLE)) and next((tmp_path / "a").iterdir()).name
     assert copied(s3, f"phases/{name}") == files(tmp_path / "a" / name)
@@ -226,6 +259,22 @@ def test_fresh_begins_again_there_too_and_leaves_what_is_not_ours(s3, again, typ
     there = copied(s3, "fresh/small")
     assert there.pop("notes.txt") == b"mine"
     assert there == files(tmp_path / "a" / "small")
+
+
+def test_a_fresh_run_that_is_refused_has_replaced_nothing_there(s3, again, typed, tmp_path, monkeypatch):
+    again("a", "kept")
+    facts = tmp_path / "a" / "small" / "run.json"
+    facts.write_text(facts.read_text().replace('"started": "20', '"started": "19'))  # another run than the copy's
+    before, here = copied(s3, "kept/small"), files(tmp_path / "a" / "small")
+
+    def refused(*given):
+        time.sleep(0.5)  # some looks
+        raise DataError("no ground")
+
+    monkeypatch.setattr("cluster.training.driver.stand_on", refused)
+    with pytest.raises(DataError, match="no ground"):
+        train(typed("a", to="kept", fresh=True))
+    assert (copied(s3, "kept/small"), files(tmp_path / "a" / "small")) == (before, here)
 
 
 def test_a_place_that_no_run_filled_is_left_alone(s3, typed, tmp_path):
@@ -310,6 +359,20 @@ def test_a_checkpoint_that_is_replaced_while_it_is_sent_is_sent_whole(s3, again,
     assert {name: data for name, data in there.items() if "step-00000024" in name} == newest_one
 
 
+def test_a_folder_that_lost_its_checkpoints_does_not_take_those_of_the_copy_along(s3, again, tmp_path):
+    again("a", "lost")
+    store = RemoteStore(address_of(f"s3://{BUCKET}/lost/small"))  # type: ignore[arg-type]
+    before = copied(s3, "lost/small")
+    for name in ("checkpoints", "bank"):
+        shutil.rmtree(tmp_path / "a" / "small" / name)
+    with claimed(store, "train", print) as claim:
+        assert Copy(tmp_path / "a" / "small", store, claim, print).look()
+    there = copied(s3, "lost/small")
+    assert {name for name in before if name not in there} == {
+        name for name in before if name.startswith(("checkpoints/step-00000016/", "bank/snap-16/"))
+    }
+
+
 def test_a_checkpoint_that_was_being_sent_when_its_sender_died_is_not_fetched(s3, ended, again, typed, tmp_path):
     again(None, "torn")
     s3.remove("torn/small/checkpoints/step-00000024/meta.json")
@@ -369,10 +432,12 @@ def test_parts_of_checkpoints_go_together_the_newest_first_and_their_list_last()
     ]
     assert sent[3][-1] == "checkpoints/step-00000020/meta.json"
     assert newest(names) == {"": 20, "one/": 30}
+    names.remove("checkpoints/step-00000020/meta.json")
+    assert last_of_each(names) == {"one/checkpoints/step-00000030", "checkpoints/step-00000010", "bank/snap-20"}
 
 
 def test_only_what_a_run_writes_is_ours():
     names = {"first/.vidssl.json", "theirs/log.jsonl"}
     assert all(is_ours(name, names) for name in ("log.jsonl", "first/log.jsonl", "bank/snap-20/main/c/0/0"))
     assert not any(is_ours(name, names) for name in ("theirs/log.jsonl", "notes.txt", "checkpoints/mine.pt", LOCK))
-    assert MARK in mark_text.__doc__ or is_ours(MARK, names)
+    assert is_ours(MARK, names)
