@@ -157,7 +157,7 @@ VERBS: dict[str, Verb] = {
             Option(
                 "--resume",
                 "go on with a run from its last checkpoint (the same words again do so too); trainer.workers=N and "
-                "trainer.batch=B: with other workers",
+                "trainer.batch=B: with other workers; s3://BUCKET/RUNS/NAME: its copy, fetched to trainer.storage=FOLDER first",
                 "RUN",
             ),
             Option("--fresh", "remove what a run of the same name made, and begin again"),
