@@ -305,7 +305,7 @@ def _tried(name: str, number: int, home: Path) -> Trial:
     small = home / "runs" / f"{name}-{number}"
     if name == "disk":
         small.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(small)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(small)], check=True)
     try:
         cluster.begin(fault.nodes, fault.resources)
         words = (f"trainer.steps={fault.steps}", *fault.words)
