@@ -71,6 +71,12 @@ def load_table(workers: int, batch: int, slots: int, seconds: float, pushes: int
             for name, share, times in (("half", 0.5, None), ("four_times", 4, 4.0)):
                 found[name] = phase(ranks, pid, seconds, workers * batch / (share * mined), 1.25, times)
                 print(f"{name:11}", json.dumps(found[name]), flush=True)
+        pooled = Load(
+            workers, batch, slots, options={"pool_slots": slots // 4}
+        )  # what the run's alarm says to type then
+        with loaded_bank(pooled) as (ranks, pid):
+            found["four_times_in_a_pool"] = phase(ranks, pid, seconds, found["four_times"]["step_s"], 1.25)
+            print("in a pool  ", json.dumps(found["four_times_in_a_pool"]), flush=True)
         for clients in (1, 8, 64, 256):
             with loaded_bank(Load(clients, 8, 16384)) as (ranks, pid):
                 took = phase(ranks, pid, seconds / 2, clients / 100)

@@ -47,7 +47,8 @@ class Load:
 
     def spec(self) -> BankSpec:
         """The bank of such a run."""
-        plan = CascadePlan(self.n_slots, self.stages, self.ratio, self.k)
+        slots = self.options.get("pool_slots") or self.n_slots
+        plan = CascadePlan(slots, self.stages, self.ratio, self.k)
         bank = {"n_slots": self.n_slots, "dim": self.dim, "main": VIEWS[0], "aux": VIEWS[1], "plan": plan}
         return BankSpec(**bank, world=self.world, epoch_steps=self.epoch, **self.options)
 

@@ -1,14 +1,22 @@
-"""Does mining keep up? Said in words when many rows are trained without mined positives for long, with what to set."""
+"""Does mining keep up? Said in words when many rows are trained without mined positives for long, or with old ones, and what to set."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-__all__ = ["FallbackAlarm"]
+__all__ = ["AgeAlarm", "FallbackAlarm", "alarms_of"]
+
+if TYPE_CHECKING:
+    from cluster.bank.spec import BankSpec
 
 STEPS, SHARE = 100, 0.05
+PASSES, KEPT_UP = 2.0, 0.9
+"""Epochs that positives may be old, and share of the needed rows that is mined, before it is said."""
+FEWEST = 1024
+"""Slots that a pool is not made smaller than, in advice."""
 
 
 class FallbackAlarm:
@@ -58,6 +66,55 @@ class FallbackAlarm:
                 f"{more_mining(mined, needed, self._shards)}, or a smaller mining.stages"
             )
         return f"{said}, although {_or_unknown(mined)} rows/s are mined: answers come too late; type a larger mining.lookahead"
+
+
+class AgeAlarm:
+    """Looks at the rows of the log: positives that are more than two epochs old because less is mined than is needed.
+
+    Nothing falls back then (`cluster.bank.table.Pace`): what is mined grows older, up to as many epochs as miners need to come
+    round, and no other number says so.
+
+    Args:
+        epoch_steps: Steps of an epoch.
+        slots: N, of a bank that may be mined in a pool; 0: this one may not.
+        shards: As `mining.shards`.
+    """
+
+    def __init__(self, epoch_steps: int, slots: int = 0, shards: int = 1) -> None:
+        self._epoch, self._slots, self._shards = max(epoch_steps, 1), slots, shards
+        self._last, self._for, self._said = -1, 0, False
+
+    def note(self, row: Mapping[str, float]) -> str:
+        """A sentence where there is something to say now, else ""."""
+        steps, self._last = int(row["step"]) - self._last, int(row["step"])
+        age, mined, needed = (row.get(f"bank/{name}") for name in ("age_p99", "mined_per_s", "needed_per_s"))
+        if age is None or mined is None or needed is None:
+            return ""
+        if age <= PASSES * self._epoch or mined >= KEPT_UP * needed:
+            self._for, self._said = 0, False
+            return ""
+        self._for += steps
+        if self._for < STEPS or self._said:
+            return ""
+        self._said = True
+        return (
+            f"mined positives are up to {age:.0f} steps old (an epoch has {self._epoch}): {mined:,.0f} rows/s are mined and "
+            f"{needed:,.0f} are needed; type {more_mining(mined, needed, self._shards)}{self._or_less(mined / needed)}"
+        )
+
+    def _or_less(self, share: float) -> str:
+        pool = int(share * self._slots)
+        return (
+            f", or mining.pool_slots={pool} to mine among fewer" if pool >= FEWEST else ", or a smaller mining.stages"
+        )
+
+
+def alarms_of(spec: BankSpec | None) -> tuple[FallbackAlarm | AgeAlarm, ...]:
+    """What looks at the log of a run with this bank; None: it has none."""
+    if spec is None:
+        return ()
+    whole = spec.shards == 1 and not spec.gpus_per_miner and spec.pool_slots is None and not spec.deterministic
+    return FallbackAlarm(spec.shards), AgeAlarm(spec.epoch_steps, spec.n_slots if whole else 0, spec.shards)
 
 
 def more_mining(mined: float, needed: float, shards: int = 1) -> str:

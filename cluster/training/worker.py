@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from cluster.bank.alarm import FallbackAlarm
+from cluster.bank.alarm import alarms_of
 from cluster.bank.asked import shared_out
 from cluster.bank.spec import BankSpec
 from cluster.training.agree import Poll, from_first_rank, together
@@ -122,7 +122,7 @@ class Worker:
             self.device,
             self.ddp,
         )
-        self.alarm, self.laggard = FallbackAlarm(self.recipe.mining.shards), Laggard(self.folder)
+        self.alarms, self.laggard = alarms_of(job.bank_spec), Laggard(self.folder)
         self.finite = FiniteWatch(self.recipe, self.folder, self.length.total)
         self.stop_poll, self.overseer = Poll(self.device), Overseer(self.folder, job.lock)
         self.hang = self.open.enter_context(HangWatch(self.folder, self.rank, self.recipe.trainer.hang_s))
@@ -185,7 +185,10 @@ class Worker:
         self.finite.settle()
         row, log = self.meter.read(step, epoch, self.optimizer.param_groups[0]["lr"]), self.log
         together(lambda meet: None if log is None else log.write(row), self.folder, self.device)
-        for said in (self.alarm.note(row), self.laggard.note(self.meter.own, row["step_ms"], self.device)):
+        for said in (
+            *(one.note(row) for one in self.alarms),
+            self.laggard.note(self.meter.own, row["step_ms"], self.device),
+        ):
             if self.rank == 0 and said:
                 note_event(self.folder, said)
         for line in self.method.news():

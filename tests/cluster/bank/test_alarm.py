@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cluster.bank.alarm import FallbackAlarm
+from cluster.bank.alarm import AgeAlarm, FallbackAlarm, alarms_of
+from tests.cluster.bank.bank_parts import spec
 
 
 def said(fallback, steps=range(9, 400, 10), alarm=None, **numbers):
@@ -64,3 +65,33 @@ def test_it_is_said_again_when_it_was_well_in_between():
 
 def test_a_run_without_a_bank_has_no_alarm():
     assert FallbackAlarm().note({"step": 500, "loss": 1.0}) == ""
+
+
+def aged(age, alarm=None, steps=range(9, 400, 10), mined=420.0, needed=1280.0):
+    alarm = alarm or AgeAlarm(50, 16384)
+    row = {"bank/age_p99": age, "bank/mined_per_s": mined, "bank/needed_per_s": needed}
+    return [line for line in [alarm.note({"step": step} | row) for step in steps] if line]
+
+
+def test_positives_that_grow_old_are_said_once_with_what_to_set():
+    (line,) = aged(160.0)
+    assert line == (
+        "mined positives are up to 160 steps old (an epoch has 50): 420 rows/s are mined and 1,280 are needed; type "
+        "mining.miners=4, or mining.pool_slots=5376 to mine among fewer"
+    )
+
+
+def test_what_is_no_older_than_two_epochs_or_mined_as_fast_as_needed_is_no_alarm():
+    assert aged(100.0) == []
+    assert aged(400.0, mined=1200.0) == []  # after a pause: it comes round again
+    assert aged(160.0, steps=range(9, 98, 10)) == []
+    assert AgeAlarm(50).note({"step": 9}) == ""
+
+
+def test_no_pool_is_advised_where_it_would_be_tiny_or_refused():
+    assert aged(160.0, AgeAlarm(50, 2000))[0].endswith("type mining.miners=4, or a smaller mining.stages")
+    several = {"n_slots": 16384}
+    for words in ({"shards": 2}, {"pool_slots": 2048}, {"deterministic": True}, {"gpus_per_miner": 0.5}):
+        _, age = alarms_of(spec(**several, **words))
+        assert "pool_slots" not in aged(10_000.0, age)[0]
+    assert alarms_of(None) == ()
