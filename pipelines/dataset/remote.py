@@ -146,17 +146,28 @@ class RemoteStore:
     def create(self, name: str, data: bytes) -> bool:
         """Make a small object that is not there; False: it is there, and stays as it is.
 
+        Of two that do so at once one is told so; by a store that knows no conditions both may be told that they made it.
+
         Raises:
             OSError: see the module.
         """
-        import obstore.exceptions
+        import obstore.exceptions as kinds
 
         with self._errors():
             try:
                 self._store.put(name, data, mode="create")
-            except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
+                return True
+            except (kinds.AlreadyExistsError, kinds.PreconditionError):
                 return False
-        return True
+            except kinds.BaseError as error:
+                if not (isinstance(error, kinds.NotSupportedError) or "code: 501" in str(error)):
+                    raise
+        try:
+            self.length(name)
+            return False
+        except FileNotFoundError:
+            self.write(name, data, "")
+            return True
 
     def delete(self, names: Sequence[str]) -> None:
         """Remove objects; those that are not there are fine.

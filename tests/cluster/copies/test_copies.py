@@ -321,6 +321,29 @@ def test_only_one_process_keeps_a_copy_and_a_dead_one_is_followed(s3):
         assert "the copy of a process that left no name, which is gone, is taken over" in said[-1]
 
 
+@pytest.mark.parametrize("kind", ["NotSupportedError", "GenericError"])
+def test_a_store_that_knows_no_conditions_is_asked_first(s3, kind):
+    import obstore.exceptions
+
+    store = RemoteStore(address_of(f"s3://{BUCKET}/plain/{kind}"))  # type: ignore[arg-type]
+    inner = store._store
+
+    class Plain:
+        def put(self, name, data, mode="overwrite", **more):
+            if mode == "create":
+                raise getattr(obstore.exceptions, kind)("Server returned non-2xx status code: 501 Not Implemented")
+            return inner.put(name, data, mode=mode, **more)
+
+        def __getattr__(self, name):
+            return getattr(inner, name)
+
+    store._store = Plain()
+    assert [store.create("one", b"1"), store.create("one", b"2")] == [True, False]
+    assert store.read("one") == b"1"
+    with claimed(store, "train", print):
+        assert LOCK in store.names()
+
+
 def test_who_was_robbed_of_a_copy_writes_there_no_more(s3, typed, tmp_path):
     def rob() -> None:
         s3.put(f"robbed/small/{LOCK}", json.dumps(vars(myself("train")) | {"beats": 0}).encode())
