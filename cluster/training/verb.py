@@ -15,7 +15,7 @@ from cluster.training.plan import Plan, plan_resume, plan_run, run_folder_of
 from cluster.training.watch import Say
 from vidssl.errors import RecipeError
 from vidssl.recipe import Recipe, load_recipe, recipe_names, take_word
-from vidssl.saved.run_folder import open_run
+from vidssl.saved.run_folder import RunFolder, open_run
 
 if TYPE_CHECKING:
     from pipelines.dataset.place import Address
@@ -93,6 +93,8 @@ def _copied(typed: TrainWords, say: Say) -> Iterator[TrainWords]:
     wanted = typed.resume is not None and run_address(typed.resume) is not None
     typed, address, folder = _with_copy(typed)
     if address is None:
+        if (left := _copy_left_behind(typed, RunFolder(folder))) is not None:
+            say(f"the copy of this run at {left} stays as it is: trainer.copy_to was not typed this time")
         yield typed
         return
     from cluster.copies.claim import claimed
@@ -122,6 +124,17 @@ def _with_copy(typed: TrainWords) -> tuple[TrainWords, Address | None, Path]:
     run = open_run(typed.resume)
     to = take_word(typed.settings, "trainer.copy_to")[0] or run.read_recipe().trainer.copy_to
     return typed, None if to in (None, "null") else copy_place(to, run.path.name), run.path
+
+
+def _copy_left_behind(typed: TrainWords, run: RunFolder) -> Address | None:
+    """Where a run that goes on had its copy, when it is to have none from now on."""
+    if typed.recipe is None or typed.resume is not None or typed.fresh or not run.recipe.is_file():
+        return None
+    try:
+        to = run.read_recipe().trainer.copy_to
+    except RecipeError:  # of another version: the plan says what is wrong
+        return None
+    return None if to is None else copy_place(to, run.path.name)
 
 
 def _plan(typed: TrainWords) -> Plan:

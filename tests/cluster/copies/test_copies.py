@@ -89,6 +89,19 @@ def train(words: TrainWords) -> list[str]:
     return said
 
 
+def once_copied(s3, prefix: str, act) -> threading.Thread:
+    """Do something as soon as the first checkpoint of a run is at the store."""
+
+    def wait() -> None:
+        while not newest(s3.modified(prefix)):
+            time.sleep(0.02)
+        act()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
 def copied(s3, prefix: str) -> dict[str, bytes]:
     return s3.objects(prefix)
 
@@ -183,10 +196,28 @@ def test_a_run_that_had_no_copy_gets_one_when_it_goes_on(s3, again, tmp_path):
     assert copied(s3, "later/small") == files(tmp_path / "a" / "small")
 
 
+def test_a_copy_that_is_kept_no_longer_is_said(s3, again, typed):
+    again("a", "left")
+    before = s3.modified("left/small")
+    words = typed("a", to="left")
+    train(words)
+    said = train(TrainWords(words.recipe, [word for word in words.settings if "copy_to" not in word]))
+    assert said[0] == (
+        f"the copy of this run at s3://{BUCKET}/left/small stays as it is: trainer.copy_to was not typed this time"
+    )
+    assert {name: when for name, when in s3.modified("left/small").items() if name != "recipe.yaml"} == {
+        name: when for name, when in before.items() if name != "recipe.yaml"
+    }
+
+
 def test_a_store_that_goes_away_does_not_stop_the_run_and_has_all_of_it_in_the_end(s3, typed, tmp_path):
-    threading.Timer(0.5, s3.go_away).start()
-    threading.Timer(2.5, s3.come_back).start()
-    said = train(typed("a", "trainer.steps=40", to="away"))
+    def away() -> None:
+        s3.go_away()
+        time.sleep(2.0)
+        s3.come_back()
+
+    once_copied(s3, "away/small", away)
+    said = train(typed("a", "trainer.steps=100", to="away"))
     assert [line for line in said if "the training goes on, its copy stays at step" in line]
     assert [line for line in said if "is back after" in line and line.endswith("the copy goes on")]
     assert copied(s3, "away/small") == files(tmp_path / "a" / "small")
@@ -194,15 +225,15 @@ def test_a_store_that_goes_away_does_not_stop_the_run_and_has_all_of_it_in_the_e
 
 def test_a_store_that_stays_away_is_an_error_once_the_run_has_ended(s3, typed, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster.copies.keep, "LAST_S", 1.0)
-    threading.Timer(0.4, s3.go_away).start()
+    once_copied(s3, "gone/small", s3.go_away)
     try:
         with pytest.raises(
             StorageError, match=r"lacks what changed last; the run is whole in .*a/small: type the same"
         ):
-            train(typed("a", "trainer.steps=32", to="gone"))
+            train(typed("a", "trainer.steps=64", to="gone"))
     finally:
         s3.come_back()
-    train(typed("a", "trainer.steps=32", to="gone"))
+    train(typed("a", "trainer.steps=64", to="gone"))
     assert copied(s3, "gone/small") == files(tmp_path / "a" / "small")
 
 
@@ -348,9 +379,9 @@ def test_who_was_robbed_of_a_copy_writes_there_no_more(s3, typed, tmp_path):
     def rob() -> None:
         s3.put(f"robbed/small/{LOCK}", json.dumps(vars(myself("train")) | {"beats": 0}).encode())
 
-    threading.Timer(0.5, rob).start()
+    once_copied(s3, "robbed/small", rob)
     with pytest.raises(StorageError, match=r"was taken over by another process, .*it is whole in"):
-        train(typed("a", "trainer.steps=40", to="robbed"))
+        train(typed("a", "trainer.steps=80", to="robbed"))
     assert LOCK in copied(s3, "robbed/small")  # of the other
 
 
