@@ -15,12 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cluster.training.plan import KIND
 from vidssl.errors import BusyError, DeviceError
 from vidssl.files import remove_parts
 from vidssl.lock import held, owner_of
 from vidssl.marks import LOCK, mark_of
-from vidssl.saved.run_folder import RunFolder
+from vidssl.saved.run_folder import KIND, RunFolder
 
 __all__ = ["clean"]
 

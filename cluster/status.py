@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.clean import clean
-from cluster.training.plan import KIND
 from vidssl.errors import CheckpointError, RecipeError
 from vidssl.lock import owner_of
 from vidssl.marks import LOCK, mark_of
 from vidssl.recipe import Recipe
 from vidssl.saved.checkpoint import latest_step
 from vidssl.saved.phases import phase_folder, state_of
-from vidssl.saved.run_folder import RunFolder
+from vidssl.saved.run_folder import KIND, RunFolder
 
 __all__ = ["Status", "run_status", "status_of", "time_words"]
 

@@ -21,12 +21,12 @@ from vidssl.files import storage_error, written_aside
 from vidssl.lock import held
 from vidssl.marks import LOCK, MARK, is_mark, refuse_foreign
 from vidssl.saved.meta import META
+from vidssl.saved.run_folder import KIND
 
 __all__ = ["bring_here", "step_there"]
 
 Say = Callable[[str], None]
 
-KIND = "run"
 _PATIENCE_S = 240.0
 _THREADS = 8
 _PIECE = 2**25

@@ -5,31 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vidssl.marks import MARK
 from vidssl.saved.meta import META
+from vidssl.saved.run_folder import INSIDE, TOP, RunFolder
 
 __all__ = ["FACTS", "RECIPE", "begun", "group_of", "is_ours", "last_of_each", "newest", "on_disk", "ordered"]
 
-RECIPE, FACTS = "recipe.yaml", "run.json"
+RECIPE, FACTS = RunFolder(Path()).recipe.name, RunFolder(Path()).facts.name
 _PASSING = {"STOP", "RESIZE", "ranks.json", "failure.json", "attempt", "attempt.tmp", "log.tmp"}
 """What belongs to one attempt on one machine."""
 _GROUP = re.compile(r"(.*/)?(checkpoints/step-\d+|bank/snap-\d+)(?=/)")
 _STEP = re.compile(rf"(.*/)?checkpoints/step-(\d+)/{re.escape(META)}")
-_OURS = (
-    *(MARK, RECIPE, FACTS, "phases.json", "log.jsonl", "events.jsonl", "skipped.jsonl", "report.html"),
-    *(
-        "checkpoints/step-[0-9]*/*",
-        "bank/snap-[0-9]*/*",
-        "tensorboard/events.out.tfevents.*",
-        "eval/*",
-        "hang/rank-*.txt",
-    ),
-    *("sweep/*", "finetune/*", "finetune-*/*", "embeddings.zarr/*"),
-)
 
 
 def on_disk(folder: Path) -> dict[str, os.stat_result]:
@@ -81,9 +71,16 @@ def last_of_each(names: Iterable[str]) -> set[str]:
 
 def is_ours(name: str, names: Container[str]) -> bool:
     """Whether a run writes files of this name, itself or as one of its phases, which carry a mark of their own in `names`."""
-    phase, _, inner = name.partition("/")
-    own = (name, inner) if f"{phase}/{MARK}" in names else (name,)
-    return any(fnmatchcase(part, pattern) for part in own for pattern in _OURS)
+    phase, *inner = name.split("/")
+    return _is_made((phase, *inner)) or (f"{phase}/{MARK}" in names and _is_made(inner))
+
+
+def _is_made(parts: Sequence[str]) -> bool:
+    """Whether a path below a run's folder begins with what we put there."""
+    if any(fnmatchcase(parts[0], pattern) for pattern in (MARK, *TOP)):
+        return True
+    inside = [pattern for folder, patterns in INSIDE.items() if fnmatchcase(parts[0], folder) for pattern in patterns]
+    return len(parts) > 1 and any(fnmatchcase(parts[1], pattern) for pattern in inside)
 
 
 def begun(facts: bytes) -> tuple[str, ...]:

@@ -68,7 +68,8 @@ class Copy:
     def __init__(self, folder: Path, store: RemoteStore, claim: Claim, say: Say, fresh: bool = False) -> None:
         self._folder, self._store, self._claim, self._say = folder, store, claim, say
         self._former: tuple[str, ...] = ()
-        self._former = self._run_here() if fresh else ()
+        if fresh:
+            self._former = self._run_here()
         self._run: tuple[str, ...] = ()
         self._names: dict[str, int] | None = None
         self._sent: dict[str, Sent] = {}

@@ -11,43 +11,14 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from cluster.training.plan import KIND, Plan
+from cluster.training.plan import Plan
 from vidssl.errors import BusyError, CheckpointError
 from vidssl.files import remove_parts, storage_error, write_json, write_whole
 from vidssl.marks import mark, mark_of, refuse_foreign, remove_marked
-from vidssl.saved.run_folder import RunFolder
+from vidssl.saved.run_folder import INSIDE, KIND, TOP, RunFolder
 
 __all__ = ["clear", "enter", "keep_words", "ray_files"]
 
-_FINETUNING = ("last.pt", "events.jsonl", "failure.json", "STOP", "ray", ".*.part")
-_INSIDE = {
-    "checkpoints": ("step-[0-9]*", ".step-[0-9]*"),
-    "bank": ("snap-[0-9]*", ".snap-*", "attempt", "attempt.tmp", ".*.part"),
-    "tensorboard": ("events.out.tfevents.*",),
-    "eval": ("*.json", "*.npz", "*.zarr", "looked", ".*.part"),
-    "hang": ("rank-*.txt",),
-    "sweep": ("*.csv", "*.json", "*.png", "*.yaml", ".tune", ".*.part"),
-    "finetune": _FINETUNING,
-    "finetune-*": _FINETUNING,
-}
-"""Folder of a run → what we put there; a folder that holds more stays, with what is not ours."""
-_TOP = (
-    "recipe.yaml",
-    "run.json",
-    "phases.json",
-    "log.jsonl",
-    "log.tmp",
-    "events.jsonl",
-    "skipped.jsonl",
-    "failure.json",
-    "report.html",
-    "embeddings.zarr",
-    "STOP",
-    "RESIZE",
-    "ranks.json",
-    ".ray",
-    ".*.part",
-)
 _PACKAGES = ("vidssl", "torch", "nvidia-dali-cuda130", "webdataset", "ray", "faiss-gpu", "zarr", "tensorboard", "numpy", "av")  # fmt: skip
 
 
@@ -94,10 +65,10 @@ def clear(folder: RunFolder) -> list[str]:
         found = mark_of(phase)
         if found is not None and found.kind == KIND:
             clear(RunFolder(phase))
-    for name, patterns in _INSIDE.items():
+    for name, patterns in INSIDE.items():
         for inner in (path for path in folder.path.glob(name) if path.is_dir() and not path.is_symlink()):
             _clear_inside(inner, patterns)
-    return remove_marked(folder.path, KIND, _TOP)
+    return remove_marked(folder.path, KIND, TOP)
 
 
 def keep_words(plan: Plan) -> None:

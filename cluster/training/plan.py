@@ -30,16 +30,13 @@ from vidssl.recipe import Recipe, recipe_from_tree, take_word
 from vidssl.saved.checkpoint import check_same_recipe, choose_checkpoint, latest_step, read_meta
 from vidssl.saved.meta import ANYWHERE
 from vidssl.saved.phases import early_ends
-from vidssl.saved.run_folder import RunFolder, open_run
+from vidssl.saved.run_folder import KIND, RunFolder, open_run
 from vidssl.schedule import learning_rate
 
 if TYPE_CHECKING:
     from pipelines.dataset.place import Address
 
-__all__ = ["KIND", "BankFrom", "Plan", "differences", "plan_resume", "plan_run", "run_folder_of"]
-
-KIND = "run"
-"""What the mark of a run folder says."""
+__all__ = ["BankFrom", "Plan", "differences", "plan_resume", "plan_run", "run_folder_of"]
 
 _SHOWN = 6
 _SPLIT = (

@@ -25,7 +25,40 @@ from vidssl.errors import CheckpointError, RecipeError
 from vidssl.files import storage_error, write_whole
 from vidssl.recipe import Recipe, recipe_from_file
 
-__all__ = ["RunFolder", "logged_row", "open_run"]
+__all__ = ["INSIDE", "KIND", "TOP", "RunFolder", "logged_row", "open_run"]
+
+KIND = "run"
+"""What the mark of a run folder says."""
+_FINETUNING = ("last.pt", "events.jsonl", "failure.json", "STOP", "ray", ".*.part")
+INSIDE = {
+    "checkpoints": ("step-[0-9]*", ".step-[0-9]*"),
+    "bank": ("snap-[0-9]*", ".snap-*", "attempt", "attempt.tmp", ".*.part"),
+    "tensorboard": ("events.out.tfevents.*",),
+    "eval": ("*.json", "*.npz", "*.zarr", "looked", ".*.part"),
+    "hang": ("rank-*.txt",),
+    "sweep": ("*.csv", "*.json", "*.png", "*.yaml", ".tune", ".*.part"),
+    "finetune": _FINETUNING,
+    "finetune-*": _FINETUNING,
+}
+"""Folder of a run → what we put there; a folder that holds more stays, with what is not ours."""
+TOP = (
+    "recipe.yaml",
+    "run.json",
+    "phases.json",
+    "log.jsonl",
+    "log.tmp",
+    "events.jsonl",
+    "skipped.jsonl",
+    "failure.json",
+    "report.html",
+    "embeddings.zarr",
+    "STOP",
+    "RESIZE",
+    "ranks.json",
+    ".ray",
+    ".*.part",
+)
+"""What else we put there."""
 
 _log = logging.getLogger(__name__)
 
