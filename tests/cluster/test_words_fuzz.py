@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -202,8 +203,12 @@ def make_run(path: Path, packed: Path) -> None:
 
 
 @pytest.fixture
-def nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop where Ray, a decoder or a loader would start."""
+def nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stop where Ray, a decoder, a loader or another process would start, and see that none did.
+
+    A process that began here would have lost its working directory before it had read its modules: multiprocessing's
+    resource tracker died of that, and the next test of this process that needed it found it dead.
+    """
 
     def begin(*args: object, **kwargs: object) -> None:
         raise HeavyStart
@@ -214,10 +219,19 @@ def nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", begin)
+    monkeypatch.setattr(ProcessPoolExecutor, "__init__", begin)
     monkeypatch.setattr(pipelines.pack, "in_threads", begin)
     monkeypatch.setattr(pipelines.synthetic, "make_official_set", begin)
     monkeypatch.setattr(pipelines.loader.EvalLoader, "__init__", begin)
     monkeypatch.setattr(pipelines.loader.TrainLoader, "__init__", begin)
+    before = children()
+    yield
+    assert children() <= before
+
+
+def children() -> set[str]:
+    """Numbers of the processes that this one started and that have not been waited for."""
+    return {number for thread in Path("/proc/self/task").iterdir() for number in (thread / "children").read_text().split()}
 
 
 State = dict[str, tuple[int, int, bytes]]
