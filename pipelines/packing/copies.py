@@ -3,7 +3,8 @@
 Candidates come first: for each video the nearest in what it shows (its mean print, and the mirrored one) and in how it moves (how
 much each frequency changes, which a crop or a mirror leaves alone). FAISS looks them up, through an inverted file where there are
 many. Then each pair is laid over one another at every shift of up to 2.5 s, and is a copy where what is left between the two is
-small against what moves in them; or, for crops, where the one moves as the other does once it is cropped alike.
+small against what moves in them; or, for crops, where the one moves as the other does once it is cropped alike. Of still videos
+that says nothing, and what tells them apart is where and when the little moves that does (`pipelines.packing.sparks`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.packing.prints import HERTZ, MIRROR, NUMBERS, warps
+from pipelines.packing.sparks import Sparks, StillLooks, same_sparks
 
 __all__ = ["Copy", "Overlay", "Prints", "find_copies", "overlay"]
 
@@ -88,9 +90,10 @@ class Prints:
 
     Args:
         prints: int16 [T, NUMBERS] each.
+        sparks: Of those that are still; empty: none is.
     """
 
-    def __init__(self, prints: Sequence[NDArray[np.int16]]) -> None:
+    def __init__(self, prints: Sequence[NDArray[np.int16]], sparks: Sequence[Sparks | None] = ()) -> None:
         self.first = np.cumsum([0, *(len(one) for one in prints)])
         self._all = np.concatenate(prints) if prints else np.zeros((0, NUMBERS), np.int16)
         self.mean = np.stack([self[i].mean(0) for i in range(len(self))])
@@ -98,6 +101,9 @@ class Prints:
         self.motion = np.log(deviation + 0.15).astype(np.float32)
         self.energy = (deviation**2).sum(1)
         self.blank = (self.mean**2).sum(1) + self.energy < _BLANK**2
+        self._sparks = {video: one for video, one in enumerate(sparks) if one is not None}
+        self._told = {video for video, one in self._sparks.items() if one.tell}
+        self._looks = StillLooks({video: one.look for video, one in self._sparks.items()})
 
     def __len__(self) -> int:
         """How many videos."""
@@ -106,6 +112,19 @@ class Prints:
     def __getitem__(self, video: int) -> Array:
         """float32 [T, NUMBERS], grey levels."""
         return self._all[self.first[video] : self.first[video + 1]].astype(np.float32) / np.float32(_STEP)
+
+    def both_still(self, one: int, other: int) -> bool:
+        """Whether little moves in either."""
+        return one in self._sparks and other in self._sparks
+
+    def both_told(self, one: int, other: int) -> bool:
+        """Whether that little is enough to know each of them by, whatever else they share."""
+        return one in self._told and other in self._told
+
+    def spark_alike(self, one: int, other: int, mirrored: bool) -> bool:
+        """Whether what little moves in two still videos is the same."""
+        laid = self._looks.laid(one, other, mirrored)
+        return same_sparks(self._sparks[one], self._sparks[other], laid, mirrored)
 
 
 def find_copies(prints: Prints, file: Sequence[int]) -> list[Copy]:
@@ -143,9 +162,12 @@ def _confirmed(prints: Prints, norms: Array, video: int, others: NDArray[np.int6
         moving = most < _LIVELIER * least
         alike = np.zeros(len(others), bool)
         for place in np.flatnonzero((look >= _LOOK) & (same | moving)).tolist():
-            theirs = prints[others[place]]
-            alike[place] = (same[place] and overlay(print_, theirs).is_copy) or (
-                moving[place] and _cropped(print_, theirs, int(crop[place])).moves_alike
+            theirs, other = prints[others[place]], int(others[place])
+            alone = prints.both_told(video, other)  # one camera's films share all but what moves in them
+            alike[place] = (same[place] and not alone and overlay(print_, theirs).is_copy) or (
+                prints.spark_alike(video, other, mirrored)
+                if prints.both_still(video, other)
+                else moving[place] and _cropped(print_, theirs, int(crop[place])).moves_alike
             )
         for other in others[alike].tolist():
             yield Copy(min(video, other), max(video, other), mirrored)

@@ -50,7 +50,8 @@ def settle(
     if options.duplicates == "keep":
         return catalog, list(staged)
     rows = [row for row, one in enumerate(staged) if one.bytes]
-    prints = Prints([read_print(staging.fingerprint(row, staged[row])) for row in rows])
+    read = [read_print(staging.fingerprint(row, staged[row])) for row in rows]
+    prints = Prints([numbers for numbers, _ in read], [sparks for _, sparks in read])
     copies = find_copies(prints, _files([catalog.rows[row] for row in rows]))
     copies = [replace(pair, first=rows[pair.first], second=rows[pair.second]) for pair in copies]
     merged = _merged(catalog, copies, options)

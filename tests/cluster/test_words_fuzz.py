@@ -231,7 +231,9 @@ def nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def children() -> set[str]:
     """Numbers of the processes that this one started and that have not been waited for."""
-    return {number for thread in Path("/proc/self/task").iterdir() for number in (thread / "children").read_text().split()}
+    return {
+        number for thread in Path("/proc/self/task").iterdir() for number in (thread / "children").read_text().split()
+    }
 
 
 State = dict[str, tuple[int, int, bytes]]

@@ -11,7 +11,8 @@ import pytest
 from pipelines.dataset.manifest import Manifest
 from pipelines.pack import PackOptions, Silent, pack
 from pipelines.packing.copies import Prints, find_copies
-from pipelines.packing.prints import NUMBERS
+from pipelines.packing.prints import NUMBERS, read_print
+from pipelines.packing.sparks import Sparks, StillLooks, read_sparks, same_sparks, sparks_of
 
 RATE = 12
 SHAPE = 144, 192
@@ -194,3 +195,70 @@ def test_clips_of_one_source_are_not_compared():
 def test_videos_without_any_contrast_have_nothing_to_be_known_by():
     blank = np.zeros((40, NUMBERS), np.int16)
     assert find_copies(Prints([blank, blank, *random_prints(2)]), range(4)) == []
+
+
+def watched(seed: int, seconds: float = 6) -> list[np.ndarray]:
+    """A camera that stands still and sees, in the same place each time, one bird on its way."""
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    ground = 110 + 40 * np.sin(x / 17) * np.cos(y / 23) + 25 * (y > 100)
+    rng, frames = np.random.default_rng(seed), []
+    a, b, p, q = rng.uniform((-2, -2, 0.05, 0.05), (2, 2, 0.12, 0.12))
+    for number in range(int(seconds * RATE)):
+        at_y = SHAPE[0] * (0.4 + 0.25 * np.sin(a + p * number))
+        at_x = SHAPE[1] * (0.5 + 0.4 * np.sin(b + q * number))
+        bird = 90 * np.exp(-((y - at_y) ** 2 + (x - at_x) ** 2) / 4)
+        frames.append(np.clip(np.repeat((ground + bird)[..., None], 3, 2), 0, 255).astype(np.uint8))
+    return frames
+
+
+def test_what_one_camera_saw_is_told_apart_by_the_little_that_moves_and_copies_of_it_are_found(tmp_path):
+    frames = watched(0)
+    for name, (changed, crf) in {name: change(frames) for name, change in COPIES.items()}.items():
+        write(tmp_path / "in" / f"0 {name}.mp4", changed, crf)
+    write(tmp_path / "in" / "0.mp4", frames)
+    for seed in range(1, OTHERS + 1):
+        write(tmp_path / "in" / f"{seed}.mp4", watched(seed))
+    packed = pack(
+        "folder", tmp_path / "in", tmp_path / "out", PackOptions(fps=RATE, duplicates="siblings"), workers=1, watch=None
+    )
+    families: dict[int, set[str]] = {}
+    for name, group in groups(packed).items():
+        families.setdefault(group, set()).add(name[0])
+    assert sorted("".join(sorted(family)) for family in families.values()) == [str(one) for one in range(OTHERS + 1)]
+
+
+def test_sparks_are_read_as_they_were_written_and_older_fingerprints_without_them():
+    rng = np.random.default_rng(0)
+    made = sparks_of(rng.integers(0, 255, (40, 64, 64)).astype(np.uint8))
+    again = read_sparks(made.to_bytes())
+    assert all(np.array_equal(getattr(made, name), getattr(again, name)) for name in ("look", "cell", "size"))
+    numbers = rng.integers(-999, 999, (9, NUMBERS)).astype(np.int16)
+    assert np.array_equal(read_print(numbers.astype("<i2").tobytes())[0], numbers)
+    assert read_print(numbers.astype("<i2").tobytes())[1] is None
+
+
+def birds(track: np.ndarray) -> Sparks:
+    """Sparks of a bird at [T, (y, x)] of 64 rows over a picture that slopes."""
+    samples = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None], (len(track), 64, 64)).copy()
+    samples[np.arange(len(track)), track[:, 0], track[:, 1]] += 60
+    return sparks_of(samples)
+
+
+@pytest.mark.parametrize("later", [0, 5, 12])
+def test_sparks_agree_with_what_began_later_and_with_its_mirror_image_but_not_with_another_way(later):
+    rng = np.random.default_rng(later)
+    way = np.stack([np.clip(np.cumsum(rng.integers(-3, 4, 90)) % 64, 0, 63) for _ in range(2)], axis=1)
+    one, copy, mirrored = birds(way), birds(way[later:]), birds(np.stack([way[later:, 0], 63 - way[later:, 1]], axis=1))
+    laid = StillLooks({0: one.look, 1: copy.look}).laid(0, 1, False)
+    assert laid[0] > 0.99
+    assert same_sparks(one, copy, (1.0, 0), False)
+    assert same_sparks(one, mirrored, (1.0, 0), True)
+    assert not same_sparks(one, mirrored, (1.0, 0), False)
+    assert not same_sparks(one, birds(way[::-1]), (1.0, 0), False)
+    assert not same_sparks(one, copy, (0.5, 0), False)  # what stands still differs
+
+
+def test_nothing_moves_in_a_picture_and_nothing_is_said_of_it():
+    still = birds(np.zeros((60, 2), int))
+    assert not still.size.any()
+    assert not same_sparks(still, still, (1.0, 0), False)
