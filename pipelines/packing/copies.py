@@ -117,9 +117,9 @@ class Prints:
         """Whether little moves in either."""
         return one in self._sparks and other in self._sparks
 
-    def both_told(self, one: int, other: int) -> bool:
-        """Whether that little is enough to know each of them by, whatever else they share."""
-        return one in self._told and other in self._told
+    def told(self, one: int, other: int) -> int:
+        """How many of two are still but for something that is enough to know them by."""
+        return (one in self._told) + (other in self._told)
 
     def spark_alike(self, one: int, other: int, mirrored: bool) -> bool:
         """Whether what little moves in two still videos is the same."""
@@ -163,11 +163,11 @@ def _confirmed(prints: Prints, norms: Array, video: int, others: NDArray[np.int6
         alike = np.zeros(len(others), bool)
         for place in np.flatnonzero((look >= _LOOK) & (same | moving)).tolist():
             theirs, other = prints[others[place]], int(others[place])
-            alone = prints.both_told(video, other)  # one camera's films share all but what moves in them
-            alike[place] = (same[place] and not alone and overlay(print_, theirs).is_copy) or (
-                prints.spark_alike(video, other, mirrored)
-                if prints.both_still(video, other)
-                else moving[place] and _cropped(print_, theirs, int(crop[place])).moves_alike
+            told = prints.told(video, other)  # one camera's films share all but what moves in them
+            alike[place] = (
+                (same[place] and told < 2 and overlay(print_, theirs).is_copy)
+                or (prints.both_still(video, other) and prints.spark_alike(video, other, mirrored))
+                or (moving[place] and not told and _cropped(print_, theirs, int(crop[place])).moves_alike)
             )
         for other in others[alike].tolist():
             yield Copy(min(video, other), max(video, other), mirrored)
