@@ -18,16 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.packing.prints import HERTZ, MIRROR, NUMBERS, warps
-from pipelines.packing.sparks import Sparks, StillLooks, same_sparks
+from pipelines.packing.sparks import LATER, OVERLAP, Sparks, StillLooks, same_sparks
 
 __all__ = ["Copy", "Overlay", "Prints", "find_copies", "overlay"]
 
 Array = NDArray[np.float32]
 
 _STEP = 64
-_SHIFT = int(2.5 * HERTZ)
-_OVERLAP = 0.6
-"""Share of the longer video that the other one must cover."""
+_SHIFT = int(LATER * HERTZ)
 _LOOKS, _MOVES = 16, 48
 """Candidates of a video: so many that look alike, as many that look alike when mirrored, so many that move alike."""
 _EXACT_UP_TO = 20_000
@@ -206,7 +204,7 @@ def overlay(one: Array, other: Array) -> Overlay:
     shifts = np.arange(-_SHIFT, _SHIFT + 1)
     begin, begun = np.maximum(shifts, 0), np.maximum(-shifts, 0)
     common = np.minimum(len(one) - begin, len(other) - begun)
-    keep = common >= max(1.0, _OVERLAP * max(len(one), len(other)))
+    keep = common >= max(1.0, OVERLAP * max(len(one), len(other)))
     if not keep.any():
         return Overlay(np.inf, -1.0, np.inf, 0)
     begin, begun, n = begin[keep], begun[keep], common[keep]
@@ -256,7 +254,7 @@ def _candidates(prints: Prints, file: NDArray[Any]) -> tuple[NDArray[np.int64], 
         other = np.concatenate(near, axis=1)
         video = np.broadcast_to(np.arange(first, first + len(other))[:, None], other.shape)
         other = np.where(other < 0, video, other)
-        short = np.minimum(lengths[video], lengths[other]) >= _OVERLAP * np.maximum(lengths[video], lengths[other])
+        short = np.minimum(lengths[video], lengths[other]) >= OVERLAP * np.maximum(lengths[video], lengths[other])
         wanted = short & (file[video] != file[other]) & ~prints.blank[video] & ~prints.blank[other]
         codes.append(np.unique((np.minimum(video, other) * len(prints) + np.maximum(video, other))[wanted]))
     pairs = np.unique(np.concatenate(codes))

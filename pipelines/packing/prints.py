@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.packing import sparks
-from pipelines.packing.sparks import Sparks, read_sparks, sparks_of
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -69,7 +68,7 @@ class Printer:
             _WITH_SPARKS
             + len(numbers).to_bytes(4, "little")
             + np.rint(numbers * _STEP).astype("<i2").tobytes()
-            + (sparks_of(np.stack(self._fine.greys)).to_bytes() if still else b"")
+            + (sparks.sparks_of(np.stack(self._fine.greys)).to_bytes() if still else b"")
         )
 
 
@@ -103,7 +102,7 @@ class _Sampled:
             self.greys.append(grey)  # more than once where there are fewer frames a second
 
 
-def read_print(data: bytes) -> tuple[NDArray[np.int16], Sparks | None]:
+def read_print(data: bytes) -> tuple[NDArray[np.int16], sparks.Sparks | None]:
     """A fingerprint: int16 [T, NUMBERS], in 64ths of a grey level, and what moves in a still video.
 
     What an older version staged is the numbers alone.
@@ -113,7 +112,7 @@ def read_print(data: bytes) -> tuple[NDArray[np.int16], Sparks | None]:
     begin = len(_WITH_SPARKS) + 4
     count = int.from_bytes(data[begin - 4 : begin], "little")
     numbers, rest = np.frombuffer(data, "<i2", count * NUMBERS, begin), data[begin + 2 * count * NUMBERS :]
-    return numbers.astype(np.int16).reshape(count, NUMBERS), read_sparks(rest) if rest else None
+    return numbers.astype(np.int16).reshape(count, NUMBERS), sparks.read_sparks(rest) if rest else None
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HERTZ", "SIDE", "Sparks", "StillLooks", "read_sparks", "same_sparks", "sparks_of"]
+__all__ = ["HERTZ", "LATER", "OVERLAP", "SIDE", "Sparks", "StillLooks", "read_sparks", "same_sparks", "sparks_of"]
 
 Array = NDArray[np.float32]
 
@@ -30,8 +30,10 @@ _FAINT, _SIGMAS = 2.0, 3.0
 """Sparks stand out by more grey levels than that, and by more than so many deviations of the noise."""
 _DARK = 1.0
 """Samples whose sparks are weaker together say nothing."""
-_SHIFT = int(2.5 * HERTZ)
-_OVERLAP = 0.6
+LATER = 2.5
+"""Seconds by which a copy may begin sooner or later."""
+OVERLAP = 0.6
+"""Share of the longer video that the other one must cover."""
 _FEWEST, _STRONG = 8, 20
 """Samples with sparks from which they say something; grey levels of a spark that is more than noise."""
 
@@ -145,10 +147,11 @@ def _agree(one: tuple[Array, NDArray[np.bool_]], other: tuple[Array, NDArray[np.
     (a, lit), (b, lit_) = one, other
     product = a @ b.T
     found: dict[int, float] = {}
-    for shift in range(-_SHIFT, _SHIFT + 1):
+    most = int(LATER * HERTZ)
+    for shift in range(-most, most + 1):
         begin, begun = max(shift, 0), max(-shift, 0)
         common = min(len(a) - begin, len(b) - begun)
-        if common < max(1.0, _OVERLAP * max(len(a), len(b))):
+        if common < max(1.0, OVERLAP * max(len(a), len(b))):
             continue
         either = int((lit[begin : begin + common] | lit_[begun : begun + common]).sum())
         if either >= _FEWEST:
@@ -160,7 +163,7 @@ def _agree(one: tuple[Array, NDArray[np.bool_]], other: tuple[Array, NDArray[np.
 
 
 def _places(sparks: Sparks, crop: int, mirrored: bool) -> Array:
-    """Where sparks were at any time, a unit row [1024]: looked at first, it takes a hundredth of the time."""
+    """Where sparks were at any time, a unit row [1024]: looked at first, for it takes a twentieth of the time."""
     place, weight, _ = _splat(sparks, crop, mirrored, _LOOK)
     drawn = np.bincount(place, np.abs(weight), _LOOK**2).astype(np.float32)
     return drawn / max(float(np.linalg.norm(drawn)), _DARK)

@@ -215,13 +215,11 @@ def nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     import pipelines.loader
     import pipelines.pack
-    import pipelines.synthetic
 
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", begin)
     monkeypatch.setattr(ProcessPoolExecutor, "__init__", begin)
     monkeypatch.setattr(pipelines.pack, "in_threads", begin)
-    monkeypatch.setattr(pipelines.synthetic, "make_official_set", begin)
     monkeypatch.setattr(pipelines.loader.EvalLoader, "__init__", begin)
     monkeypatch.setattr(pipelines.loader.TrainLoader, "__init__", begin)
     before = children()
